@@ -31,7 +31,7 @@ message(STATUS "torch ${TORCH_VERSION} in ${TORCH_LIBRARY_DIR}")
 
 add_library(torch::core INTERFACE IMPORTED)
 # SYSTEM, or every warning flag fires inside torch's headers.
-set_target_properties(torch::core PROPERTIES INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${TORCH_INCLUDE_DIRS}")
+target_include_directories(torch::core SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
 target_compile_definitions(torch::core INTERFACE _GLIBCXX_USE_CXX11_ABI=${TORCH_CXX11_ABI})
 target_link_directories(torch::core INTERFACE ${TORCH_LIBRARY_DIR})
 target_link_libraries(torch::core INTERFACE torch torch_cpu c10)
