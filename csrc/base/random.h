@@ -68,6 +68,7 @@ enum RandomPurpose : uint32_t {
   kRandomDropout = 3,
   kRandomInitialise = 4,
   kRandomBootstrap = 5,
+  kRandomViews = 6,
 };
 
 }  // namespace placket

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace placket {
+
+// What the run tells every `report_every` steps.
+struct Report {
+  int64_t step = 0;  // steps done, over all stages
+  int64_t epoch = 0;  // of the stage, from 0
+  std::vector<std::pair<std::string, double>> losses;  // unweighted means since the last report
+  double loss = 0;                                     // mean of the weighted sum
+  std::vector<std::pair<std::string, double>> rates;   // learning rate of each parameter group
+  double images_per_second = 0;                        // over all ranks
+  double data_wait = 0;  // share of the time that was spent waiting for the loader
+};
+
+// What an evaluation found.
+struct Evaluation {
+  int64_t step = 0;
+  int64_t epoch = 0;
+  std::vector<double> per_attribute;  // MAP in [0, 1]; NaN for an attribute without queries
+  double overall = 0;                 // mean over all queries
+  bool best = false;                  // the stage's best so far
+};
+
+// How the run speaks to the outside; the core knows no Python. Any of them may throw: the exception
+// leaves run() unchanged, with the trainer between two steps, so that training can go on.
+struct Hooks {
+  std::function<void()> poll;  // about every 50 ms, between steps and between evaluation batches
+  std::function<void(const Report&)> report;
+  std::function<void(const Evaluation&)> evaluated;
+};
+
+}  // namespace placket

@@ -1,0 +1,387 @@
+#include "train/systems/rpf.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/random.h"
+#include "ops/autocast.h"
+#include "ops/cosine_triplet.h"
+#include "ops/crop_resize.h"
+#include "ops/region_box.h"
+#include "ops/region_patch_info_nce.h"
+#include "train/losses.h"
+
+namespace placket {
+namespace {
+
+using at::Tensor;
+
+const std::vector<std::string> kBranches = {"region", "patch"};
+const std::vector<std::string> kLosses = {"triplet_region",  "triplet_patch",  "region_patch",
+                                          "region_contrast", "patch_contrast", "region_classify",
+                                          "patch_classify"};
+
+Tensor unit_rows(const Tensor& rows) {
+  const Tensor x = at_least_float32(rows);
+  return x / x.norm(2, {-1}, /*keepdim=*/true).clamp_min(1e-12);
+}
+
+// What one forward pass of the region branch gives, for K attributes of each image.
+struct Regions {
+  Tensor embedding;   // [N, K, E]
+  Tensor background;  // [N, K, E] or undefined
+  Tensor attention;   // [N, K, h, w]
+};
+
+// Images under one attribute each: view v is row images[v] under attributes[v].
+struct Views {
+  Tensor images;      // [V] int64
+  Tensor attributes;  // [V] int64
+  Tensor values;      // [V] int64, -1 where the image has none of that attribute
+};
+
+class RpfSystem : public System {
+ public:
+  RpfSystem(const RpfConfig& config, const RpfOptions& options,
+            const std::map<std::string, Tensor>& tensors, const std::vector<int64_t>& values,
+            const Preprocess& preprocess, uint64_t seed)
+      : config_(config), options_(options), values_(values), preprocess_(preprocess) {
+    TORCH_CHECK_VALUE(int64_t(values.size()) == config.attributes,
+                      "RpfSystem: values must have one entry for each of the model's ",
+                      config.attributes, " attributes, got ", values.size());
+    for (const TensorSpec& spec : rpf_spec(config)) {
+      const auto found = tensors.find(spec.name);
+      TORCH_CHECK_VALUE(found != tensors.end(), "RpfSystem: no tensor named '", spec.name,
+                        "' among ", tensors.size(), " given");
+      TORCH_CHECK_VALUE(found->second.sizes() == at::IntArrayRef(spec.shape), "RpfSystem: '",
+                        spec.name, "' must have shape ", at::IntArrayRef(spec.shape), ", got ",
+                        found->second.sizes());
+      (spec.buffer ? buffers_ : parameters_).emplace_back(spec.name, found->second);
+    }
+    device_ = parameters_.front().second.device();
+    make_classes();
+    make_centres(seed);
+  }
+
+  NamedTensors parameters() const override {
+    NamedTensors all = parameters_;
+    all.insert(all.end(), centres_.begin(), centres_.end());
+    return all;
+  }
+  NamedTensors buffers() const override { return buffers_; }
+  NamedTensors training_only() const override { return centres_; }
+
+  NamedTensors begin(const StageConfig& stage) override {
+    check(stage);
+    stage_ = stage;
+    const NamedTensors all = parameters();
+    NamedTensors trained;
+    for (const auto& named : all) {
+      if (trains(named.first)) trained.push_back(named);
+    }
+    frozen_.clear();
+    NamedTensors learning;
+    for (const auto& [rate, group] : rate_groups(stage.rates, trained, all)) {
+      if (rate > 0) learning.insert(learning.end(), group.begin(), group.end());
+    }
+    for (const auto& [name, tensor] : all) {
+      const bool learns = std::any_of(learning.begin(), learning.end(),
+                                      [&n = name](const auto& named) { return named.first == n; });
+      if (!learns) frozen_.push_back(name);
+    }
+    region_trunk_ = weights("region.trunk.", trunk_spec(config_.trunk));
+    region_head_ = weights("region.head.", rpf_region_head_spec(config_));
+    attribute_embedding_ = weights("attribute_embedding.", {{"weight", {}}}).front();
+    if (!config_.patch_trunk.empty()) {
+      patch_trunk_ = weights("patch.trunk.", trunk_spec(config_.patch_trunk));
+      patch_head_ = weights("patch.head.", rpf_patch_head_spec(config_));
+    }
+    return learning;
+  }
+
+  bool needs_pixels() const override { return uses("patch"); }
+
+  std::vector<Loss> losses(const Batch& host, const StepContext& context) override {
+    Views views = choose_views(host, context);
+    const Batch batch = to_device(host, device_);
+    views = {to_device(views.images), to_device(views.attributes), to_device(views.values)};
+    const bool every_attribute = weight("region_contrast") > 0 || weight("region_classify") > 0;
+    const int64_t per_image =
+        every_attribute ? config_.attributes : views.attributes.size(0) / host.images.size(0);
+    const Tensor attributes = every_attribute
+                                  ? all_attributes_
+                                  : views.attributes.view({host.images.size(0), per_image});
+    const Regions regions =
+        region_forward(batch.images, attributes, trains("region."), weight("region_patch") > 0);
+    // Place of each view among the rows of `regions`.
+    const Tensor own = every_attribute ? views.images * per_image + views.attributes
+                                       : at::arange(views.images.size(0), views.images.options());
+    const Tensor region = rows_of(regions.embedding, own);
+
+    std::vector<Loss> out;
+    const auto add = [&](const char* name, const auto& value) {
+      if (weight(name) > 0) out.push_back({name, weight(name), value()});
+    };
+    add("triplet_region", [&] { return triplet(region); });
+    add("region_contrast", [&] { return contrast_all(regions.embedding, batch.labels, context); });
+    add("region_classify", [&] { return classify_all(regions.embedding, batch.labels, context); });
+    if (!uses("patch")) return out;
+
+    const Tensor attention = rows_of(regions.attention, own);
+    const Tensor patch = patch_forward(batch, views, attention, trains("patch."));
+    add("triplet_patch", [&] { return triplet(patch); });
+    add("region_patch", [&] {
+      return region_patch(region, patch, rows_of(regions.background, own), views, context);
+    });
+    add("patch_contrast", [&] {
+      return contrast(patch, views.attributes, views.values, context);
+    });
+    add("patch_classify", [&] {
+      return classify(patch, centres_[1].second, views.attributes, views.values, context);
+    });
+    return out;
+  }
+
+  Tensor encode(const Batch& host, const Tensor& attributes) override {
+    const at::NoGradGuard no_grad;
+    const Batch batch = to_device(host, device_);
+    const int64_t per_image = attributes.size(1);
+    const Tensor flat = attributes.reshape({-1});
+    const Tensor wanted = flat.ge(0).nonzero().squeeze(1);  // on the CPU: no synchronisation
+    const Tensor own = to_device(wanted);
+    const Views views = {to_device(wanted.div(per_image, "floor")),
+                         to_device(flat.index_select(0, wanted)), Tensor()};
+    const Regions regions = region_forward(batch.images, to_device(attributes.clamp_min(0)),
+                                           /*training=*/false, /*background=*/false);
+    const Tensor region = unit_rows(rows_of(regions.embedding, own));
+    if (!uses("patch")) return region;
+    const Tensor patch = unit_rows(
+        patch_forward(batch, views, rows_of(regions.attention, own), /*training=*/false));
+    const double beta = options_.region_weight;
+    return at::cat({region * std::sqrt(beta), patch * std::sqrt(1.0 - beta)}, 1);
+  }
+
+ private:
+  void make_classes() {
+    std::vector<int64_t> offsets, owners;
+    for (size_t a = 0; a < values_.size(); ++a) {
+      offsets.push_back(int64_t(owners.size()));
+      owners.insert(owners.end(), size_t(values_[a]), int64_t(a));
+    }
+    class_offsets_ = to_device(at::tensor(offsets, at::kLong));
+    owners_ = to_device(at::tensor(owners, at::kLong));
+    all_attributes_ = at::arange(config_.attributes, at::dtype(at::kLong).device(device_));
+  }
+
+  void make_centres(uint64_t seed) {
+    for (const char* name : {"region_centres", "patch_centres"}) {
+      Tensor centres = at::empty({owners_.size(0), config_.embedding_dim}, at::kFloat);
+      RandomStream random(seed, kRandomInitialise, centres_.size());
+      float* values = centres.mutable_data_ptr<float>();
+      // Only the direction of a centre counts, so a cube serves as well as a ball.
+      for (int64_t i = 0; i < centres.numel(); ++i) values[i] = random.uniform() - 0.5f;
+      centres_.emplace_back(name, centres.to(device_).set_requires_grad(true));
+    }
+  }
+
+  void check(const StageConfig& stage) const {
+    TORCH_CHECK_VALUE(!stage.branches.empty(), "stage: branches must name at least one branch");
+    for (const std::string& branch : stage.branches) check_known("stage: branch", branch, kBranches);
+    TORCH_CHECK_VALUE(!stage.losses.empty(), "stage: losses must name at least one loss");
+    check_known("stage: batch_norm", stage.batch_norm, {"grouped", "merged", "frozen"});
+    check_known("stage: sampler", stage.sampler, {"triplets", "images"});
+    const bool triplets = stage.sampler == "triplets";
+    TORCH_CHECK_VALUE(triplets || stage.batch_norm != "grouped",
+                      "stage: batch_norm must be merged or frozen with sampler images, got grouped");
+    TORCH_CHECK_VALUE(
+        triplets || (stage.views_per_image >= 1 && stage.views_per_image <= config_.attributes),
+        "stage: views_per_image must be from 1 to the ", config_.attributes, " attributes, got ",
+        stage.views_per_image);
+    const bool has_patch = !config_.patch_trunk.empty();
+    for (const auto& [name, weight] : stage.losses) {
+      check_known("stage: loss", name, kLosses);
+      TORCH_CHECK_VALUE(weight > 0, "stage: weight of loss '", name, "' must be positive, got ",
+                        weight);
+      TORCH_CHECK_VALUE(triplets || !name.starts_with("triplet_"), "stage: loss '", name,
+                        "' needs sampler triplets, got ", stage.sampler);
+      TORCH_CHECK_VALUE(has_patch || name.find("patch") == std::string::npos, "stage: loss '", name,
+                        "' needs the patch branch, which this model does not have");
+    }
+    TORCH_CHECK_VALUE(has_patch || !contains(stage.branches, "patch"),
+                      "stage: branch 'patch' is not part of this model");
+  }
+
+  static bool contains(const std::vector<std::string>& names, const std::string& name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  }
+
+  double weight(const std::string& loss) const {
+    for (const auto& [name, weight] : stage_.losses) {
+      if (name == loss) return weight;
+    }
+    return 0.0;
+  }
+
+  // Whether a branch takes part in the stage; the region branch always does, for its attention.
+  bool uses(const std::string& branch) const {
+    return branch == "region" || contains(stage_.branches, branch);
+  }
+
+  // Whether the parameter (or all parameters below a prefix) is of a branch that trains. The
+  // attribute table belongs to the region branch.
+  bool trains(const std::string& name) const {
+    if (name == "region_centres") return weight("region_classify") > 0;
+    if (name == "patch_centres") return weight("patch_classify") > 0;
+    return contains(stage_.branches, name.starts_with("patch.") ? "patch" : "region");
+  }
+
+  std::vector<Tensor> weights(const std::string& prefix, const TensorSpecs& specs) const {
+    std::map<std::string, Tensor> all(buffers_.begin(), buffers_.end());
+    all.insert(parameters_.begin(), parameters_.end());
+    std::vector<Tensor> out;
+    for (const TensorSpec& spec : specs) {
+      const Tensor& tensor = all.at(prefix + spec.name);
+      out.push_back(contains(frozen_, prefix + spec.name) ? tensor.detach() : tensor);
+    }
+    return out;
+  }
+
+  Tensor to_device(const Tensor& tensor) const { return tensor.to(device_, /*non_blocking=*/true); }
+  static Batch to_device(const Batch& batch, at::Device device) {
+    return placket::to_device(batch, device);
+  }
+
+  // [N, K, ...] and places among N * K to [V, ...].
+  static Tensor rows_of(const Tensor& tensor, const Tensor& places) {
+    return tensor.flatten(0, 1).index_select(0, places);
+  }
+
+  Views choose_views(const Batch& host, const StepContext& context) const {
+    const int64_t images = host.images.size(0);
+    if (stage_.sampler == "triplets") {
+      return {at::arange(images, at::kLong), host.attributes, host.values};
+    }
+    const int64_t per_image = uses("patch") ? stage_.views_per_image : 1;
+    const Tensor rows = at::arange(images * per_image, at::kLong).div(per_image, "floor");
+    Tensor attributes = at::empty({images * per_image}, at::kLong);
+    const auto labels = host.labels.accessor<int64_t, 2>();
+    int64_t* chosen = attributes.mutable_data_ptr<int64_t>();
+    for (int64_t n = 0; n < images; ++n) {
+      RandomStream random(context.seed, kRandomViews, uint64_t(context.step),
+                          uint32_t(host.plan.positions[size_t(n)]));
+      std::vector<int64_t> order(static_cast<size_t>(config_.attributes));
+      std::iota(order.begin(), order.end(), 0);
+      for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(uint32_t(i))]);
+      std::stable_partition(order.begin(), order.end(), [&](int64_t a) { return labels[n][a] >= 0; });
+      std::copy_n(order.begin(), per_image, chosen + n * per_image);
+    }
+    const Tensor values =
+        host.labels.index_select(0, rows).gather(1, attributes.unsqueeze(1)).squeeze(1);
+    return {rows, attributes, values};
+  }
+
+  Mode mode(bool training) const {
+    if (!training) return {};
+    return {/*training=*/true, /*batch_statistics=*/stage_.batch_norm != "frozen",
+            /*groups=*/stage_.batch_norm == "grouped" ? 3 : 1};
+  }
+
+  Regions region_forward(const Tensor& images, const Tensor& attributes, bool training,
+                         bool background) const {
+    const at::AutoGradMode grad(training && at::GradMode::is_enabled());
+    const Tensor features = trunk_features(images, region_trunk_, config_.trunk, mode(training));
+    const auto [region, back, attention] =
+        rpf_region_head(features, attribute_embedding_, attributes, region_head_, config_.dropout,
+                        config_.project_background, background, training);
+    return {region, back, attention.detach()};
+  }
+
+  // `attention` [V, h, w]
+  Tensor patch_forward(const Batch& batch, const Views& views, const Tensor& attention,
+                       bool training) const {
+    const at::AutoGradMode grad(training && at::GradMode::is_enabled());
+    const Tensor sizes = batch.sizes.index_select(0, views.images);
+    const Tensor boxes = region_box(attention, sizes);
+    const Tensor crops = crop_resize(batch.pixels, batch.offsets.index_select(0, views.images), sizes, boxes);
+    const Tensor features = trunk_features(crops, patch_trunk_, config_.patch_trunk, mode(training));
+    return rpf_patch_head(features, attribute_embedding_, views.attributes, patch_head_,
+                          config_.heads, config_.dropout, training);
+  }
+
+  Tensor triplet(const Tensor& embedding) const {
+    const auto roles = embedding.chunk(3);
+    return cosine_triplet(roles[0], roles[1], roles[2], options_.margin).mean();
+  }
+
+  // Rows of the table of all classes; -1 stays.
+  Tensor classes(const Tensor& attributes, const Tensor& values) const {
+    return (class_offsets_.index_select(0, attributes) + values).where(values.ge(0), -1);
+  }
+
+  Tensor contrast(const Tensor& embedding, const Tensor& attributes, const Tensor& values,
+                  const StepContext& context) const {
+    return supervised_contrastive(context.sync.gather(embedding), context.sync.gather(attributes),
+                                  context.sync.gather(values), options_.contrast_temperature);
+  }
+
+  Tensor classify(const Tensor& embedding, const Tensor& centres, const Tensor& attributes,
+                  const Tensor& values, const StepContext& context) const {
+    return centre_cross_entropy(context.sync.gather(embedding), centres, owners_,
+                                context.sync.gather(attributes),
+                                context.sync.gather(classes(attributes, values)),
+                                options_.classify_scale);
+  }
+
+  // [N, A, E] and labels [N, A]
+  Tensor contrast_all(const Tensor& embedding, const Tensor& labels,
+                      const StepContext& context) const {
+    return contrast(embedding.flatten(0, 1), all_attributes_.repeat(labels.size(0)),
+                    labels.flatten(), context);
+  }
+
+  Tensor classify_all(const Tensor& embedding, const Tensor& labels,
+                      const StepContext& context) const {
+    return classify(embedding.flatten(0, 1), centres_[0].second,
+                    all_attributes_.repeat(labels.size(0)), labels.flatten(), context);
+  }
+
+  Tensor region_patch(const Tensor& region, const Tensor& patch, const Tensor& background,
+                      const Views& views, const StepContext& context) const {
+    // A view without a label is a positive of nothing but itself.
+    const Tensor labels = classes(views.attributes, views.values);
+    const GradSync& sync = context.sync;
+    Tensor joined = sync.gather(labels);
+    joined = joined.where(joined.ge(0), -1 - at::arange(joined.size(0), joined.options()));
+    return region_patch_info_nce(sync.gather(unit_rows(region)), sync.gather(unit_rows(patch)),
+                                 sync.gather(unit_rows(background)), joined,
+                                 sync.gather(views.attributes), options_.temperature,
+                                 options_.alpha);
+  }
+
+  RpfConfig config_;
+  RpfOptions options_;
+  std::vector<int64_t> values_;
+  Preprocess preprocess_;
+  at::Device device_ = at::kCPU;
+  StageConfig stage_;
+  NamedTensors parameters_, buffers_, centres_;
+  std::vector<std::string> frozen_;
+  Tensor class_offsets_;   // [A]
+  Tensor owners_;          // [classes] attribute of each
+  Tensor all_attributes_;  // [A]
+  Tensor attribute_embedding_;
+  std::vector<Tensor> region_trunk_, region_head_, patch_trunk_, patch_head_;
+};
+
+}  // namespace
+
+std::unique_ptr<System> make_rpf_system(const RpfConfig& config, const RpfOptions& options,
+                                        const std::map<std::string, Tensor>& tensors,
+                                        const std::vector<int64_t>& values,
+                                        const Preprocess& preprocess, uint64_t seed) {
+  return std::make_unique<RpfSystem>(config, options, tensors, values, preprocess, seed);
+}
+
+}  // namespace placket
