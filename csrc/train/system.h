@@ -59,6 +59,7 @@ class System {
 
   // The model's parameters, then tensors that only training has, by name.
   virtual NamedTensors parameters() const = 0;
+  virtual at::Device device() const = 0;
   // The model's running statistics.
   virtual NamedTensors buffers() const = 0;
   // Those of parameters() that are not saved with the model.

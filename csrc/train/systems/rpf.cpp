@@ -65,6 +65,7 @@ class RpfSystem : public System {
     make_centres(seed);
   }
 
+  at::Device device() const override { return device_; }
   NamedTensors parameters() const override {
     NamedTensors all = parameters_;
     all.insert(all.end(), centres_.begin(), centres_.end());
@@ -199,18 +200,18 @@ class RpfSystem : public System {
         triplets || (stage.views_per_image >= 1 && stage.views_per_image <= config_.attributes),
         "stage: views_per_image must be from 1 to the ", config_.attributes, " attributes, got ",
         stage.views_per_image);
-    const bool has_patch = !config_.patch_trunk.empty();
     for (const auto& [name, weight] : stage.losses) {
       check_known("stage: loss", name, kLosses);
       TORCH_CHECK_VALUE(weight > 0, "stage: weight of loss '", name, "' must be positive, got ",
                         weight);
       TORCH_CHECK_VALUE(triplets || !name.starts_with("triplet_"), "stage: loss '", name,
                         "' needs sampler triplets, got ", stage.sampler);
-      TORCH_CHECK_VALUE(has_patch || name.find("patch") == std::string::npos, "stage: loss '", name,
-                        "' needs the patch branch, which this model does not have");
+      const std::string branch = name.find("patch") == std::string::npos ? "region" : "patch";
+      TORCH_CHECK_VALUE(contains(stage.branches, branch), "stage: loss '", name,
+                        "' needs branch '", branch, "' among the branches that train");
     }
-    TORCH_CHECK_VALUE(has_patch || !contains(stage.branches, "patch"),
-                      "stage: branch 'patch' is not part of this model");
+    TORCH_CHECK_VALUE(!config_.patch_trunk.empty() || !contains(stage.branches, "patch"),
+                      "stage: branch 'patch' is not part of this model, whose patch_trunk is empty");
   }
 
   static bool contains(const std::vector<std::string>& names, const std::string& name) {
