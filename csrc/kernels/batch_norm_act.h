@@ -17,7 +17,7 @@ struct BatchNormShape {
 
   // Rows whose sums are kept together; fixed, so that sums do not depend on the number of threads.
   static constexpr int64_t kChunk = 512;
-  int64_t chunks() const { return (rows + kChunk - 1) / kChunk; }
+  PLACKET_HOST_DEVICE int64_t chunks() const { return (rows + kChunk - 1) / kChunk; }
   // Elements of workspace, in the accumulation type: two sums for each group, chunk and channel.
   int64_t workspace() const { return 2 * groups * chunks() * channels; }
 };
