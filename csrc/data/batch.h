@@ -11,10 +11,12 @@ namespace placket {
 // b) are anchors, [b, 2b) positives, [2b, 3b) negatives.
 struct BatchPlan {
   int64_t epoch = 0;
-  int64_t first = 0;            // position of row 0 in the epoch: keys the augmentation
+  // [N] place of each row in the epoch of all ranks together: keys the augmentation, so that it
+  // depends on neither rank nor world size.
+  std::vector<int64_t> positions;
   std::vector<int64_t> images;  // [N] index into the ImageList
-  std::vector<int64_t>
-      attributes;  // [N] the attribute each row was drawn for; empty where a batch has no such role
+  // [N] the attribute each row was drawn for; empty where a batch has no such role.
+  std::vector<int64_t> attributes;
   std::vector<int64_t> values;  // [N] the row's value of that attribute
 };
 
@@ -23,8 +25,9 @@ struct Batch {
   at::Tensor images;      // [N, 3, S, S] float32, normalised, channels_last
   at::Tensor attributes;  // [N] int64, or empty
   at::Tensor values;      // [N] int64, or empty
-  at::Tensor
-      labels;  // [N, A] int64: every image's (first) value of every attribute, -1 where it has none
+  // [N, A] int64: every image's (first) value of every attribute, -1 where it has none; [N, 0]
+  // where the loader has no labels.
+  at::Tensor labels;
   // The pictures `images` were made from (after box crop and flip), for crops at full resolution;
   // empty unless kept.
   at::Tensor pixels;   // uint8, the images' [h, w, 3] one after another

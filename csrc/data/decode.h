@@ -12,11 +12,18 @@ struct Image {
   std::vector<uint8_t> pixels;  // [height, width, 3] RGB
 };
 
-// Decodes a file to RGB. JPEG by libjpeg-turbo (accurate DCT, smooth upsampling: Pillow's
-// settings); every other format, and JPEG in a build without libjpeg, by the fallback (set by the
-// bindings: Pillow, under the GIL). A missing, truncated or damaged file throws std::runtime_error
-// "<path>: <cause>". More than max_pixels claimed: refused before memory is taken.
+// Decodes a file to RGB as Pillow's convert("RGB") does. JPEG (grey, YCbCr, RGB, CMYK, YCCK; the
+// latter two in Adobe's inverted sense) by libjpeg-turbo with Pillow's settings: accurate DCT,
+// smooth upsampling. Every other format, and JPEG in a build without libjpeg, by the fallback. The
+// EXIF orientation is not applied, as the reference code does not.
+// Stricter than Pillow: corrupt data that libjpeg would only warn of is an error, since the pixels
+// after it are not the photograph's.
+// A missing, truncated or damaged file throws std::runtime_error "<path>: <cause>". An image that
+// claims more than kMaxPixels is refused before memory is taken. Thread-safe.
 Image decode_file(const std::string& path);
+
+// What decodes other formats; it may be called from any thread and throws std::runtime_error
+// "<path>: <cause>". The bindings set Pillow, under the GIL; nullptr takes it away.
 void set_decode_fallback(std::function<Image(const std::string& path)> fallback);
 
 inline constexpr int64_t kMaxPixels = 178956970;  // Pillow's limit for a decompression bomb

@@ -12,6 +12,12 @@ struct LabelTable {
   std::vector<int32_t> attribute;  // [labels]
   std::vector<int32_t> value;      // [labels], within the attribute
   std::vector<int64_t> values;     // [A] number of values of each attribute
+
+  int64_t images() const { return int64_t(begin.size()) - 1; }
 };
+
+// Throws ValueError where the rows do not fit together or a label is out of range; `user` begins
+// the sentence.
+void check_labels(const char* user, const LabelTable& labels);
 
 }  // namespace placket

@@ -16,22 +16,29 @@ struct LoaderConfig {
   uint64_t seed = 0;         // of the augmentation
   bool keep_pixels = false;  // fill Batch::pixels
   int64_t threads = 2;
-  int64_t prefetch = 2;  // finished batches that may wait
+  int64_t prefetch = 2;  // batches in work or finished ahead of next()
 };
 
-// Reads, decodes and prepares batches on its own threads; the order and the bits of what next()
-// returns depend on neither their number nor their speed. No Python, no lock held while decoding.
+// Reads, decodes and prepares batches on its own threads, one image at a time, so that a batch is
+// made by all of them. The order and the bits of what next() returns depend on neither their number
+// nor their speed. No Python, no lock held while decoding. next() and seek() are for one thread.
+//
+// The fallback decoder may need a lock (the GIL) that the destroying thread holds: whoever sets one
+// gives the lock up before destroying a loader.
 class Loader {
  public:
   Loader(std::shared_ptr<const ImageList> images,
          std::shared_ptr<const LabelTable> labels /* may be null */,
          std::shared_ptr<const BatchSource> source, const LoaderConfig& config);
+  // Returns once each thread has finished the image it is at.
   ~Loader();
+  Loader(const Loader&) = delete;
+  Loader& operator=(const Loader&) = delete;
 
   // The next call of next() returns this step's batch. Steps count over epochs.
   void seek(int64_t step);
   // Blocks; throws std::runtime_error with file and cause when an image of this batch cannot be
-  // read.
+  // read (the first such row's). The call after that returns the next step's batch.
   Batch next();
   // Seconds next() has waited since the loader was made.
   double waited() const;

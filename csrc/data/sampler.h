@@ -20,14 +20,23 @@ class BatchSource {
 struct TripletSamplerConfig {
   uint64_t seed = 0;
   int64_t batch = 16;         // triplets a step, over all ranks
-  int64_t triplets = 100000;  // an epoch
-  bool negative_by_value =
-      true;  // ASEN++, RPF: value uniform, then image uniform. Otherwise ASEN: image uniform
-  bool exclude_shared =
-      false;  // no negative that also carries the anchor's value (multi-label sets)
+  int64_t triplets = 100000;  // an epoch; what is left over after the last full batch is not drawn
+  // How the negative is drawn. true, as ASEN++ and RPF do: a value other than the anchor's, uniform
+  // over values, then an image uniform within it. false, as ASEN does: uniform over all images
+  // listed under another value, so that frequent values come more often.
+  bool negative_by_value = true;
+  // No negative that also carries the anchor's value (multi-label sets). The rules above then hold
+  // over what is left: values uniform over those with an image left, images uniform over those
+  // left.
+  bool exclude_shared = false;
   int64_t rank = 0;
   int64_t world_size = 1;  // divides batch; the ranks' rows together are those of one rank
 };
+
+// Triplets of one attribute each: the attribute is uniform, then the anchor's value uniform over
+// those with two images, anchor and positive uniform within it without replacement, then the
+// negative. Equal to the references' rules where every value has two images; values with one image
+// serve as negatives only, values with none never.
 // Attributes with fewer than two values that can serve (one with two images, one more with an
 // image) are left out; if none remains: an error that names them.
 std::unique_ptr<BatchSource> make_triplet_source(std::shared_ptr<const LabelTable> labels,
@@ -35,11 +44,11 @@ std::unique_ptr<BatchSource> make_triplet_source(std::shared_ptr<const LabelTabl
 
 struct ImageSamplerConfig {
   uint64_t seed = 0;
-  int64_t batch = 48;   // images a step, over all ranks
-  bool shuffle = true;  // a new permutation each epoch; otherwise in order, for evaluation
-  bool drop_last = true;
+  int64_t batch = 48;     // images a step, over all ranks
+  bool shuffle = true;    // a new permutation each epoch; otherwise in order, for evaluation
+  bool drop_last = true;  // otherwise the last batch may be smaller, or empty on some ranks
   int64_t rank = 0;
-  int64_t world_size = 1;
+  int64_t world_size = 1;  // divides batch
 };
 // Every image once an epoch, with no attribute role.
 std::unique_ptr<BatchSource> make_image_source(int64_t images, const ImageSamplerConfig& config);

@@ -1,0 +1,240 @@
+#include "bindings/data.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <utility>
+
+#include "data/decode.h"
+#include "data/loader.h"
+#include "data/picture.h"
+#include "data/sampler.h"
+
+namespace py = pybind11;
+
+namespace placket {
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <class T>
+std::vector<T> to_vector(const Array<T>& array) {
+  return {array.data(), array.data() + array.size()};
+}
+
+template <class T>
+py::array_t<T> to_array(const std::vector<T>& values) {
+  return py::array_t<T>(py::ssize_t(values.size()), values.data());
+}
+
+// The fallback decoder calls Python from the loader's threads, so a thread that holds the GIL must
+// not wait for them.
+struct WithoutGil {
+  template <class T>
+  void operator()(T* object) const {
+    const py::gil_scoped_release no_gil;
+    delete object;
+  }
+};
+
+std::shared_ptr<ImageList> make_image_list(std::vector<std::string> paths,
+                                           const std::optional<Array<int64_t>>& boxes) {
+  auto list = std::make_shared<ImageList>();
+  list->paths = std::move(paths);
+  if (boxes.has_value()) {
+    TORCH_CHECK_VALUE(boxes->ndim() == 2 && boxes->shape(1) == 4 &&
+                          boxes->shape(0) == py::ssize_t(list->paths.size()),
+                      "ImageList: boxes must have shape [", list->paths.size(), ", 4], got ",
+                      boxes->ndim() == 2 ? std::to_string(boxes->shape(0)) + " x " +
+                                               std::to_string(boxes->shape(1))
+                                         : std::to_string(boxes->ndim()) + " dimensions");
+    for (py::ssize_t i = 0; i < boxes->shape(0); ++i) {
+      list->boxes.push_back({boxes->at(i, 0), boxes->at(i, 1), boxes->at(i, 2), boxes->at(i, 3)});
+    }
+  }
+  return list;
+}
+
+std::shared_ptr<LabelTable> make_label_table(const Array<int64_t>& begin,
+                                             const Array<int32_t>& attribute,
+                                             const Array<int32_t>& value,
+                                             std::vector<int64_t> values) {
+  auto table = std::make_shared<LabelTable>(
+      LabelTable{to_vector(begin), to_vector(attribute), to_vector(value), std::move(values)});
+  check_labels("LabelTable", *table);
+  return table;
+}
+
+py::array_t<uint8_t> pixels_of(const Image& image) {
+  return py::array_t<uint8_t>({py::ssize_t(image.height), py::ssize_t(image.width), py::ssize_t(3)},
+                              image.pixels.data());
+}
+
+Image image_of(const Array<uint8_t>& pixels) {
+  TORCH_CHECK_VALUE(pixels.ndim() == 3 && pixels.shape(2) == 3 && pixels.size() > 0,
+                    "image must have shape [height, width, 3], got ", pixels.ndim(),
+                    " dimensions and ", pixels.size(), " elements");
+  return {pixels.shape(0), pixels.shape(1), to_vector(pixels)};
+}
+
+// `decode(path)` returns [height, width, 3] uint8 and raises OSError with the cause.
+void set_fallback(const py::object& decode) {
+  if (decode.is_none()) {
+    set_decode_fallback(nullptr);
+    return;
+  }
+  // The last copy may die in a thread without the GIL.
+  const std::shared_ptr<py::object> held(new py::object(decode), [](py::object* object) {
+    const py::gil_scoped_acquire gil;
+    delete object;
+  });
+  set_decode_fallback([held](const std::string& path) {
+    const py::gil_scoped_acquire gil;
+    try {
+      return image_of(py::cast<Array<uint8_t>>((*held)(path)));
+    } catch (const py::error_already_set& error) {
+      if (!error.matches(PyExc_Exception)) throw;  // KeyboardInterrupt keeps its type
+      throw std::runtime_error(path + ": " + py::str(error.value()).cast<std::string>());
+    }
+  });
+}
+
+std::string describe(const Preprocess& p) {
+  std::ostringstream text;
+  text << "Preprocess(size=" << p.size << ", fit='" << p.fit << "', box_margin=" << p.box_margin
+       << ", mean=(" << p.mean[0] << ", " << p.mean[1] << ", " << p.mean[2] << "), std=("
+       << p.std[0] << ", " << p.std[1] << ", " << p.std[2] << "))";
+  return text.str();
+}
+
+Batch load_image(const std::string& path, const std::optional<Box>& box,
+                 const Preprocess& preprocess) {
+  const py::gil_scoped_release no_gil;
+  const Image image = decode_file(path);
+  return make_batch(image, box, preprocess);
+}
+
+}  // namespace
+
+void bind_data(py::module_& m) {
+  using py::arg;
+
+  py::class_<Preprocess>(m, "Preprocess")
+      .def(py::init([](int64_t size, std::string fit, double box_margin, std::array<float, 3> mean,
+                       std::array<float, 3> std) {
+             Preprocess preprocess{size, std::move(fit), box_margin, mean, std};
+             check_preprocess("Preprocess", preprocess);
+             return preprocess;
+           }),
+           arg("size") = 224, arg("fit") = "crop", arg("box_margin") = 0.0,
+           arg("mean") = Preprocess().mean, arg("std") = Preprocess().std)
+      .def_readonly("size", &Preprocess::size)
+      .def_readonly("fit", &Preprocess::fit)
+      .def_readonly("box_margin", &Preprocess::box_margin)
+      .def_readonly("mean", &Preprocess::mean)
+      .def_readonly("std", &Preprocess::std)
+      .def("__repr__", &describe);
+
+  py::class_<Augment>(m, "Augment")
+      .def(py::init([](double flip, double crop_scale) { return Augment{flip, crop_scale}; }),
+           arg("flip") = 0.0, arg("crop_scale") = 1.0)
+      .def_readonly("flip", &Augment::flip)
+      .def_readonly("crop_scale", &Augment::crop_scale);
+
+  py::class_<ImageList, std::shared_ptr<ImageList>>(m, "ImageList")
+      .def(py::init(&make_image_list), arg("paths"), arg("boxes") = py::none())
+      .def("__len__", [](const ImageList& list) { return list.paths.size(); })
+      .def_readonly("paths", &ImageList::paths);
+
+  py::class_<LabelTable, std::shared_ptr<LabelTable>>(m, "LabelTable")
+      .def(py::init(&make_label_table), arg("begin"), arg("attribute"), arg("value"), arg("values"))
+      .def("__len__", &LabelTable::images);
+
+  py::class_<BatchPlan>(m, "BatchPlan")
+      .def_readonly("epoch", &BatchPlan::epoch)
+      .def_property_readonly("positions",
+                             [](const BatchPlan& plan) { return to_array(plan.positions); })
+      .def_property_readonly("images", [](const BatchPlan& plan) { return to_array(plan.images); })
+      .def_property_readonly("attributes",
+                             [](const BatchPlan& plan) { return to_array(plan.attributes); })
+      .def_property_readonly("values", [](const BatchPlan& plan) { return to_array(plan.values); });
+
+  py::class_<Batch>(m, "Batch")
+      .def_readonly("plan", &Batch::plan)
+      .def_readonly("images", &Batch::images)
+      .def_readonly("attributes", &Batch::attributes)
+      .def_readonly("values", &Batch::values)
+      .def_readonly("labels", &Batch::labels)
+      .def_readonly("pixels", &Batch::pixels)
+      .def_readonly("offsets", &Batch::offsets)
+      .def_readonly("sizes", &Batch::sizes);
+
+  py::class_<BatchSource, std::shared_ptr<BatchSource>>(m, "BatchSource")
+      .def("plan", &BatchSource::plan, arg("step"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("steps_per_epoch", &BatchSource::steps_per_epoch);
+
+  m.def(
+      "triplet_source",
+      [](std::shared_ptr<LabelTable> labels, uint64_t seed, int64_t batch, int64_t triplets,
+         bool negative_by_value, bool exclude_shared, int64_t rank, int64_t world_size) {
+        return std::shared_ptr<BatchSource>(make_triplet_source(
+            std::move(labels),
+            {seed, batch, triplets, negative_by_value, exclude_shared, rank, world_size}));
+      },
+      arg("labels"), py::kw_only(), arg("seed") = 0, arg("batch") = 16, arg("triplets") = 100000,
+      arg("negative_by_value") = true, arg("exclude_shared") = false, arg("rank") = 0,
+      arg("world_size") = 1);
+  m.def(
+      "image_source",
+      [](int64_t images, uint64_t seed, int64_t batch, bool shuffle, bool drop_last, int64_t rank,
+         int64_t world_size) {
+        return std::shared_ptr<BatchSource>(
+            make_image_source(images, {seed, batch, shuffle, drop_last, rank, world_size}));
+      },
+      arg("images"), py::kw_only(), arg("seed") = 0, arg("batch") = 48, arg("shuffle") = true,
+      arg("drop_last") = true, arg("rank") = 0, arg("world_size") = 1);
+
+  py::class_<Loader, std::unique_ptr<Loader, WithoutGil>>(m, "Loader")
+      .def(py::init([](std::shared_ptr<ImageList> images, std::shared_ptr<LabelTable> labels,
+                       std::shared_ptr<BatchSource> source, const Preprocess& preprocess,
+                       const Augment& augment, uint64_t seed, bool keep_pixels, int64_t threads,
+                       int64_t prefetch) {
+             return std::unique_ptr<Loader, WithoutGil>(
+                 new Loader(std::move(images), std::move(labels), std::move(source),
+                            {preprocess, augment, seed, keep_pixels, threads, prefetch}));
+           }),
+           arg("images"), arg("labels").none(true), arg("source"), py::kw_only(),
+           arg("preprocess") = Preprocess(), arg("augment") = Augment(), arg("seed") = 0,
+           arg("keep_pixels") = false, arg("threads") = 2, arg("prefetch") = 2)
+      .def("next", &Loader::next, py::call_guard<py::gil_scoped_release>())
+      .def("seek", &Loader::seek, arg("step"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("waited", &Loader::waited);
+
+  m.def(
+      "decode_file",
+      [](const std::string& path) {
+        Image image;
+        {
+          const py::gil_scoped_release no_gil;
+          image = decode_file(path);
+        }
+        return pixels_of(image);
+      },
+      arg("path"));
+  m.def("load_image", &load_image, arg("path"), arg("box") = py::none(),
+        arg("preprocess") = Preprocess());
+  m.def(
+      "prepare_image",
+      [](const Array<uint8_t>& pixels, const std::optional<Box>& box,
+         const Preprocess& preprocess) { return make_batch(image_of(pixels), box, preprocess); },
+      arg("pixels"), arg("box") = py::none(), arg("preprocess") = Preprocess());
+  m.def("set_decode_fallback", &set_fallback, arg("decode").none(true));
+  m.attr("MAX_PIXELS") = kMaxPixels;
+}
+
+}  // namespace placket

@@ -1,0 +1,201 @@
+#include "data/decode.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+
+#ifdef PLACKET_JPEG
+#include <csetjmp>
+#include <cstddef>
+#include <cstdio>
+// Needs size_t and FILE to be declared first.
+#include <jerror.h>
+#include <jpeglib.h>
+#endif
+
+namespace placket {
+namespace {
+
+[[noreturn]] void fail(const std::string& path, const std::string& cause) {
+  throw std::runtime_error(path + ": " + cause);
+}
+
+[[noreturn]] void fail_by_system(const std::string& path) {
+  fail(path, std::generic_category().message(errno));
+}
+
+std::vector<uint8_t> read_file(const std::string& path) {
+  struct File {
+    int descriptor;
+    ~File() { ::close(descriptor); }
+  };
+  int descriptor;
+  do {
+    descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  } while (descriptor < 0 && errno == EINTR);
+  if (descriptor < 0) fail_by_system(path);
+  const File file{descriptor};
+  struct stat status;
+  if (::fstat(file.descriptor, &status) != 0) fail_by_system(path);
+  if (!S_ISREG(status.st_mode)) fail(path, "is not a file");
+  std::vector<uint8_t> bytes(size_t(status.st_size));
+  size_t filled = 0;
+  while (filled < bytes.size()) {
+    const ssize_t count = ::read(file.descriptor, bytes.data() + filled, bytes.size() - filled);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) fail_by_system(path);
+    if (count == 0) break;
+    filled += size_t(count);
+  }
+  bytes.resize(filled);
+  if (bytes.empty()) fail(path, "file is empty");
+  return bytes;
+}
+
+std::mutex fallback_mutex;
+
+using Fallback = std::function<Image(const std::string&)>;
+
+// Never destroyed: what it holds may belong to an interpreter that has ended by then.
+std::shared_ptr<const Fallback>& fallback() {
+  static auto* held = new std::shared_ptr<const Fallback>;
+  return *held;
+}
+
+Image decode_by_fallback(const std::string& path) {
+  std::shared_ptr<const Fallback> decode;
+  {
+    const std::lock_guard<std::mutex> lock(fallback_mutex);
+    decode = fallback();
+  }
+  if (decode == nullptr) {
+#ifdef PLACKET_JPEG
+    fail(path, "is not a JPEG file, and no decoder for other formats is set");
+#else
+    fail(path, "this build has no libjpeg-turbo, and no other decoder is set");
+#endif
+  }
+  return (*decode)(path);
+}
+
+#ifdef PLACKET_JPEG
+
+// libjpeg reports errors by a callback that must not return: it jumps back to decode_scanlines or
+// read_header, whose frames hold nothing with a destructor.
+struct JpegDecoder {
+  jpeg_decompress_struct info;
+  jpeg_error_mgr errors;
+  std::jmp_buf on_error;
+  char message[JMSG_LENGTH_MAX] = "";
+
+  JpegDecoder() {
+    info.err = jpeg_std_error(&errors);
+    info.client_data = this;
+    errors.error_exit = [](j_common_ptr any) { stop(any); };
+    errors.emit_message = [](j_common_ptr any, int level) {
+      if (level < 0 && !is_harmless(any->err->msg_code)) stop(any);
+    };
+    jpeg_create_decompress(&info);
+  }
+  ~JpegDecoder() { jpeg_destroy_decompress(&info); }
+  JpegDecoder(const JpegDecoder&) = delete;
+  JpegDecoder& operator=(const JpegDecoder&) = delete;
+
+  // After these warnings the pixels are still those of the file; after any other they are made up.
+  static bool is_harmless(int code) {
+    return code == JWRN_ADOBE_XFORM || code == JWRN_JFIF_MAJOR || code == JWRN_TOO_MUCH_DATA;
+  }
+
+  [[noreturn]] static void stop(j_common_ptr any) {
+    auto* decoder = static_cast<JpegDecoder*>(any->client_data);
+    any->err->format_message(any, decoder->message);
+    std::longjmp(decoder->on_error, 1);
+  }
+};
+
+bool read_header(JpegDecoder& decoder, const uint8_t* bytes, size_t size) {
+  if (setjmp(decoder.on_error) != 0) return false;
+  jpeg_mem_src(&decoder.info, bytes, static_cast<unsigned long>(size));
+  jpeg_read_header(&decoder.info, TRUE);
+  const bool grey = decoder.info.num_components == 1;
+  const bool four = decoder.info.num_components == 4;
+  decoder.info.out_color_space = grey ? JCS_GRAYSCALE : four ? JCS_CMYK : JCS_RGB;
+  return true;
+}
+
+// `row` has room for one row of all components; RGB rows go straight to `out`.
+bool decode_scanlines(JpegDecoder& decoder, uint8_t* row, uint8_t* out) {
+  if (setjmp(decoder.on_error) != 0) return false;
+  jpeg_start_decompress(&decoder.info);
+  const int64_t width = decoder.info.output_width;
+  const int components = decoder.info.output_components;
+  while (decoder.info.output_scanline < decoder.info.output_height) {
+    uint8_t* to = out + int64_t(decoder.info.output_scanline) * width * 3;
+    JSAMPROW target = components == 3 ? to : row;
+    jpeg_read_scanlines(&decoder.info, &target, 1);
+    if (components == 1) {
+      for (int64_t x = 0; x < width; ++x) {
+        to[3 * x] = to[3 * x + 1] = to[3 * x + 2] = row[x];
+      }
+    } else if (components == 4) {
+      for (int64_t x = 0; x < width; ++x) {
+        // Stored inverted, so row[] is 255 - ink. Pillow rounds the product to 8 bits.
+        const int light = row[4 * x + 3];
+        for (int c = 0; c < 3; ++c) {
+          const int product = (255 - row[4 * x + c]) * light + 128;
+          to[3 * x + c] = uint8_t(light - (((product >> 8) + product) >> 8));
+        }
+      }
+    }
+  }
+  jpeg_finish_decompress(&decoder.info);
+  return true;
+}
+
+Image decode_jpeg(const std::string& path, const std::vector<uint8_t>& bytes) {
+  JpegDecoder decoder;
+  const auto damaged = [&] { fail(path, std::string("damaged JPEG: ") + decoder.message); };
+  if (!read_header(decoder, bytes.data(), bytes.size())) damaged();
+  Image image;
+  image.height = decoder.info.image_height;
+  image.width = decoder.info.image_width;
+  const int components = decoder.info.num_components;
+  if (components == 2) fail(path, "JPEG must have 1, 3 or 4 components, got 2");
+  if (image.height * image.width > kMaxPixels) {
+    fail(path, "image must have at most " + std::to_string(kMaxPixels) + " pixels, got " +
+                   std::to_string(image.width) + " x " + std::to_string(image.height));
+  }
+  image.pixels.resize(size_t(image.height * image.width * 3));
+  std::vector<uint8_t> row(components == 3 ? 0 : size_t(image.width * components));
+  if (!decode_scanlines(decoder, row.data(), image.pixels.data())) damaged();
+  return image;
+}
+
+#endif
+
+}  // namespace
+
+Image decode_file(const std::string& path) {
+#ifdef PLACKET_JPEG
+  const std::vector<uint8_t> bytes = read_file(path);
+  if (bytes.size() >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff) {
+    return decode_jpeg(path, bytes);
+  }
+#endif
+  return decode_by_fallback(path);
+}
+
+void set_decode_fallback(Fallback decode) {
+  auto next = decode ? std::make_shared<const Fallback>(std::move(decode)) : nullptr;
+  const std::lock_guard<std::mutex> lock(fallback_mutex);
+  fallback().swap(next);
+}
+
+}  // namespace placket

@@ -1,0 +1,267 @@
+#include "data/loader.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <limits>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/random.h"
+#include "data/decode.h"
+#include "data/picture.h"
+
+namespace placket {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+at::Tensor to_tensor(const std::vector<int64_t>& values) {
+  at::Tensor tensor = at::empty({int64_t(values.size())}, at::kLong);
+  std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<int64_t>());
+  return tensor;
+}
+
+// A batch on its way. What a row writes belongs to that row alone; the counters are guarded by
+// State::mutex.
+struct Pending {
+  Batch batch;
+  std::vector<Image> pictures;  // [N] where pixels are kept
+  int64_t rows = 0;
+  int64_t taken = 0;     // rows given to a thread
+  int64_t finished = 0;  // rows done
+  bool ready = false;
+  int64_t failed_row = std::numeric_limits<int64_t>::max();
+  std::exception_ptr error;
+};
+
+}  // namespace
+
+struct Loader::State {
+  std::shared_ptr<const ImageList> images;
+  std::shared_ptr<const LabelTable> labels;
+  std::shared_ptr<const BatchSource> source;
+  LoaderConfig config;
+
+  mutable std::mutex mutex;
+  std::condition_variable work;   // a row can be taken, or a batch begun
+  std::condition_variable ready;  // a batch is finished
+  // By step. Shared, since a thread may still be at a row of a batch that seek() has dropped.
+  std::deque<std::shared_ptr<Pending>> queue;
+  int64_t next_step = 0;  // the step of the batch to be begun next
+  bool stop = false;
+  double waited = 0;
+  std::vector<std::thread> threads;
+
+  ~State() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      stop = true;
+    }
+    work.notify_all();
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  std::shared_ptr<Pending> with_free_row() const {
+    for (const auto& pending : queue) {
+      if (pending->taken < pending->rows) return pending;
+    }
+    return nullptr;
+  }
+  bool may_begin() const { return int64_t(queue.size()) < config.prefetch; }
+
+  void run() {
+    std::unique_lock<std::mutex> lock(mutex);
+    while (true) {
+      work.wait(lock, [this] { return stop || may_begin() || with_free_row() != nullptr; });
+      if (stop) return;
+      std::shared_ptr<Pending> pending = with_free_row();
+      if (pending != nullptr) {
+        do_row(std::move(pending), lock);
+      } else {
+        begin(lock);
+      }
+    }
+  }
+
+  // Takes the lock held and returns it held; so does do_row.
+  void begin(std::unique_lock<std::mutex>& lock) {
+    auto pending = std::make_shared<Pending>();
+    queue.push_back(pending);
+    const int64_t step = next_step++;
+    lock.unlock();
+    int64_t rows = 0;
+    std::exception_ptr error;
+    try {
+      pending->batch = make_empty(source->plan(step));
+      rows = int64_t(pending->batch.plan.images.size());
+      pending->pictures.resize(config.keep_pixels ? size_t(rows) : 0);
+      if (rows == 0 && config.keep_pixels) keep_pictures({}, pending->batch);
+    } catch (...) {
+      error = std::current_exception();
+      rows = 0;
+    }
+    lock.lock();
+    pending->error = error;
+    pending->rows = rows;
+    pending->ready = rows == 0;
+    work.notify_all();
+    ready.notify_all();
+  }
+
+  void do_row(std::shared_ptr<Pending> pending, std::unique_lock<std::mutex>& lock) {
+    const int64_t row = pending->taken++;
+    lock.unlock();
+    std::exception_ptr error;
+    try {
+      load_row(*pending, row);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    lock.lock();
+    if (error && row < pending->failed_row) {
+      pending->failed_row = row;
+      pending->error = error;
+    }
+    if (++pending->finished < pending->rows) return;
+    if (config.keep_pixels && !pending->error) {
+      lock.unlock();
+      try {
+        keep_pictures(pending->pictures, pending->batch);
+      } catch (...) {
+        error = std::current_exception();
+      }
+      lock.lock();
+      pending->error = error;
+    }
+    pending->ready = true;
+    ready.notify_all();
+  }
+
+  Batch make_empty(BatchPlan plan) const {
+    for (const int64_t image : plan.images) {
+      TORCH_CHECK_INDEX(image >= 0 && image < int64_t(images->paths.size()),
+                        "Loader: the source's images must be in [0, ", images->paths.size(),
+                        "), got ", image);
+    }
+    Batch batch;
+    const int64_t rows = int64_t(plan.images.size());
+    const int64_t size = config.preprocess.size;
+    batch.images =
+        at::empty({rows, 3, size, size},
+                  at::TensorOptions(at::kFloat).memory_format(at::MemoryFormat::ChannelsLast));
+    batch.attributes = to_tensor(plan.attributes);
+    batch.values = to_tensor(plan.values);
+    const int64_t attributes = labels ? int64_t(labels->values.size()) : 0;
+    batch.labels = at::full({rows, attributes}, -1, at::kLong);
+    if (labels) {
+      auto* out = batch.labels.mutable_data_ptr<int64_t>();
+      for (int64_t row = 0; row < rows; ++row, out += attributes) {
+        const int64_t image = plan.images[row];
+        for (int64_t i = labels->begin[image]; i < labels->begin[image + 1]; ++i) {
+          int64_t& value = out[labels->attribute[i]];
+          if (value < 0) value = labels->value[i];
+        }
+      }
+    }
+    batch.plan = std::move(plan);
+    return batch;
+  }
+
+  void load_row(Pending& pending, int64_t row) const {
+    const int64_t index = pending.batch.plan.images[row];
+    const std::string& path = images->paths[index];
+    const Image image = decode_file(path);
+    std::optional<Box> box;
+    if (!images->boxes.empty()) box = images->boxes[index];
+    RandomStream random(config.seed, kRandomAugment, uint64_t(pending.batch.plan.epoch),
+                        uint32_t(pending.batch.plan.positions[row]));
+    Frame frame;
+    try {
+      frame =
+          frame_picture(image.height, image.width, box, config.preprocess, config.augment, &random);
+    } catch (const c10::Error& error) {
+      throw std::runtime_error(path + ": " + error.what_without_backtrace());
+    }
+    const int64_t row_size = 3 * config.preprocess.size * config.preprocess.size;
+    write_input(image, frame, config.preprocess,
+                pending.batch.images.mutable_data_ptr<float>() + row * row_size);
+    if (config.keep_pixels) pending.pictures[row] = cut_picture(image, frame);
+  }
+};
+
+Loader::Loader(std::shared_ptr<const ImageList> images, std::shared_ptr<const LabelTable> labels,
+               std::shared_ptr<const BatchSource> source, const LoaderConfig& config)
+    : state_(std::make_unique<State>()) {
+  const char* name = "Loader";
+  TORCH_CHECK_VALUE(images != nullptr && source != nullptr, name,
+                    ": images and source must be given, got none");
+  const size_t count = images->paths.size();
+  TORCH_CHECK_VALUE(images->boxes.empty() || images->boxes.size() == count, name,
+                    ": boxes must be none or one for each of ", count, " images, got ",
+                    images->boxes.size());
+  if (labels) {
+    check_labels(name, *labels);
+    TORCH_CHECK_VALUE(labels->images() == int64_t(count), name, ": labels must be of the same ",
+                      count, " images, got ", labels->images());
+  }
+  TORCH_CHECK_VALUE(config.threads >= 1, name, ": threads must be positive, got ", config.threads);
+  TORCH_CHECK_VALUE(config.prefetch >= 1, name, ": prefetch must be positive, got ",
+                    config.prefetch);
+  TORCH_CHECK_VALUE(config.augment.flip >= 0 && config.augment.flip <= 1, name,
+                    ": flip must be in [0, 1], got ", config.augment.flip);
+  TORCH_CHECK_VALUE(config.augment.crop_scale > 0 && config.augment.crop_scale <= 1, name,
+                    ": crop_scale must be in (0, 1], got ", config.augment.crop_scale);
+  check_preprocess(name, config.preprocess);
+  state_->images = std::move(images);
+  state_->labels = std::move(labels);
+  state_->source = std::move(source);
+  state_->config = config;
+  for (int64_t i = 0; i < config.threads; ++i) {
+    state_->threads.emplace_back([state = state_.get()] { state->run(); });
+  }
+}
+
+Loader::~Loader() = default;
+
+void Loader::seek(int64_t step) {
+  TORCH_CHECK_VALUE(step >= 0, "Loader: step must not be negative, got ", step);
+  // Outlives the lock: giving up a tensor may wait for other locks.
+  std::deque<std::shared_ptr<Pending>> dropped;
+  const std::lock_guard<std::mutex> lock(state_->mutex);
+  dropped.swap(state_->queue);
+  state_->next_step = step;
+  state_->work.notify_all();
+}
+
+Batch Loader::next() {
+  std::shared_ptr<Pending> pending;
+  {
+    std::unique_lock<std::mutex> lock(state_->mutex);
+    const auto start = Clock::now();
+    state_->ready.wait(lock,
+                       [this] { return !state_->queue.empty() && state_->queue.front()->ready; });
+    state_->waited += std::chrono::duration<double>(Clock::now() - start).count();
+    pending = std::move(state_->queue.front());
+    state_->queue.pop_front();
+    state_->work.notify_all();
+  }
+  if (pending->error) std::rethrow_exception(pending->error);
+  return std::move(pending->batch);
+}
+
+double Loader::waited() const {
+  const std::lock_guard<std::mutex> lock(state_->mutex);
+  return state_->waited;
+}
+
+}  // namespace placket

@@ -1,0 +1,153 @@
+#include "data/picture.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/resample.h"
+
+namespace placket {
+namespace {
+
+constexpr int64_t kChannels = 3;
+
+Box with_margin(const Box& box, double margin, int64_t height, int64_t width) {
+  const auto [x0, y0, x1, y1] = box;
+  TORCH_CHECK_VALUE(std::max<int64_t>(x0, 0) < std::min(x1, width) &&
+                        std::max<int64_t>(y0, 0) < std::min(y1, height),
+                    "box must overlap the image of ", width, " x ", height, " pixels, got [", x0,
+                    ", ", y0, ", ", x1, ", ", y1, "]");
+  const int64_t dx = std::llround(margin * double(x1 - x0));
+  const int64_t dy = std::llround(margin * double(y1 - y0));
+  return {std::max<int64_t>(x0 - dx, 0), std::max<int64_t>(y0 - dy, 0), std::min(x1 + dx, width),
+          std::min(y1 + dy, height)};
+}
+
+}  // namespace
+
+void check_preprocess(const char* user, const Preprocess& preprocess) {
+  TORCH_CHECK_VALUE(preprocess.size >= 1 && preprocess.size <= 8192, user,
+                    ": size must be in [1, 8192], got ", preprocess.size);
+  TORCH_CHECK_VALUE(preprocess.fit == "crop" || preprocess.fit == "pad", user,
+                    ": fit must be 'crop' or 'pad', got '", preprocess.fit, "'");
+  TORCH_CHECK_VALUE(preprocess.box_margin >= 0 && preprocess.box_margin <= 10, user,
+                    ": box_margin must be in [0, 10], got ", preprocess.box_margin);
+  for (const float std : preprocess.std) {
+    TORCH_CHECK_VALUE(std > 0, user, ": std must be positive, got ", std);
+  }
+}
+
+Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box,
+                    const Preprocess& preprocess, const Augment& augment, RandomStream* random) {
+  auto [x0, y0, x1, y1] = with_margin(box.value_or(Box{0, 0, width, height}),
+                                      box.has_value() ? preprocess.box_margin : 0.0, height, width);
+  if (preprocess.fit == "pad") {
+    const int64_t side = std::max(x1 - x0, y1 - y0);
+    x0 -= (side - (x1 - x0)) / 2;
+    y0 -= (side - (y1 - y0)) / 2;
+    x1 = x0 + side;
+    y1 = y0 + side;
+  }
+  Frame frame;
+  if (random != nullptr) {
+    frame.flip = random->uniform() < augment.flip;
+    const double area = augment.crop_scale + (1.0 - augment.crop_scale) * random->uniform();
+    const double scale = std::sqrt(area);
+    const int64_t kept_width = std::max<int64_t>(std::llround(double(x1 - x0) * scale), 1);
+    const int64_t kept_height = std::max<int64_t>(std::llround(double(y1 - y0) * scale), 1);
+    x0 += random->below(uint32_t(x1 - x0 - kept_width + 1));
+    y0 += random->below(uint32_t(y1 - y0 - kept_height + 1));
+    x1 = x0 + kept_width;
+    y1 = y0 + kept_height;
+  }
+  frame.x0 = x0;
+  frame.y0 = y0;
+  frame.x1 = x1;
+  frame.y1 = y1;
+  frame.fit = fit_window(y1 - y0, x1 - x0, preprocess.size);
+  return frame;
+}
+
+void write_input(const Image& image, const Frame& frame, const Preprocess& preprocess, float* out) {
+  const int64_t size = preprocess.size;
+  // The kernel mirrors the window it writes, so that of the mirrored picture lies mirrored here.
+  const FitWindow& fit = frame.fit;
+  const int64_t left = frame.flip ? fit.resized_width - size - fit.left : fit.left;
+  const ResampleJob job{.image = image.pixels.data(),
+                        .image_height = image.height,
+                        .image_width = image.width,
+                        .x0 = frame.x0,
+                        .y0 = frame.y0,
+                        .x1 = frame.x1,
+                        .y1 = frame.y1,
+                        .resized_height = fit.resized_height,
+                        .resized_width = fit.resized_width,
+                        .top = fit.top,
+                        .left = left,
+                        .flip = frame.flip};
+  float mean[3], std[3];
+  std::copy(preprocess.mean.begin(), preprocess.mean.end(), mean);
+  std::copy(preprocess.std.begin(), preprocess.std.end(), std);
+  resample_normalized_cpu(job, size, size, mean, std, 1, size * kChannels, kChannels, out);
+}
+
+Image cut_picture(const Image& image, const Frame& frame) {
+  Image picture;
+  picture.height = frame.y1 - frame.y0;
+  picture.width = frame.x1 - frame.x0;
+  picture.pixels.resize(size_t(picture.height * picture.width * kChannels));
+  const int64_t first = std::max<int64_t>(frame.x0, 0);
+  const int64_t last = std::min(frame.x1, image.width);
+  for (int64_t y = std::max<int64_t>(frame.y0, 0); y < std::min(frame.y1, image.height); ++y) {
+    const uint8_t* from = image.pixels.data() + (y * image.width + first) * kChannels;
+    uint8_t* row = picture.pixels.data() + (y - frame.y0) * picture.width * kChannels;
+    if (!frame.flip) {
+      std::memcpy(row + (first - frame.x0) * kChannels, from, size_t((last - first) * kChannels));
+      continue;
+    }
+    for (int64_t x = first; x < last; ++x, from += kChannels) {
+      std::memcpy(row + (frame.x1 - 1 - x) * kChannels, from, kChannels);
+    }
+  }
+  return picture;
+}
+
+void keep_pictures(const std::vector<Image>& pictures, Batch& batch) {
+  const int64_t count = int64_t(pictures.size());
+  batch.offsets = at::empty({count}, at::kLong);
+  batch.sizes = at::empty({count, 2}, at::kLong);
+  auto* offsets = batch.offsets.mutable_data_ptr<int64_t>();
+  auto* sizes = batch.sizes.mutable_data_ptr<int64_t>();
+  int64_t bytes = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    offsets[i] = bytes;
+    sizes[2 * i] = pictures[i].height;
+    sizes[2 * i + 1] = pictures[i].width;
+    bytes += int64_t(pictures[i].pixels.size());
+  }
+  batch.pixels = at::empty({bytes}, at::kByte);
+  auto* to = batch.pixels.mutable_data_ptr<uint8_t>();
+  for (const Image& picture : pictures) {
+    to = std::copy(picture.pixels.begin(), picture.pixels.end(), to);
+  }
+}
+
+Batch make_batch(const Image& image, const std::optional<Box>& box, const Preprocess& preprocess) {
+  check_preprocess("preprocess", preprocess);
+  const Frame frame = frame_picture(image.height, image.width, box, preprocess);
+  Batch batch;
+  batch.images =
+      at::empty({1, kChannels, preprocess.size, preprocess.size},
+                at::TensorOptions(at::kFloat).memory_format(at::MemoryFormat::ChannelsLast));
+  write_input(image, frame, preprocess, batch.images.mutable_data_ptr<float>());
+  batch.attributes = at::empty({0}, at::kLong);
+  batch.values = at::empty({0}, at::kLong);
+  batch.labels = at::empty({1, 0}, at::kLong);
+  keep_pictures({cut_picture(image, frame)}, batch);
+  return batch;
+}
+
+}  // namespace placket

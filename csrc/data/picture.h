@@ -1,0 +1,57 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "data/batch.h"
+#include "data/decode.h"
+#include "data/image_list.h"
+#include "kernels/fit_window.h"
+
+namespace placket {
+
+// Where a model's input comes from in a decoded image, everything in whole pixels. The picture is
+// the part [x0, x1) x [y0, y1), which may leave the image (zeros there), mirrored where `flip` is
+// set. The input is `fit` of that picture.
+struct Frame {
+  int64_t x0 = 0, y0 = 0, x1 = 0, y1 = 0;
+  FitWindow fit{};
+  bool flip = false;
+};
+
+// 1. The box (the whole image without one) gets round(box_margin * side) on each side and is cut to
+//    the image; one that does not overlap the image is a ValueError.
+// 2. "pad": it becomes a square about its centre. The shorter axis is extended by half the
+//    difference on each side (the odd pixel after it), over photo where there is photo, over zeros
+//    beyond.
+// 3. With `random` (keyed to this row): mirrored with probability Augment::flip. A part of the
+//    picture of the same aspect ratio is kept, its share of the area uniform in [crop_scale, 1],
+//    its place uniform. The aspect ratio stays, so that what is found in the input maps back to the
+//    picture by the one rule of step 4.
+// 4. The short side is resized to `size` and the centre square kept (kernels/fit_window.h).
+Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box,
+                    const Preprocess& preprocess, const Augment& augment = {},
+                    RandomStream* random = nullptr);
+
+// Writes the input of a frame to out, [size, size, 3] float32 normalised.
+void write_input(const Image& image, const Frame& frame, const Preprocess& preprocess, float* out);
+
+// The frame's picture, [y1 - y0, x1 - x0, 3].
+Image cut_picture(const Image& image, const Frame& frame);
+
+// Throws ValueError where a field is out of range; `user` begins the sentence.
+void check_preprocess(const char* user, const Preprocess& preprocess);
+
+// A batch of one image, without labels; pixels are kept. The same code as the loader's, for search
+// and inspection.
+Batch make_batch(const Image& image, const std::optional<Box>& box, const Preprocess& preprocess);
+
+// Fills pixels, offsets and sizes.
+void keep_pictures(const std::vector<Image>& pictures, Batch& batch);
+
+}  // namespace placket
