@@ -1,0 +1,228 @@
+#include "models/trunk.h"
+
+#include <torch/library.h>
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+#include <mutex>
+#include <string_view>
+
+#include "base/checks.h"
+#include "models/trunk_model.h"
+
+namespace placket {
+
+using at::Tensor;
+
+namespace {
+
+std::string join(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  size_t begin = 0;
+  for (;;) {
+    const size_t end = text.find(separator, begin);
+    parts.push_back(text.substr(begin, end - begin));
+    if (end == std::string::npos) return parts;
+    begin = end + 1;
+  }
+}
+
+template <class T>
+bool parse(const std::string& text, T& value) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+}  // namespace
+
+TrunkSettings::TrunkSettings(std::string description) : description_(std::move(description)) {
+  const std::vector<std::string> parts = split(description_, ',');
+  name_ = parts.front();
+  for (size_t i = 1; i < parts.size(); ++i) {
+    const size_t equals = parts[i].find('=');
+    if (equals == std::string::npos || equals == 0) {
+      fail("setting", "have the form key=value", "'" + parts[i] + "'");
+    }
+    const std::string key = parts[i].substr(0, equals);
+    for (const auto& [known, value] : given_) {
+      if (known == key) fail("setting", "be given once", "a second '" + parts[i] + "'");
+    }
+    given_.emplace_back(key, parts[i].substr(equals + 1));
+  }
+}
+
+const std::string* TrunkSettings::find(const std::string& key) {
+  asked_.push_back(key);
+  for (const auto& [given, value] : given_) {
+    if (given == key) return &value;
+  }
+  return nullptr;
+}
+
+int64_t TrunkSettings::integer(const std::string& key, int64_t fallback, int64_t minimum) {
+  const std::string* text = find(key);
+  int64_t value = fallback;
+  if ((text != nullptr && !parse(*text, value)) || value < minimum) {
+    fail(key, "be an integer of at least " + std::to_string(minimum),
+         text != nullptr ? "'" + *text + "'" : "nothing");
+  }
+  return value;
+}
+
+double TrunkSettings::number(const std::string& key, double fallback, double minimum,
+                             double maximum) {
+  const std::string* text = find(key);
+  if (text == nullptr) return fallback;
+  double value = 0;
+  if (!parse(*text, value) || !(value >= minimum && value <= maximum)) {
+    std::ostringstream condition;
+    condition << "be a number from " << minimum << " to " << maximum;
+    fail(key, condition.str(), "'" + *text + "'");
+  }
+  return value;
+}
+
+std::string TrunkSettings::choice(const std::string& key, const std::string& fallback,
+                                  const std::vector<std::string>& choices) {
+  const std::string* text = find(key);
+  if (text == nullptr) return fallback;
+  if (std::find(choices.begin(), choices.end(), *text) == choices.end()) {
+    fail(key, "be one of " + join(choices), "'" + *text + "'");
+  }
+  return *text;
+}
+
+void TrunkSettings::refuse_unknown_keys() const {
+  for (const auto& [key, value] : given_) {
+    if (std::find(asked_.begin(), asked_.end(), key) == asked_.end()) {
+      fail("setting", "be one of " + join(asked_), "'" + key + "'");
+    }
+  }
+}
+
+void TrunkSettings::fail(const std::string& what, const std::string& condition,
+                         const std::string& value) const {
+  TORCH_CHECK_VALUE(false, "trunk: ", what, " must ", condition, ", got ", value, " in '",
+                    description_, "'");
+  std::abort();
+}
+
+namespace {
+
+// A trunk that the caller computes (any module that gives [B, C, h, w]): it has a name and a number
+// of channels here, and no weights.
+class ModuleTrunk : public TrunkModel {
+ public:
+  explicit ModuleTrunk(TrunkSettings& settings) : channels_(settings.integer("channels", 0, 1)) {}
+
+  TensorSpecs spec() const override { return {}; }
+  int64_t channels() const override { return channels_; }
+  Tensor features(const Tensor&, Weights&, const Mode&) const override {
+    TORCH_CHECK_VALUE(false,
+                      "trunk_features: trunk must be one of the built-in ones, got 'module', "
+                      "which the caller computes");
+  }
+
+ private:
+  int64_t channels_;
+};
+
+std::unique_ptr<TrunkModel> make_module_trunk(TrunkSettings& settings) {
+  return std::make_unique<ModuleTrunk>(settings);
+}
+
+struct TrunkKind {
+  const char* name;    // as an error lists it
+  const char* prefix;  // of the names it answers to; the name itself where null
+  std::unique_ptr<TrunkModel> (*make)(TrunkSettings&);
+};
+
+constexpr TrunkKind kTrunks[] = {
+    {"resnet18", nullptr, make_resnet},
+    {"resnet34", nullptr, make_resnet},
+    {"resnet50", nullptr, make_resnet},
+    {"squeezenet1_0", nullptr, make_squeezenet},
+    {"efficientnet_lite0", nullptr, make_efficientnet_lite},
+    {"vit_{tiny,small,base,large}_patchP_R", "vit_", make_vit},
+    {"vit", nullptr, make_vit},
+    {"module", nullptr, make_module_trunk},
+};
+
+struct Trunk {
+  std::unique_ptr<const TrunkModel> model;
+  size_t tensors;  // in its spec
+};
+
+Trunk make_trunk(const std::string& description) {
+  TrunkSettings settings(description);
+  std::vector<std::string> names;
+  for (const TrunkKind& kind : kTrunks) {
+    const bool matches = kind.prefix != nullptr ? settings.name().starts_with(kind.prefix)
+                                                : settings.name() == kind.name;
+    if (matches) {
+      std::unique_ptr<TrunkModel> model = kind.make(settings);
+      settings.refuse_unknown_keys();
+      const size_t tensors = model->spec().size();
+      return {std::move(model), tensors};
+    }
+    names.emplace_back(kind.name);
+  }
+  settings.fail("name", "be one of " + join(names), "'" + settings.name() + "'");
+}
+
+// Descriptions are read once: every forward pass asks for its trunk by name.
+const Trunk& find_trunk(const std::string& description) {
+  static std::mutex mutex;
+  static std::map<std::string, Trunk> trunks;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = trunks.find(description);
+  if (found != trunks.end()) return found->second;
+  return trunks.emplace(description, make_trunk(description)).first->second;
+}
+
+Tensor trunk_features_op(const Tensor& images, at::TensorList weights, std::string_view trunk,
+                         bool training, bool batch_statistics, int64_t groups) {
+  return trunk_features(images, weights, std::string(trunk), {training, batch_statistics, groups});
+}
+
+}  // namespace
+
+TensorSpecs trunk_spec(const std::string& trunk) { return find_trunk(trunk).model->spec(); }
+
+int64_t trunk_channels(const std::string& trunk) { return find_trunk(trunk).model->channels(); }
+
+Normalization trunk_normalization(const std::string& trunk) {
+  return find_trunk(trunk).model->normalization();
+}
+
+Tensor trunk_features(const Tensor& images, at::TensorList weights, const std::string& trunk,
+                      const Mode& mode) {
+  constexpr const char* kName = "trunk_features";
+  const Trunk& found = find_trunk(trunk);
+  TORCH_CHECK_VALUE(images.dim() == 4 && images.sym_size(1) == 3, kName,
+                    ": images must have shape [B, 3, H, W], got ", images.sym_sizes());
+  TORCH_CHECK_VALUE(mode.groups >= 1, kName, ": groups must be at least 1, got ", mode.groups);
+  if (mode.batch_statistics && mode.groups > 1) {
+    TORCH_CHECK_VALUE(images.sym_size(0) % mode.groups == 0, kName,
+                      ": images must come in a multiple of groups = ", mode.groups, ", got ",
+                      images.sym_size(0));
+  }
+  Weights cursor(kName, weights, found.tensors);
+  return found.model->features(images, cursor, mode);
+}
+
+TORCH_LIBRARY_FRAGMENT(placket, m) {
+  m.def(
+      "trunk_features(Tensor images, Tensor(a!)[] weights, str trunk, bool training=False, "
+      "bool batch_statistics=False, int groups=1) -> Tensor",
+      trunk_features_op, {at::Tag::pt2_compliant_tag});
+}
+
+}  // namespace placket
