@@ -68,6 +68,8 @@ class System {
   // Fits the system to a stage; names that it does not know are errors that list the known ones.
   // Returns the parameters that train.
   virtual NamedTensors begin(const StageConfig& stage) = 0;
+  // Fits the system to embedding alone, with these branches.
+  virtual void begin_encoding(const std::vector<std::string>& branches) = 0;
   // Whether the stage's batches must hold Batch::pixels, in training and for encode().
   virtual bool needs_pixels() const = 0;
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "train/adam.h"
@@ -47,8 +48,8 @@ class Trainer {
           const TrainerConfig& config, Hooks hooks = {}, GradSync sync = {});
   ~Trainer();
 
-  // Takes one step and returns the losses' values, unweighted, in the order of loss_names().
-  std::vector<double> step();
+  // Takes one step, after what is due before it, and returns the losses' values, unweighted, by name.
+  std::vector<std::pair<std::string, double>> step();
   // Runs to the end of the stage, or for at most `steps` more.
   void run(std::optional<int64_t> steps = std::nullopt);
   // Evaluates now.
@@ -58,7 +59,6 @@ class Trainer {
   int64_t steps() const { return steps_; }      // of the stage, in all
   int64_t steps_per_epoch() const;
   bool done() const { return step_ >= steps_ && settled(); }
-  std::vector<std::string> loss_names() const;
   std::optional<double> best() const { return best_; }
 
   // Everything that resuming needs. The tensors are the trainer's own, not copies.
@@ -73,9 +73,11 @@ class Trainer {
   struct Progress;
 
   void take_step();
+  std::vector<std::pair<std::string, double>> losses_of(const at::Tensor& row) const;
   void check_finite(const at::Tensor& window, int64_t first) const;
   void settle();
   bool settled() const;
+  bool report_due() const;
   bool evaluation_due() const;
   bool checkpoint_due() const;
   void report();
@@ -98,7 +100,7 @@ class Trainer {
   int64_t step_ = 0;
   bool loader_moved_ = false;  // the loader's next batch is not step_'s
   int64_t evaluated_ = -1;     // step of the last evaluation
-  int64_t saved_ = -1;
+  int64_t saved_ = -1;         // step of the last checkpoint
   std::optional<double> best_;
   int64_t best_step_ = -1;
 
@@ -106,6 +108,7 @@ class Trainer {
   // last column is the weighted sum.
   at::Tensor window_;
   int64_t window_size_ = 0;
+  at::Tensor bad_;  // float32: 1 once a loss was not finite, on a device that is not waited for
 
   std::unique_ptr<Progress> progress_;  // clocks
 };

@@ -92,14 +92,16 @@ class RpfSystem : public System {
                                       [&n = name](const auto& named) { return named.first == n; });
       if (!learns) frozen_.push_back(name);
     }
-    region_trunk_ = weights("region.trunk.", trunk_spec(config_.trunk));
-    region_head_ = weights("region.head.", rpf_region_head_spec(config_));
-    attribute_embedding_ = weights("attribute_embedding.", {{"weight", {}}}).front();
-    if (!config_.patch_trunk.empty()) {
-      patch_trunk_ = weights("patch.trunk.", trunk_spec(config_.patch_trunk));
-      patch_head_ = weights("patch.head.", rpf_patch_head_spec(config_));
-    }
+    gather_weights();
     return learning;
+  }
+
+  void begin_encoding(const std::vector<std::string>& branches) override {
+    check_branches(branches);
+    stage_ = StageConfig();
+    stage_.branches = branches;
+    frozen_.clear();
+    gather_weights();
   }
 
   bool needs_pixels() const override { return uses("patch"); }
@@ -165,6 +167,16 @@ class RpfSystem : public System {
   }
 
  private:
+  void gather_weights() {
+    region_trunk_ = weights("region.trunk.", trunk_spec(config_.trunk));
+    region_head_ = weights("region.head.", rpf_region_head_spec(config_));
+    attribute_embedding_ = weights("attribute_embedding.", {{"weight", {}}}).front();
+    if (!config_.patch_trunk.empty()) {
+      patch_trunk_ = weights("patch.trunk.", trunk_spec(config_.patch_trunk));
+      patch_head_ = weights("patch.head.", rpf_patch_head_spec(config_));
+    }
+  }
+
   void make_classes() {
     std::vector<int64_t> offsets, owners;
     for (size_t a = 0; a < values_.size(); ++a) {
@@ -188,8 +200,7 @@ class RpfSystem : public System {
   }
 
   void check(const StageConfig& stage) const {
-    TORCH_CHECK_VALUE(!stage.branches.empty(), "stage: branches must name at least one branch");
-    for (const std::string& branch : stage.branches) check_known("stage: branch", branch, kBranches);
+    check_branches(stage.branches);
     TORCH_CHECK_VALUE(!stage.losses.empty(), "stage: losses must name at least one loss");
     check_known("stage: batch_norm", stage.batch_norm, {"grouped", "merged", "frozen"});
     check_known("stage: sampler", stage.sampler, {"triplets", "images"});
@@ -210,7 +221,12 @@ class RpfSystem : public System {
       TORCH_CHECK_VALUE(contains(stage.branches, branch), "stage: loss '", name,
                         "' needs branch '", branch, "' among the branches that train");
     }
-    TORCH_CHECK_VALUE(!config_.patch_trunk.empty() || !contains(stage.branches, "patch"),
+  }
+
+  void check_branches(const std::vector<std::string>& branches) const {
+    TORCH_CHECK_VALUE(!branches.empty(), "stage: branches must name at least one branch, got none");
+    for (const std::string& branch : branches) check_known("stage: branch", branch, kBranches);
+    TORCH_CHECK_VALUE(!config_.patch_trunk.empty() || !contains(branches, "patch"),
                       "stage: branch 'patch' is not part of this model, whose patch_trunk is empty");
   }
 
