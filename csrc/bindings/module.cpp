@@ -2,6 +2,7 @@
 
 #include "bindings/data.h"
 #include "bindings/models.h"
+#include "bindings/train.h"
 
 // Operators register themselves with torch when the module is loaded; what has a life of its own is
 // bound here.
@@ -9,4 +10,5 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "placket's C++ core; its operators are torch.ops.placket.*";
   placket::bind_data(m);
   placket::bind_models(m);
+  placket::bind_train(m);
 }
