@@ -227,8 +227,8 @@ void bind_train(py::module_& m) {
   bind_configs(m);
   bind_systems(m);
   bind_trainer(m);
-  m.def("supervised_contrastive", &supervised_contrastive, py::arg("embeddings"),
-        py::arg("groups"), py::arg("labels"), py::arg("temperature"));
+  m.def("supervised_contrastive", &supervised_contrastive, py::arg("embeddings"), py::arg("groups"),
+        py::arg("labels"), py::arg("temperature"));
   m.def("centre_cross_entropy", &centre_cross_entropy, py::arg("embeddings"), py::arg("centres"),
         py::arg("owners"), py::arg("attributes"), py::arg("classes"), py::arg("scale"));
 }

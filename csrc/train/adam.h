@@ -14,7 +14,8 @@ struct AdamConfig {
   double beta2 = 0.999;
   double eps = 1e-8;
   double weight_decay = 0.0;
-  bool decoupled = false;  // AdamW (Loshchilov and Hutter, 2019): decay of the weights, not an L2 term
+  bool decoupled =
+      false;  // AdamW (Loshchilov and Hutter, 2019): decay of the weights, not an L2 term
 };
 
 struct AdamGroup {

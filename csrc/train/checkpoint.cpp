@@ -57,7 +57,8 @@ fs::path free_name(const fs::path& folder, int64_t step) {
   char name[32];
   std::snprintf(name, sizeof name, "step_%08lld", static_cast<long long>(step));
   fs::path path = folder / name;
-  for (int i = 2; fs::exists(path); ++i) path = folder / (std::string(name) + "-" + std::to_string(i));
+  for (int i = 2; fs::exists(path); ++i)
+    path = folder / (std::string(name) + "-" + std::to_string(i));
   return path;
 }
 

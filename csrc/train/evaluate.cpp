@@ -50,7 +50,8 @@ Tensor encode_rows(System& system, const std::shared_ptr<const ImageList>& image
     if (poll) poll();
     const Batch batch = loader.next();
     size_t most = 0;
-    for (const int64_t image : batch.plan.images) most = std::max(most, wanted[size_t(image)].size());
+    for (const int64_t image : batch.plan.images)
+      most = std::max(most, wanted[size_t(image)].size());
     Tensor asked = at::full({batch.images.size(0), int64_t(most)}, -1, at::kLong);
     std::vector<int64_t> targets;
     for (size_t n = 0; n < batch.plan.images.size(); ++n) {

@@ -5,9 +5,9 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include <algorithm>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 namespace placket {
 
@@ -16,6 +16,7 @@ using Group = c10::intrusive_ptr<c10d::ProcessGroup>;
 
 GradSync::GradSync() = default;
 GradSync::~GradSync() = default;
+GradSync::GradSync(GradSync&&) noexcept = default;
 
 GradSync::GradSync(Group group, int64_t bucket_bytes)
     : group_(std::move(group)), bucket_bytes_(bucket_bytes) {

@@ -20,12 +20,13 @@ class GradSync {
   explicit GradSync(c10::intrusive_ptr<c10d::ProcessGroup> group,
                     int64_t bucket_bytes = int64_t{25} << 20);
   ~GradSync();
+  GradSync(GradSync&&) noexcept;
 
   int64_t rank() const { return rank_; }
   int64_t world_size() const { return world_size_; }
 
-  // Replaces each tensor by its mean over the ranks. Tensors of one dtype travel together, flattened
-  // into buckets.
+  // Replaces each tensor by its mean over the ranks. Tensors of one dtype travel together,
+  // flattened into buckets.
   void average(const std::vector<at::Tensor>& tensors) const;
 
   // Rows [N, ...] of every rank joined in rank order to [world_size * N, ...]; N is the same on

@@ -10,8 +10,8 @@ namespace placket {
 
 // What the run tells every `report_every` steps.
 struct Report {
-  int64_t step = 0;  // steps done, over all stages
-  int64_t epoch = 0;  // of the stage, from 0
+  int64_t step = 0;                                    // steps done, over all stages
+  int64_t epoch = 0;                                   // of the stage, from 0
   std::vector<std::pair<std::string, double>> losses;  // unweighted means since the last report
   double loss = 0;                                     // mean of the weighted sum
   std::vector<std::pair<std::string, double>> rates;   // learning rate of each parameter group

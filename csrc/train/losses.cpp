@@ -42,8 +42,9 @@ Tensor supervised_contrastive(const Tensor& embeddings, const Tensor& groups, co
 Tensor centre_cross_entropy(const Tensor& embeddings, const Tensor& centres, const Tensor& owners,
                             const Tensor& attributes, const Tensor& classes, double scale) {
   const Tensor elsewhere = attributes.unsqueeze(1).ne(owners.unsqueeze(0));
-  const Tensor logits =
-      at::matmul(unit_rows(embeddings), unit_rows(centres).t()).mul(scale).masked_fill(elsewhere, kMasked);
+  const Tensor logits = at::matmul(unit_rows(embeddings), unit_rows(centres).t())
+                            .mul(scale)
+                            .masked_fill(elsewhere, kMasked);
   const Tensor log_share = logits - logits.logsumexp(1, /*keepdim=*/true);
   const Tensor own = log_share.gather(1, classes.clamp_min(0).unsqueeze(1)).squeeze(1);
   return mean_of(-own, classes.ge(0));

@@ -11,7 +11,8 @@ namespace placket {
 
 // How the learning rates fall over a stage.
 struct Schedule {
-  std::string kind = "step";  // "step": times `factor` every `every` epochs. "cosine": to 0 at the end
+  std::string kind =
+      "step";  // "step": times `factor` every `every` epochs. "cosine": to 0 at the end
   double factor = 0.9;
   int64_t every = 3;
   int64_t warmup_steps = 0;  // the rates rise linearly over this many first steps

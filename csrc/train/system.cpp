@@ -1,8 +1,8 @@
 #include "train/system.h"
 
-#include <algorithm>
-
 #include <ATen/Functions.h>
+
+#include <algorithm>
 
 namespace placket {
 namespace {
@@ -42,15 +42,16 @@ std::vector<std::pair<double, NamedTensors>> rate_groups(
   for (const auto& [prefix, rate] : rates) {
     const auto fits = [&p = prefix](const auto& named) { return named.first.starts_with(p); };
     TORCH_CHECK_VALUE(rate >= 0, "stage: rate of '", prefix, "' must be at least 0, got ", rate);
-    TORCH_CHECK_VALUE(std::any_of(all.begin(), all.end(), fits), "stage: no parameter begins with '",
-                      prefix, "', for which a rate is given");
+    TORCH_CHECK_VALUE(std::any_of(all.begin(), all.end(), fits),
+                      "stage: no parameter begins with '", prefix, "', for which a rate is given");
     groups.emplace_back(rate, NamedTensors());
   }
   for (const auto& named : trained) {
     size_t best = rates.size();
     for (size_t i = 0; i < rates.size(); ++i) {
       const bool fits = named.first.starts_with(rates[i].first);
-      if (fits && (best == rates.size() || rates[i].first.size() > rates[best].first.size())) best = i;
+      if (fits && (best == rates.size() || rates[i].first.size() > rates[best].first.size()))
+        best = i;
     }
     TORCH_CHECK_VALUE(best < rates.size(), "stage: no rate fits the parameter '", named.first,
                       "'; give one for a prefix of its name, 0 to keep it as it is");

@@ -26,8 +26,8 @@ struct StageConfig {
   double weight_decay = 0.0;
   bool decoupled_decay = false;  // AdamW
   int64_t epochs = 50;
-  // Where BatchNorm takes its statistics: "grouped" each triplet role apart (the reference), "merged"
-  // the whole batch, "frozen" the running ones.
+  // Where BatchNorm takes its statistics: "grouped" each triplet role apart (the reference),
+  // "merged" the whole batch, "frozen" the running ones.
   std::string batch_norm = "grouped";
   std::string sampler = "triplets";  // or "images": every image once an epoch
   int64_t batch = 16;                // triplets or images a step, over all ranks
@@ -76,8 +76,8 @@ class System {
   // The losses of a batch on the model's device, by one forward pass. No host synchronisation.
   virtual std::vector<Loss> losses(const Batch& batch, const StepContext& context) = 0;
 
-  // Embeddings [V, D], L2-normalised float32, of each (image, attribute) with attributes[n, k] >= 0,
-  // row by row; attributes [N, K] int64 on the CPU. In evaluation mode, without gradients.
+  // Embeddings [V, D], L2-normalised float32, of each (image, attribute) with attributes[n, k] >=
+  // 0, row by row; attributes [N, K] int64 on the CPU. In evaluation mode, without gradients.
   virtual at::Tensor encode(const Batch& batch, const at::Tensor& attributes) = 0;
 };
 
@@ -87,8 +87,9 @@ Batch to_device(const Batch& batch, at::Device device);
 // "<what>: ... must be one of a, b, got c" unless `name` is known.
 void check_known(const char* what, const std::string& name, const std::vector<std::string>& known);
 
-// Groups of parameters by their learning rate: for each entry of `rates` those whose longest prefix
-// it is. A parameter without one, and a prefix without a parameter among `all`, are errors.
+// Groups of parameters by their learning rate: for each entry of `rates`, in order, those whose
+// longest prefix it is. A parameter without one, and a prefix without a parameter among `all`, are
+// errors.
 std::vector<std::pair<double, NamedTensors>> rate_groups(
     const std::vector<std::pair<std::string, double>>& rates, const NamedTensors& trained,
     const NamedTensors& all);

@@ -110,13 +110,13 @@ class HeaderParser {
 
  private:
   [[noreturn]] void damaged() const {
-    fail(path_, "is not a safetensors file: its header is damaged at byte " +
-                    std::to_string(8 + position_));
+    fail(path_,
+         c10::str("is not a safetensors file: its header is damaged at byte ", 8 + position_));
   }
 
   void skip_spaces() {
-    while (position_ < text_.size() && std::string_view(" \t\r\n").find(text_[position_]) !=
-                                           std::string_view::npos) {
+    while (position_ < text_.size() &&
+           std::string_view(" \t\r\n").find(text_[position_]) != std::string_view::npos) {
       ++position_;
     }
   }
@@ -274,11 +274,12 @@ Tensor empty_tensor(const std::string& path, const Entry& entry) {
   }
   int64_t bytes = int64_t(c10::elementSize(found->dtype));
   for (const int64_t size : entry.shape) {
-    if (__builtin_mul_overflow(bytes, size, &bytes)) fail(path, "tensor '" + entry.name + "' is too large");
+    if (__builtin_mul_overflow(bytes, size, &bytes))
+      fail(path, "tensor '" + entry.name + "' is too large");
   }
   if (entry.offsets.size() != 2 || entry.offsets[1] - entry.offsets[0] != bytes) {
-    fail(path, "tensor '" + entry.name + "' must take " + std::to_string(bytes) +
-                   " bytes, which its offsets do not give");
+    fail(path, c10::str("tensor '", entry.name, "' must take ", bytes,
+                        " bytes, which its offsets do not give"));
   }
   return at::empty(entry.shape, found->dtype);
 }
@@ -289,10 +290,9 @@ void write_tensor_file(const std::string& path, const TensorFile& file) {
   std::string header = "{";
   if (!file.metadata.empty()) {
     header += "\"__metadata__\":{";
-    const char* comma = "";
     for (const auto& [key, value] : file.metadata) {
-      header += comma + quoted(key) + ":" + quoted(value);
-      comma = ",";
+      if (header.back() != '{') header += ',';
+      header += quoted(key) + ":" + quoted(value);
     }
     header += "}";
   }
@@ -306,7 +306,8 @@ void write_tensor_file(const std::string& path, const TensorFile& file) {
     if (header.size() > 1) header += ",";
     header += quoted(name) + ":{\"dtype\":\"" + std::string(dtype->name) + "\",\"shape\":[";
     for (int64_t d = 0; d < tensor.dim(); ++d) {
-      header += (d > 0 ? "," : "") + std::to_string(tensor.size(d));
+      if (d > 0) header += ',';
+      header += std::to_string(tensor.size(d));
     }
     header += "],\"data_offsets\":[" + std::to_string(offset) + ",";
     offset += uint64_t(tensor.numel()) * tensor.element_size();
@@ -329,11 +330,13 @@ TensorFile read_tensor_file(const std::string& path) {
   const File in(path, O_RDONLY | O_CLOEXEC);
   const uint64_t size = in.size();
   uint64_t length = 0;
-  if (size < sizeof length) fail(path, "is not a safetensors file: it has only " + std::to_string(size) + " bytes");
+  if (size < sizeof length) {
+    fail(path, c10::str("is not a safetensors file: it has only ", size, " bytes"));
+  }
   in.read(&length, sizeof length);
   if (length > std::min(kMaxHeader, size - sizeof length)) {
-    fail(path, "is not a safetensors file, or is cut off: its header claims " +
-                   std::to_string(length) + " of " + std::to_string(size) + " bytes");
+    fail(path, c10::str("is not a safetensors file, or is cut off: its header claims ", length,
+                        " of ", size, " bytes"));
   }
   std::string header(length, '\0');
   in.read(header.data(), header.size());
@@ -369,20 +372,19 @@ TensorFile read_tensor_file(const std::string& path) {
   // In the order of their bytes, which the header's order need not be.
   std::vector<size_t> order(entries.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    return entries[a].offsets < entries[b].offsets;
-  });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return entries[a].offsets < entries[b].offsets; });
   int64_t offset = 0;
   for (const size_t i : order) {
     if (entries[i].offsets[0] != offset) {
-      fail(path, "tensor '" + entries[i].name + "' must begin at byte " + std::to_string(offset) +
-                     ", got " + std::to_string(entries[i].offsets[0]));
+      fail(path, c10::str("tensor '", entries[i].name, "' must begin at byte ", offset, ", got ",
+                          entries[i].offsets[0]));
     }
     offset = entries[i].offsets[1];
   }
   if (uint64_t(offset) != size - sizeof length - length) {
-    fail(path, "must have " + std::to_string(sizeof length + length + uint64_t(offset)) +
-                   " bytes, got " + std::to_string(size) + ": it is cut off or damaged");
+    fail(path, c10::str("must have ", sizeof length + length + uint64_t(offset), " bytes, got ",
+                        size, ": it is cut off or damaged"));
   }
   for (const size_t i : order) in.read(tensors[i].mutable_data_ptr(), tensors[i].nbytes());
   for (size_t i = 0; i < entries.size(); ++i) {

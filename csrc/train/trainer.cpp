@@ -118,22 +118,24 @@ std::shared_ptr<const BatchSource> make_source(const TrainerConfig& config, cons
                                                uint64_t seed) {
   const StageConfig& stage = config.stage;
   if (stage.sampler == "triplets") {
-    return make_triplet_source(labels,
-                               {seed, stage.batch, stage.triplets, stage.negative_by_value,
-                                stage.exclude_shared, sync.rank(), sync.world_size()});
+    return make_triplet_source(labels, {seed, stage.batch, stage.triplets, stage.negative_by_value,
+                                        stage.exclude_shared, sync.rank(), sync.world_size()});
   }
-  return make_image_source(int64_t(images->paths.size()),
-                           {seed, stage.batch, /*shuffle=*/true, /*drop_last=*/true, sync.rank(),
-                            sync.world_size()});
+  return make_image_source(
+      int64_t(images->paths.size()),
+      {seed, stage.batch, /*shuffle=*/true, /*drop_last=*/true, sync.rank(), sync.world_size()});
 }
 
 Adam make_adam(System& system, const StageConfig& stage) {
   const NamedTensors learning = system.begin(stage);
   TORCH_CHECK_VALUE(!learning.empty(), "Trainer: rates must let at least one parameter learn");
   std::vector<AdamGroup> groups;
-  for (auto& [prefix, rate, parameters] :
-       rate_groups(stage.rates, learning, system.parameters())) {
-    if (!parameters.empty()) groups.push_back({prefix, rate, std::move(parameters)});
+  auto by_rate = rate_groups(stage.rates, learning, system.parameters());
+  for (size_t i = 0; i < by_rate.size(); ++i) {
+    auto& [rate, parameters] = by_rate[i];
+    const std::string& prefix = stage.rates[i].first;
+    if (parameters.empty()) continue;
+    groups.push_back({prefix.empty() ? "all" : prefix, rate, std::move(parameters)});
   }
   AdamConfig adam;
   adam.weight_decay = stage.weight_decay;
@@ -236,9 +238,9 @@ void Trainer::take_step() {
   loader_moved_ = true;
   const Batch batch = loader_->next();
   {
-    const SeedGuard seeded(device_, random_seed(config_.seed, kRandomDropout,
-                                                uint64_t(config_.first_step + step_),
-                                                uint32_t(sync_.rank())));
+    const SeedGuard seeded(
+        device_, random_seed(config_.seed, kRandomDropout, uint64_t(config_.first_step + step_),
+                             uint32_t(sync_.rank())));
     const at::AutoGradMode with_grad(true);
     adam_->zero_grad();
     std::vector<Tensor> row;  // in the order of the stage's losses, then their weighted sum
@@ -308,8 +310,8 @@ void Trainer::check_finite(const Tensor& window, int64_t first) const {
         files += (k > 0 ? ", " : "") + images_->paths[size_t(plan.images[size_t(k)])];
       }
       if (count > kNamedFiles) files += " and " + std::to_string(count - kNamedFiles) + " more";
-      TORCH_CHECK(false, "Trainer: loss ", name, " must be finite, got ", values[i][j],
-                  " at step ", config_.first_step + first + i + 1, " of the run; its batch: ", files,
+      TORCH_CHECK(false, "Trainer: loss ", name, " must be finite, got ", values[i][j], " at step ",
+                  config_.first_step + first + i + 1, " of the run; its batch: ", files,
                   ". Lower the learning rate or look at these images; the weights are those before "
                   "that step");
     }
@@ -331,9 +333,7 @@ bool Trainer::checkpoint_due() const {
          (config_.checkpoint_every > 0 && step_ % config_.checkpoint_every == 0);
 }
 
-bool Trainer::settled() const {
-  return !report_due() && !evaluation_due() && !checkpoint_due();
-}
+bool Trainer::settled() const { return !report_due() && !evaluation_due() && !checkpoint_due(); }
 
 // Does what is due at this step; what a hook's exception leaves undone is done by the next call.
 void Trainer::settle() {
@@ -441,7 +441,8 @@ void Trainer::load_state(const Checkpoint& state) {
       {"first_step", std::to_string(config_.first_step)}};
   for (const auto& [key, value] : expected) {
     const std::string& found = entry(metadata, key.c_str());
-    TORCH_CHECK_VALUE(found == value, "Trainer: state's ", key, " must be ", value, ", got ", found);
+    TORCH_CHECK_VALUE(found == value, "Trainer: state's ", key, " must be ", value, ", got ",
+                      found);
   }
   const int64_t step = number<int64_t>(metadata, "step");
   TORCH_CHECK_VALUE(step >= 0 && step <= steps_, "Trainer: state's step must be from 0 to ", steps_,
@@ -461,8 +462,10 @@ void Trainer::load_state(const Checkpoint& state) {
   const auto window = saved.find("losses");
   TORCH_CHECK_VALUE(window != saved.end(), "Trainer: state has no tensor 'losses'");
   const Tensor losses = window->second;
-  TORCH_CHECK_VALUE(losses.dim() == 2 && losses.size(1) == window_.size(1), "Trainer: state's "
-                    "'losses' must have shape [steps, ", window_.size(1), "], got ", losses.sizes());
+  TORCH_CHECK_VALUE(losses.dim() == 2 && losses.size(1) == window_.size(1),
+                    "Trainer: state's "
+                    "'losses' must have shape [steps, ",
+                    window_.size(1), "], got ", losses.sizes());
   // A longer window than this trainer's is of another report_every: its reports start afresh.
   const int64_t kept = losses.size(0) <= config_.report_every ? losses.size(0) : 0;
   copies.emplace_back(window_.narrow(0, 0, kept), losses.narrow(0, 0, kept));

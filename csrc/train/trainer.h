@@ -24,11 +24,11 @@ struct TrainerConfig {
   bool bfloat16 = false;
   Preprocess preprocess;
   int64_t loader_threads = 2;
-  int64_t report_every = 20;      // steps
-  int64_t evaluate_every = 0;     // steps; 0: never. Also after the stage's last step
-  int64_t checkpoint_every = 0;   // steps; 0: only with evaluations and at the end
+  int64_t report_every = 20;     // steps
+  int64_t evaluate_every = 0;    // steps; 0: never. Also after the stage's last step
+  int64_t checkpoint_every = 0;  // steps; 0: only with evaluations and at the end
   int64_t poll_milliseconds = 50;
-  std::string run;                // run folder; empty: no checkpoints
+  std::string run;                  // run folder; empty: no checkpoints
   std::string model_config = "{}";  // config.json of the checkpoints
 };
 
@@ -48,7 +48,8 @@ class Trainer {
           const TrainerConfig& config, Hooks hooks = {}, GradSync sync = {});
   ~Trainer();
 
-  // Takes one step, after what is due before it, and returns the losses' values, unweighted, by name.
+  // Takes one step, after what is due before it, and returns the losses' values, unweighted, by
+  // name.
   std::vector<std::pair<std::string, double>> step();
   // Runs to the end of the stage, or for at most `steps` more.
   void run(std::optional<int64_t> steps = std::nullopt);
@@ -104,8 +105,8 @@ class Trainer {
   std::optional<double> best_;
   int64_t best_step_ = -1;
 
-  // Losses of the steps since the last report, [report_every, losses + 1] float32 on the device; the
-  // last column is the weighted sum.
+  // Losses of the steps since the last report, [report_every, losses + 1] float32 on the device;
+  // the last column is the weighted sum.
   at::Tensor window_;
   int64_t window_size_ = 0;
   at::Tensor bad_;  // float32: 1 once a loss was not finite, on a device that is not waited for

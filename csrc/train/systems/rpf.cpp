@@ -113,9 +113,8 @@ class RpfSystem : public System {
     const bool every_attribute = weight("region_contrast") > 0 || weight("region_classify") > 0;
     const int64_t per_image =
         every_attribute ? config_.attributes : views.attributes.size(0) / host.images.size(0);
-    const Tensor attributes = every_attribute
-                                  ? all_attributes_
-                                  : views.attributes.view({host.images.size(0), per_image});
+    const Tensor attributes =
+        every_attribute ? all_attributes_ : views.attributes.view({host.images.size(0), per_image});
     const Regions regions =
         region_forward(batch.images, attributes, trains("region."), weight("region_patch") > 0);
     // Place of each view among the rows of `regions`.
@@ -138,9 +137,7 @@ class RpfSystem : public System {
     add("region_patch", [&] {
       return region_patch(region, patch, rows_of(regions.background, own), views, context);
     });
-    add("patch_contrast", [&] {
-      return contrast(patch, views.attributes, views.values, context);
-    });
+    add("patch_contrast", [&] { return contrast(patch, views.attributes, views.values, context); });
     add("patch_classify", [&] {
       return classify(patch, centres_[1].second, views.attributes, views.values, context);
     });
@@ -160,8 +157,8 @@ class RpfSystem : public System {
                                            /*training=*/false, /*background=*/false);
     const Tensor region = unit_rows(rows_of(regions.embedding, own));
     if (!uses("patch")) return region;
-    const Tensor patch = unit_rows(
-        patch_forward(batch, views, rows_of(regions.attention, own), /*training=*/false));
+    const Tensor patch =
+        unit_rows(patch_forward(batch, views, rows_of(regions.attention, own), /*training=*/false));
     const double beta = options_.region_weight;
     return at::cat({region * std::sqrt(beta), patch * std::sqrt(1.0 - beta)}, 1);
   }
@@ -205,8 +202,9 @@ class RpfSystem : public System {
     check_known("stage: batch_norm", stage.batch_norm, {"grouped", "merged", "frozen"});
     check_known("stage: sampler", stage.sampler, {"triplets", "images"});
     const bool triplets = stage.sampler == "triplets";
-    TORCH_CHECK_VALUE(triplets || stage.batch_norm != "grouped",
-                      "stage: batch_norm must be merged or frozen with sampler images, got grouped");
+    TORCH_CHECK_VALUE(
+        triplets || stage.batch_norm != "grouped",
+        "stage: batch_norm must be merged or frozen with sampler images, got grouped");
     TORCH_CHECK_VALUE(
         triplets || (stage.views_per_image >= 1 && stage.views_per_image <= config_.attributes),
         "stage: views_per_image must be from 1 to the ", config_.attributes, " attributes, got ",
@@ -218,16 +216,17 @@ class RpfSystem : public System {
       TORCH_CHECK_VALUE(triplets || !name.starts_with("triplet_"), "stage: loss '", name,
                         "' needs sampler triplets, got ", stage.sampler);
       const std::string branch = name.find("patch") == std::string::npos ? "region" : "patch";
-      TORCH_CHECK_VALUE(contains(stage.branches, branch), "stage: loss '", name,
-                        "' needs branch '", branch, "' among the branches that train");
+      TORCH_CHECK_VALUE(contains(stage.branches, branch), "stage: loss '", name, "' needs branch '",
+                        branch, "' among the branches that train");
     }
   }
 
   void check_branches(const std::vector<std::string>& branches) const {
     TORCH_CHECK_VALUE(!branches.empty(), "stage: branches must name at least one branch, got none");
     for (const std::string& branch : branches) check_known("stage: branch", branch, kBranches);
-    TORCH_CHECK_VALUE(!config_.patch_trunk.empty() || !contains(branches, "patch"),
-                      "stage: branch 'patch' is not part of this model, whose patch_trunk is empty");
+    TORCH_CHECK_VALUE(
+        !config_.patch_trunk.empty() || !contains(branches, "patch"),
+        "stage: branch 'patch' is not part of this model, whose patch_trunk is empty");
   }
 
   static bool contains(const std::vector<std::string>& names, const std::string& name) {
@@ -290,8 +289,10 @@ class RpfSystem : public System {
                           uint32_t(host.plan.positions[size_t(n)]));
       std::vector<int64_t> order(static_cast<size_t>(config_.attributes));
       std::iota(order.begin(), order.end(), 0);
-      for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(uint32_t(i))]);
-      std::stable_partition(order.begin(), order.end(), [&](int64_t a) { return labels[n][a] >= 0; });
+      for (size_t i = order.size(); i > 1; --i)
+        std::swap(order[i - 1], order[random.below(uint32_t(i))]);
+      std::stable_partition(order.begin(), order.end(),
+                            [&](int64_t a) { return labels[n][a] >= 0; });
       std::copy_n(order.begin(), per_image, chosen + n * per_image);
     }
     const Tensor values =
@@ -321,8 +322,10 @@ class RpfSystem : public System {
     const at::AutoGradMode grad(training && at::GradMode::is_enabled());
     const Tensor sizes = batch.sizes.index_select(0, views.images);
     const Tensor boxes = region_box(attention, sizes);
-    const Tensor crops = crop_resize(batch.pixels, batch.offsets.index_select(0, views.images), sizes, boxes);
-    const Tensor features = trunk_features(crops, patch_trunk_, config_.patch_trunk, mode(training));
+    const Tensor crops =
+        crop_resize(batch.pixels, batch.offsets.index_select(0, views.images), sizes, boxes);
+    const Tensor features =
+        trunk_features(crops, patch_trunk_, config_.patch_trunk, mode(training));
     return rpf_patch_head(features, attribute_embedding_, views.attributes, patch_head_,
                           config_.heads, config_.dropout, training);
   }
@@ -345,10 +348,9 @@ class RpfSystem : public System {
 
   Tensor classify(const Tensor& embedding, const Tensor& centres, const Tensor& attributes,
                   const Tensor& values, const StepContext& context) const {
-    return centre_cross_entropy(context.sync.gather(embedding), centres, owners_,
-                                context.sync.gather(attributes),
-                                context.sync.gather(classes(attributes, values)),
-                                options_.classify_scale);
+    return centre_cross_entropy(
+        context.sync.gather(embedding), centres, owners_, context.sync.gather(attributes),
+        context.sync.gather(classes(attributes, values)), options_.classify_scale);
   }
 
   // [N, A, E] and labels [N, A]

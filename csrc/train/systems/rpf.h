@@ -11,9 +11,9 @@
 namespace placket {
 
 struct RpfOptions {
-  double margin = 0.2;       // of the triplet losses
-  double temperature = 0.07;  // of region_patch
-  double alpha = 12.0;        // weight of the backgrounds in region_patch
+  double margin = 0.2;                // of the triplet losses
+  double temperature = 0.07;          // of region_patch
+  double alpha = 12.0;                // weight of the backgrounds in region_patch
   double contrast_temperature = 0.1;  // of region_contrast and patch_contrast
   double classify_scale = 16.0;       // of region_classify and patch_classify
   double region_weight = 0.3;         // share beta of the region branch in the joint similarity
