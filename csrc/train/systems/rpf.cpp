@@ -1,8 +1,11 @@
 #include "train/systems/rpf.h"
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <numeric>
 
 #include "base/random.h"
@@ -28,6 +31,8 @@ Tensor unit_rows(const Tensor& rows) {
   return x / x.norm(2, {-1}, /*keepdim=*/true).clamp_min(1e-12);
 }
 
+constexpr int64_t kRegionView = 224;  // the published one, which boxes are counted in
+
 // What one forward pass of the region branch gives, for K attributes of each image.
 struct Regions {
   Tensor embedding;   // [N, K, E]
@@ -47,7 +52,9 @@ class RpfSystem : public System {
   RpfSystem(const RpfConfig& config, const RpfOptions& options,
             const std::map<std::string, Tensor>& tensors, const std::vector<int64_t>& values,
             const Preprocess& preprocess, uint64_t seed)
-      : config_(config), options_(options), values_(values), preprocess_(preprocess) {
+      : config_(config), options_(options), values_(values) {
+    std::copy(preprocess.mean.begin(), preprocess.mean.end(), mean_.begin());
+    std::copy(preprocess.std.begin(), preprocess.std.end(), std_.begin());
     TORCH_CHECK_VALUE(int64_t(values.size()) == config.attributes,
                       "RpfSystem: values must have one entry for each of the model's ",
                       config.attributes, " attributes, got ", values.size());
@@ -320,10 +327,14 @@ class RpfSystem : public System {
   Tensor patch_forward(const Batch& batch, const Views& views, const Tensor& attention,
                        bool training) const {
     const at::AutoGradMode grad(training && at::GradMode::is_enabled());
-    const Tensor sizes = batch.sizes.index_select(0, views.images);
-    const Tensor boxes = region_box(attention, sizes);
-    const Tensor crops =
-        crop_resize(batch.pixels, batch.offsets.index_select(0, views.images), sizes, boxes);
+    const Tensor boxes =
+        region_box(attention.to(at::kFloat), batch.sizes.index_select(0, views.images),
+                   options_.box_threshold, kRegionView);
+    const bool half = at::autocast::is_autocast_enabled(device_.type());
+    const Tensor crops = crop_resize(batch.pixels, batch.offsets, batch.sizes, boxes, views.images,
+                                     options_.patch_size, options_.patch_size, mean_, std_,
+                                     half ? at::kBFloat16 : at::kFloat,
+                                     /*channels_last=*/true, /*flip=*/std::nullopt);
     const Tensor features =
         trunk_features(crops, patch_trunk_, config_.patch_trunk, mode(training));
     return rpf_patch_head(features, attribute_embedding_, views.attributes, patch_head_,
@@ -382,7 +393,7 @@ class RpfSystem : public System {
   RpfConfig config_;
   RpfOptions options_;
   std::vector<int64_t> values_;
-  Preprocess preprocess_;
+  std::array<double, 3> mean_, std_;
   at::Device device_ = at::kCPU;
   StageConfig stage_;
   NamedTensors parameters_, buffers_, centres_;
