@@ -86,8 +86,8 @@ __global__ void __launch_bounds__(kTile* kThreads)
                             in.flip != nullptr && in.flip[crop]};
   const bool down_first =
       valid && vertical_first(rows.box_size, columns.box_size, in.height, in.width);
-  const CropAxis& along = down_first ? rows : columns;
-  const CropAxis& across = down_first ? columns : rows;
+  const CropAxis along = down_first ? rows : columns;
+  const CropAxis across = down_first ? columns : rows;
   const int64_t tile_along = down_first ? tile_y : tile_x;
   const int64_t tile_across = down_first ? tile_x : tile_y;
 

@@ -29,7 +29,7 @@ PLACKET_SIMD float blend_rows(const float* low, float low_weight, const float* h
   std::fill(lanes, lanes + kLanes, -kInfinity);
   for (int64_t x = 0; x < columns; x += kLanes) {
     for (int64_t l = 0; l < kLanes; ++l) {
-      const float value = low[x + l] * low_weight + high[x + l] * high_weight;
+      const float value = blend(low[x + l], low_weight, high[x + l], high_weight);
       least[x + l] = value < least[x + l] ? value : least[x + l];
       greatest[x + l] = value > greatest[x + l] ? value : greatest[x + l];
       lanes[l] = value > lanes[l] ? value : lanes[l];
