@@ -51,7 +51,7 @@ struct TileAxis {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kTile* kThreads)
+__global__ void __launch_bounds__(kTile* kThreads, 3)
     crop_resize_kernel(CropResize in, int64_t tiles_down, int64_t tiles_right, T* out) {
   __shared__ TileAxis along_tile, across_tile;
   __shared__ uint8_t chunk[kChunk][kTile][3];

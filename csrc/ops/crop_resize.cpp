@@ -42,10 +42,11 @@ struct Arguments {
     check_shape(kName, "pixels", pixels_, {-1}, "[L]");
     check_dtype(kName, "pixels", pixels_, at::kByte);
     pixels = pixels_.contiguous();
-    const int64_t images = offsets_.size(0), crops = boxes_.size(0);
     offsets = checked("offsets", offsets_, {-1}, "[N]");
+    const int64_t images = offsets.size(0);
     sizes = checked("sizes", sizes_, {images, 2}, "[N, 2] like offsets");
     boxes = checked("boxes", boxes_, {-1, 4}, "[M, 4]");
+    const int64_t crops = boxes.size(0);
     image_index = checked("image_index", image_index_, {crops}, "[M] like boxes");
     if (flip_) flip = checked("flip", *flip_, {crops}, "[M] like boxes", at::kBool);
     TORCH_CHECK_VALUE(height >= 0 && width >= 0, kName,
