@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,3 +36,104 @@ def batch_norm_act(
 def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2) -> Tensor:
     a, p, n = (F.normalize(x, dim=1) for x in (anchor, positive, negative))
     return F.relu(margin - (a * p).sum(1) + (a * n).sum(1))
+
+
+def pillow_weights(source: int, target: int) -> Tensor:
+    """``[target, source]``: Pillow's antialiased triangle filter, in units of 2**-22."""
+    scale = source / target
+    radius = max(scale, 1.0)
+    center = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
+    first = (center - radius + 0.5).long().clamp(min=0)
+    end = (center + radius + 0.5).long()
+    position = torch.arange(source)
+    weight = (1 - ((position - center + 0.5) * (1 / radius)).abs()).clamp(min=0)
+    weight = torch.where((first <= position) & (position < end), weight, 0.0)
+    total = weight.cumsum(1)[:, -1:]  # adds one by one from the left, as Pillow does
+    return (0.5 + weight / total * 2**22).long()
+
+
+def pillow_resize(image: Tensor, height: int, width: int) -> Tensor:
+    """``[h, w, 3]`` integers in [0, 255] to ``[height, width, 3]``: two passes, each rounded to 8 bits."""
+
+    def resize(axis: int, target: int) -> None:
+        nonlocal image
+        weights = pillow_weights(image.shape[axis], target)
+        image = torch.tensordot(weights, image, ([1], [axis])).movedim(0, axis)
+        image = (image + 2**21 >> 22).clamp(max=255)
+
+    rows, columns = image.shape[0] - height, image.shape[1] - width
+    passes = [(1, width), (0, height)]
+    # Pillow 13 takes the vertical pass first where that saves work (python-pillow/Pillow#9549).
+    for axis, target in reversed(passes) if rows > max(0, 2 * columns) else passes:
+        resize(axis, target)
+    return image
+
+
+def crop_resize(
+    pixels: Tensor,
+    offsets: Tensor,
+    sizes: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    height: int,
+    width: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    flip: Tensor | None = None,
+) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    crops = torch.empty((len(boxes), 3, height, width), dtype=dtype, memory_format=layout)
+    for i, (box, index) in enumerate(zip(boxes.tolist(), image_index.tolist(), strict=True)):
+        x0, y0, x1, y1 = box
+        h, w = sizes[index].tolist()
+        image = pixels[offsets[index] :][: h * w * 3].view(h, w, 3).long().cpu()
+        cut = torch.zeros(y1 - y0, x1 - x0, 3, dtype=torch.int64)
+        top, left, bottom, right = max(y0, 0), max(x0, 0), max(min(y1, h), 0), max(min(x1, w), 0)
+        if top < bottom and left < right:
+            cut[top - y0 : bottom - y0, left - x0 : right - x0] = image[top:bottom, left:right]
+        crop = pillow_resize(cut, height, width)
+        if flip is not None and flip[i]:
+            crop = crop.flip(1)
+        crops[i] = ((crop / 255 - torch.tensor(mean)) / torch.tensor(std)).movedim(2, 0)
+    return crops.to(pixels.device)
+
+
+def upsample_map(map: Tensor, view: int) -> Tensor:
+    """``[h, w]`` float32 to ``[view, view]`` as OpenCV's INTER_LINEAR, each operation rounded by itself."""
+
+    def taps(source: int) -> tuple[Tensor, Tensor, Tensor]:
+        scale = 1 / (view / source)
+        position = ((torch.arange(view, dtype=torch.float64) + 0.5) * scale - 0.5).float()
+        low = position.floor().clamp(0, source - 1)
+        weight = torch.where((position < 0) | (low == source - 1), 0.0, position - low)
+        return low.long(), (low.long() + 1).clamp(max=source - 1), weight
+
+    low, high, weight = taps(map.shape[1])
+    map = map[:, low] * (1 - weight) + map[:, high] * weight
+    low, high, weight = taps(map.shape[0])
+    return map[low] * (1 - weight[:, None]) + map[high] * weight[:, None]
+
+
+def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224) -> Tensor:
+    boxes = []
+    for map, (height, width) in zip(attention.cpu(), sizes.tolist(), strict=True):
+        left, top, w, h = 0, 0, view, view
+        up = upsample_map(map, view)
+        extent = up.max() - up.min()
+        if map.isfinite().all() and extent.isfinite() and extent > 0:
+            kept = ((up - up.min()) / extent * 255).byte() > math.floor(255 * threshold)
+            columns, rows = kept.any(0).nonzero(), kept.any(1).nonzero()
+            left, top = int(columns[0]), int(rows[0])
+            w, h = int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+        d = max(w, h)
+        x, y = left + w // 2, top + h // 2
+        x = view - d if x + d // 2 > view else max(0, x - d // 2)
+        y = view - d if y + d // 2 > view else max(0, y - d // 2)
+        short = min(height, width)
+        x, y, d = int(x / view * short), int(y / view * short), max(1, int(d / view * short))
+        x += (width - short) // 2
+        y += (height - short) // 2
+        boxes.append([x, y, x + d, y + d])
+    return torch.tensor(boxes, dtype=torch.int64, device=sizes.device).view(-1, 4)
