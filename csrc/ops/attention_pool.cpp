@@ -89,8 +89,11 @@ Triple forward(const Tensor& logits, const Tensor& values, bool background, cons
   const Tensor w = at::softmax(logits, -1, wide.dtype().toScalarType()).contiguous();
   const Tensor weights = w.to(dtype);
   const bool few = attributes <= kFewAttributes;
-  Tensor pooled = few ? at::empty({images, attributes, channels}, v.options())
-                      : at::bmm(gemm_operand(weights), gemm_operand(v).transpose(1, 2)).to(dtype);
+  const auto gemm = [&] {
+    const Tensor right = gemm_operand(v);
+    return at::bmm(right.scalar_type() == dtype ? weights : w, right.transpose(1, 2)).to(dtype);
+  };
+  Tensor pooled = few ? at::empty({images, attributes, channels}, v.options()) : gemm();
   const Tensor sum = background ? at::empty({images, channels}, wide) : Tensor();
   if (few || background) {
     dispatch_floating(kName, dtype, [&]<class T>(TypeTag<T>) {
