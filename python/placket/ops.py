@@ -1,6 +1,6 @@
 """The operators as typed functions: each has a CPU and a CUDA kernel and, where there is a gradient, C++ autograd.
 
-Dimensions: B images, C channels of a map of h x w positions, N rows, D channels of an embedding.
+Dimensions: B images, A attributes, C channels of a map of P = h x w positions, N rows, D channels of an embedding.
 """
 
 from __future__ import annotations
@@ -10,7 +10,50 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["batch_norm_act", "cosine_triplet", "crop_resize", "region_box"]
+__all__ = ["attention_pool", "batch_norm_act", "cosine_triplet", "crop_resize", "region_box"]
+
+
+def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Pool a map under each attribute's attention, and under what the attention leaves out.
+
+    ``weights = softmax_P(logits)``, ``pooled = sum_P weights * values`` and ``background = sum_P (1 - weights) * values
+    / (P - 1)`` (RPF, SIGIR 2023), the last in closed form from the sum over the positions.
+
+    Args:
+        logits: ``[B, A, P]``; a NaN makes its attribute's three results NaN.
+        values: ``[B, C, P]`` of the same dtype; a channels_last map's ``flatten(2)`` is read without a copy.
+        background: whether the second result is wanted.
+
+    Returns:
+        pooled ``[B, A, C]``, background ``[B, A, C]`` (empty unless wanted; 0 where P is 1, since nothing is outside
+        the attention then), and weights ``[B, A, P]``.
+    """
+    return torch.ops.placket.attention_pool(logits, values, background)
+
+
+@torch.library.register_fake("placket::attention_pool")
+def _(logits: Tensor, values: Tensor, background: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    pooled = values.new_empty(logits.shape[0], logits.shape[1], values.shape[1])
+    outside = torch.empty_like(pooled) if background else values.new_empty(0)
+    return pooled, outside, torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("placket::_attention_pool_backward")
+def _(
+    grad_pooled: Tensor | None,
+    grad_background: Tensor | None,
+    grad_weights: Tensor | None,
+    weights: Tensor,
+    values: Tensor,
+    logits_grad: bool,
+    values_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    grad_logits = torch.empty_like(weights) if logits_grad else values.new_empty(0)
+    if not values_grad:
+        return grad_logits, values.new_empty(0)
+    if values.transpose(1, 2).is_contiguous() and not values.is_contiguous():
+        return grad_logits, torch.empty_like(values.transpose(1, 2)).transpose(1, 2)
+    return grad_logits, torch.empty_like(values, memory_format=torch.contiguous_format)
 
 
 def batch_norm_act(

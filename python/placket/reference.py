@@ -10,6 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    weights = logits.softmax(2)
+    pooled = weights @ values.mT
+    if not background:
+        return pooled, values.new_empty(0), weights
+    outside = (1 - weights) / max(values.shape[2] - 1, 1)
+    return pooled, outside @ values.mT, weights
+
+
 def batch_norm_act(
     input: Tensor,
     residual: Tensor | None,
