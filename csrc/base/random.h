@@ -25,15 +25,15 @@ inline std::array<uint32_t, 4> philox(uint64_t key, uint64_t counter_low, uint64
 // triplet). Streams of different names are independent.
 class RandomStream {
  public:
+  // Purpose and b go into the key, a and the position in the stream into the counter.
   RandomStream(uint64_t seed, uint32_t purpose, uint64_t a, uint32_t b = 0)
-      : seed_(seed), high_(a), low_((uint64_t{purpose} << 32) ^ (uint64_t{b} * 0x9E3779B1u)) {
-    // The purpose and b select the key, the position in the stream is the counter.
-    seed_ ^= low_ * 0xBF58476D1CE4E5B9ull;
-  }
+      : key_(seed ^
+             ((uint64_t{purpose} << 32) ^ (uint64_t{b} * 0x9E3779B1u)) * 0xBF58476D1CE4E5B9ull),
+        high_(a) {}
 
   uint32_t next() {
     if (used_ == 4) {
-      block_ = philox(seed_, position_++, high_);
+      block_ = philox(key_, position_++, high_);
       used_ = 0;
     }
     return block_[used_++];
@@ -53,9 +53,8 @@ class RandomStream {
   float uniform() { return float(next() >> 8) * (1.0f / 16777216.0f); }
 
  private:
-  uint64_t seed_;
+  uint64_t key_;
   uint64_t high_;
-  uint64_t low_;
   uint64_t position_ = 0;
   std::array<uint32_t, 4> block_{};
   int used_ = 4;
