@@ -75,9 +75,9 @@ PLACKET_AVX512 void tile_avx512(const float* const* queries, const float* const*
       query[q] = _mm512_maskz_broadcast_f32x8(0xffff, _mm256_loadu_ps(queries[q] + d));
     }
     for (int p = 0; p < P; ++p) {
-      const __m512 pair = _mm512_insertf32x8(
-          _mm512_castps256_ps512(_mm256_loadu_ps(items[2 * p] + d)),
-          _mm256_loadu_ps(items[2 * p + 1] + d), 1);
+      const __m512 pair =
+          _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(items[2 * p] + d)),
+                             _mm256_loadu_ps(items[2 * p + 1] + d), 1);
       for (int q = 0; q < Q; ++q) lanes[q][p] = _mm512_fmadd_ps(query[q], pair, lanes[q][p]);
     }
   }

@@ -2,8 +2,6 @@
 
 #include <cstdint>
 
-#include "base/host_device.h"
-
 namespace placket {
 
 // scores[q * stride + i] = <queries[q], items[i]>, float32, rows contiguous.
@@ -11,8 +9,8 @@ namespace placket {
 // The score of two rows is a function of these two rows alone: eight partial sums, the l-th over
 // d = l, l + 8, l + 16, ... ascending by fused multiply-adds, then added 4, 2 and 1 apart. So
 // equal items have equal scores wherever they stand, and a ranking depends on neither blocks,
-// threads nor batch. A library's matrix product promises none of this. A GPU and a CPU with FMA
-// give equal bits; a CPU without it rounds each product.
+// threads nor batch. A library's matrix product promises none of this. CPUs with AVX2 and with
+// AVX-512 give equal bits; one without fused multiply-adds rounds each product.
 constexpr int kDotLanes = 8;
 
 // Rows are as long as a multiple of the lanes; zeros at the end change no score.
@@ -26,7 +24,5 @@ struct DotRows {
 
 // On the calling thread alone; callers divide queries or items among threads.
 void dot_scores_cpu(const DotRows& in, float* scores, int64_t stride);
-
-const char* launch_dot_scores(const DotRows& in, float* scores, int64_t stride, Stream stream);
 
 }  // namespace placket

@@ -7,6 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def average_precision(
+    queries: Tensor, candidates: Tensor, query_values: Tensor, candidate_values: Tensor, block: int = 256
+) -> Tensor:
+    order = (queries @ candidates.T).argsort(dim=1, descending=True, stable=True)
+    relevant = (candidate_values[order] == query_values[:, None]).double()
+    rank = torch.arange(1, len(candidates) + 1, device=queries.device)
+    return (relevant * relevant.cumsum(1) / rank).sum(1) / relevant.sum(1).clamp_min(1)
+
+
 def batch_norm_act(
     input: Tensor,
     residual: Tensor | None,
@@ -33,3 +42,8 @@ def batch_norm_act(
 def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2) -> Tensor:
     a, p, n = (F.normalize(x, dim=1) for x in (anchor, positive, negative))
     return F.relu(margin - (a * p).sum(1) + (a * n).sum(1))
+
+
+def flat_search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    scores, rows = (queries @ database.T).sort(dim=1, descending=True, stable=True)
+    return scores[:, :k], rows[:, :k]
