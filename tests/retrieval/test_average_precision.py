@@ -22,8 +22,8 @@ def oracle(scores: list[float], relevant: list[bool]) -> float:
 def of_scores(scores: list[float], relevant: list[int], device: torch.device) -> float:
     """AP of one query whose candidates have the given scores."""
     query = torch.ones(1, 1, device=device)
-    candidates = torch.tensor(scores, device=device)[:, None]
-    values = torch.tensor(relevant, device=device)
+    candidates = torch.tensor(scores, device=device, dtype=torch.float32)[:, None]
+    values = torch.tensor(relevant, device=device, dtype=torch.int64)
     return ops.average_precision(query, candidates, values.new_ones(1), values).item()
 
 
