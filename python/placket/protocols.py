@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 Embed = Callable[[NDArray[np.int64], int], "Tensor | NDArray[Any]"]
-"""``embed(image_ids [n] int64, attribute id)`` returns L2-normalised rows ``[n, D]``."""
+"""``embed(image_ids [n] int64, attribute id)`` returns L2-normalised rows ``[n, D]``; zero rows may stay zero."""
 
 Interval = tuple[float, float]
 
@@ -276,7 +276,7 @@ def attention_peaks(attention: Tensor | NDArray[Any]) -> NDArray[np.float64]:
         points nowhere. Of several equal maxima the first in row order counts.
     """
     maps = torch.as_tensor(attention).detach().cpu()
-    if maps.ndim != 3 or not maps[0].numel():
+    if maps.ndim != 3 or 0 in maps.shape[1:]:
         raise ValueError(f"attention_peaks: attention must have shape [n, h, w], got {list(maps.shape)}")
     if maps.isnan().any():
         raise ValueError("attention_peaks: attention must be numbers, got NaN")
