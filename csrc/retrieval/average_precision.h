@@ -11,7 +11,9 @@ namespace placket {
 // candidates ranked by the dot product in float32, ties by candidate order. Computed by counting,
 // for each relevant candidate, what is ranked before it: no sort of the list, and scores exist for
 // one block of queries at a time, so memory does not grow with Q x C. The result depends on neither
-// block size nor thread count. Returns [Q] float64.
+// block size nor thread count. On CUDA the scores are cuBLAS's (never TF32), whose last bits may
+// depend on the block, and the list is sorted. A NaN score is an error, on CUDA at the price of a
+// synchronisation for each block. Not differentiable. Returns [Q] float64.
 at::Tensor average_precision(const at::Tensor& queries,     // [Q, D] float32, usually L2-normalised
                              const at::Tensor& candidates,  // [C, D] float32
                              const at::Tensor& query_values,      // [Q] int64

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["attention_pool", "batch_norm_act", "cosine_triplet", "crop_resize", "region_box"]
+__all__ = [
+    "attention_pool",
+    "average_precision",
+    "batch_norm_act",
+    "cosine_triplet",
+    "crop_resize",
+    "flat_search",
+    "region_box",
+]
 
 
 def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,6 +62,34 @@ def _(
     if values.transpose(1, 2).is_contiguous() and not values.is_contiguous():
         return grad_logits, torch.empty_like(values.transpose(1, 2)).transpose(1, 2)
     return grad_logits, torch.empty_like(values, memory_format=torch.contiguous_format)
+
+
+def average_precision(
+    queries: Tensor, candidates: Tensor, query_values: Tensor, candidate_values: Tensor, block: int = 256
+) -> Tensor:
+    """Return the average precision of each query over the whole candidate list.
+
+    ``AP(q) = (1 / R_q) sum_i rel_i (sum_{j <= i} rel_j) / i``, and 0 where no candidate is relevant. Candidates
+    are ranked by dot product in float32, ties by candidate order; a candidate is relevant when its value equals
+    the query's. On CPU the bits depend on neither ``block`` nor the number of threads.
+
+        queries: ``[Q, D]`` float32, usually L2-normalised.
+        candidates: ``[C, D]`` float32.
+        query_values: ``[Q]`` int64.
+        candidate_values: ``[C]`` int64.
+        block: of so many queries scores exist at a time.
+
+        ``[Q]`` float64 in [0, 1].
+
+    Raises:
+        ValueError: where a score is NaN.
+    return torch.ops.placket.average_precision(queries, candidates, query_values, candidate_values, block)
+
+
+@torch.library.register_fake("placket::average_precision")
+    queries: Tensor, candidates: Tensor, query_values: Tensor, candidate_values: Tensor, block: int = 256
+) -> Tensor:
+    return queries.new_empty(queries.shape[0], dtype=torch.float64)
 
 
 def batch_norm_act(
@@ -230,3 +266,22 @@ def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: i
 @torch.library.register_fake("placket::region_box")
 def _(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224) -> Tensor:
     return sizes.new_empty(attention.shape[0], 4)
+def flat_search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the ``k`` rows of the database with the largest dot product, exactly; equal scores by row.
+
+    On CPU the bits depend on neither the number of threads nor the other queries.
+
+        queries: ``[Q, D]`` float32.
+        database: ``[N, D]`` float32.
+        k: at most N.
+
+        Scores ``[Q, k]`` float32, descending, and rows ``[Q, k]`` int64.
+
+        ValueError: where a score is NaN.
+    return torch.ops.placket.flat_search(queries, database, k)
+
+
+@torch.library.register_fake("placket::flat_search")
+def _(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    scores = queries.new_empty(queries.shape[0], k)
+    return scores, torch.empty_like(scores, dtype=torch.int64)

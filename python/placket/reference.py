@@ -17,6 +17,13 @@ def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> t
         return pooled, values.new_empty(0), weights
     outside = (1 - weights) / max(values.shape[2] - 1, 1)
     return pooled, outside @ values.mT, weights
+def average_precision(
+    queries: Tensor, candidates: Tensor, query_values: Tensor, candidate_values: Tensor, block: int = 256
+) -> Tensor:
+    order = (queries @ candidates.T).argsort(dim=1, descending=True, stable=True)
+    relevant = (candidate_values[order] == query_values[:, None]).double()
+    rank = torch.arange(1, len(candidates) + 1, device=queries.device)
+    return (relevant * relevant.cumsum(1) / rank).sum(1) / relevant.sum(1).clamp_min(1)
 
 
 def batch_norm_act(
@@ -146,3 +153,6 @@ def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: i
         y += (height - short) // 2
         boxes.append([x, y, x + d, y + d])
     return torch.tensor(boxes, dtype=torch.int64, device=sizes.device).view(-1, 4)
+def flat_search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    scores, rows = (queries @ database.T).sort(dim=1, descending=True, stable=True)
+    return scores[:, :k], rows[:, :k]

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+
+namespace placket {
+
+// scores[q * stride + i] = <queries[q], items[i]>, float32, rows contiguous.
+//
+// The score of two rows is a function of these two rows alone: eight partial sums, the l-th over
+// d = l, l + 8, l + 16, ... ascending by fused multiply-adds, then added 4, 2 and 1 apart. So
+// equal items have equal scores wherever they stand, and a ranking depends on neither blocks,
+// threads nor batch. A library's matrix product promises none of this. CPUs with AVX2 and with
+// AVX-512 give equal bits; one without fused multiply-adds rounds each product.
+constexpr int kDotLanes = 8;
+
+// Rows are as long as a multiple of the lanes; zeros at the end change no score.
+struct DotRows {
+  const float* queries;  // [query_count, dims]
+  const float* items;    // [item_count, dims]
+  int64_t query_count;
+  int64_t item_count;
+  int64_t dims;  // a multiple of kDotLanes
+};
+
+// On the calling thread alone; callers divide queries or items among threads.
+void dot_scores_cpu(const DotRows& in, float* scores, int64_t stride);
+
+}  // namespace placket
