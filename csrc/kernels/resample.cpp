@@ -18,16 +18,19 @@ namespace placket {
 namespace {
 
 constexpr int64_t kChannels = 3;
-// Bytes a vector may touch past the end of a row that we own.
-constexpr int64_t kPadding = 32;
+// Bytes the horizontal pass may write past the end of its row: an odd last pixel's partner and the
+// spill of a 4-byte store.
+constexpr int64_t kPadding = 8;
 
 // One axis of the window: for each output coordinate the first source coordinate (in the image) and
 // `most` weights, of which those past `count` are zero.
 struct Axis {
   int64_t size, most;
+  int64_t source_begin = 0, source_end = 0;  // all that the window reads
   std::vector<int64_t> begin, count;
   std::vector<int32_t> weights;
 
+  // The window [first, first + size) of a box resized to `resized_size`; mirrored with `flip`.
   Axis(int64_t box_begin, int64_t box_end, int64_t image_size, int64_t resized_size, int64_t first,
        int64_t size, bool flip)
       : size(size),
@@ -36,30 +39,41 @@ struct Axis {
         count(size),
         weights(size * most) {
     for (int64_t i = 0; i < size; ++i) {
-      ResampleTaps taps(box_end - box_begin, resized_size,
-                        first + (flip ? size - 1 - i : i));
+      ResampleTaps taps(box_end - box_begin, resized_size, first + (flip ? size - 1 - i : i));
       taps.clip(-box_begin, image_size - box_begin);
       count[i] = taps.end() - taps.begin();
       begin[i] = count[i] == 0 ? 0 : taps.begin() + box_begin;
       for (int64_t t = 0; t < count[i]; ++t) {
         weights[i * most + t] = taps.weight(taps.begin() + t);
       }
+      if (count[i] == 0) continue;
+      source_begin = source_end == 0 ? begin[i] : std::min(source_begin, begin[i]);
+      source_end = std::max(source_end, begin[i] + count[i]);
     }
   }
 };
 
-// Rows on their way from the first pass to the second.
+// The sources of one output row, `count` of them.
 struct WeightedRows {
-  std::vector<const uint8_t*> rows;
+  const uint8_t* const* rows;
   const int32_t* weights;
+  int64_t count;
 };
+
+void vertical_plain(const WeightedRows& in, int64_t begin, int64_t end, uint8_t* out) {
+  for (int64_t i = begin; i < end; ++i) {
+    int32_t sum = kWeightHalf;
+    for (int64_t t = 0; t < in.count; ++t) sum += in.weights[t] * in.rows[t][i];
+    out[i] = round_to_uint8(sum);
+  }
+}
 
 class PlainPasses {
  public:
   explicit PlainPasses(const Axis& columns) : columns_(columns) {}
 
   // How far past the start of an image row `horizontal` may read.
-  int64_t reach() const { return 0; }
+  int64_t reach() const { return columns_.source_end * kChannels; }
 
   void horizontal(const uint8_t* row, uint8_t* out) const {
     for (int64_t x = 0; x < columns_.size; ++x) {
@@ -73,12 +87,9 @@ class PlainPasses {
     }
   }
 
-  void vertical(const WeightedRows& in, uint8_t* out) const {
-    for (int64_t i = 0; i < columns_.size * kChannels; ++i) {
-      int32_t sum = kWeightHalf;
-      for (size_t t = 0; t < in.rows.size(); ++t) sum += in.weights[t] * in.rows[t][i];
-      out[i] = round_to_uint8(sum);
-    }
+  // Bytes [begin, end) of the rows.
+  void vertical(const WeightedRows& in, int64_t begin, int64_t end, uint8_t* out) const {
+    vertical_plain(in, begin, end, out);
   }
 
  private:
@@ -94,9 +105,11 @@ class PlainPasses {
 class Avx2Passes {
  public:
   explicit Avx2Passes(const Axis& columns)
-      : bytes_(columns.size * kChannels),
-        pairs_((columns.size + 1) / 2),
-        steps_((*std::max_element(columns.count.begin(), columns.count.end()) + 1) / 2),
+      : pairs_((columns.size + 1) / 2),
+        steps_(
+            (std::max<int64_t>(1, *std::max_element(columns.count.begin(), columns.count.end())) +
+             1) /
+            2),
         offsets_(pairs_ * 2),
         factors_(pairs_ * steps_ * kFactors) {
     for (int64_t x = 0; x < columns.size; ++x) {
@@ -120,9 +133,8 @@ class Avx2Passes {
     // Red, green and blue of two neighbouring pixels as pairs of 16-bit values.
     const __m256i pair_up = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
-    const __m256i to_bytes =
-        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-                                                  -1, -1, -1));
+    const __m256i to_bytes = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 4, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
     const __m256i half = _mm256_set1_epi32(kWeightHalf);
     const int16_t* factors = factors_.data();
     for (int64_t p = 0; p < pairs_; ++p) {
@@ -148,11 +160,13 @@ class Avx2Passes {
     }
   }
 
-  PLACKET_AVX2 void vertical(const WeightedRows& in, uint8_t* out) const {
+  PLACKET_AVX2 void vertical(const WeightedRows& in, int64_t begin, int64_t end,
+                             uint8_t* out) const {
     const __m256i half = _mm256_set1_epi32(kWeightHalf);
-    for (int64_t i = 0; i < bytes_; i += 32) {
+    int64_t i = begin;
+    for (; i + 32 <= end; i += 32) {
       __m256i a = half, b = half, c = half, d = half;
-      for (size_t t = 0; t < in.rows.size(); ++t) {
+      for (int64_t t = 0; t < in.count; ++t) {
         const __m256i weight = _mm256_set1_epi32(in.weights[t]);
         const uint8_t* row = in.rows[t] + i;
         a = _mm256_add_epi32(a, _mm256_mullo_epi32(widen8(row), weight));
@@ -160,22 +174,24 @@ class Avx2Passes {
         c = _mm256_add_epi32(c, _mm256_mullo_epi32(widen8(row + 16), weight));
         d = _mm256_add_epi32(d, _mm256_mullo_epi32(widen8(row + 24), weight));
       }
-      const __m256i ab = _mm256_packus_epi32(_mm256_srli_epi32(a, kWeightBits),
-                                             _mm256_srli_epi32(b, kWeightBits));
-      const __m256i cd = _mm256_packus_epi32(_mm256_srli_epi32(c, kWeightBits),
-                                             _mm256_srli_epi32(d, kWeightBits));
+      const __m256i ab =
+          _mm256_packus_epi32(_mm256_srli_epi32(a, kWeightBits), _mm256_srli_epi32(b, kWeightBits));
+      const __m256i cd =
+          _mm256_packus_epi32(_mm256_srli_epi32(c, kWeightBits), _mm256_srli_epi32(d, kWeightBits));
       // Packing works in each half: 32-bit blocks come out as a0 b0 c0 d0 a1 b1 c1 d1.
       const __m256i packed = _mm256_packus_epi16(ab, cd);
       const __m256i ordered =
           _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), ordered);
     }
+    vertical_plain(in, i, end, out);
   }
 
  private:
   static constexpr int kLowBits = 11;
   static constexpr int32_t kLowMask = (1 << kLowBits) - 1;
-  // 16-bit factors of a step: low and high, each for two pixels, three channels and a gap, two taps.
+  // 16-bit factors of a step: low and high, each for two pixels, three channels and a gap, two
+  // taps.
   static constexpr int64_t kFactors = 32;
 
   PLACKET_AVX2 static __m128i load16(const void* p) {
@@ -192,7 +208,7 @@ class Avx2Passes {
     memcpy(p, &word, sizeof word);
   }
 
-  int64_t bytes_, pairs_, steps_;
+  int64_t pairs_, steps_;
   int64_t reach_ = 0;
   std::vector<int64_t> offsets_;  // of each output pixel's first tap in an image row, in bytes
   std::vector<int16_t> factors_;
@@ -208,37 +224,63 @@ bool use_avx2() {
 }
 #endif
 
-// Calls write(y, row) with every row of the window, top to bottom. Rows of the first pass are made
-// when they are first needed and kept in a ring that just holds one output row's taps, so that the
-// second pass reads them from the nearest cache.
+// Rows of the horizontal pass are made when they are first needed and kept in a ring that just
+// holds one output row's taps, so that the vertical pass reads them from the nearest cache.
 template <class Passes, class Write>
-void resample(const ResampleJob& job, const Axis& columns, int64_t height, const Write& write) {
-  const Passes passes(columns);
-  const Axis rows(job.y0, job.y1, job.image_height, job.resized_height, job.top, height, false);
+void horizontal_then_vertical(const ResampleJob& job, const Passes& passes, const Axis& columns,
+                              const Axis& rows, const Write& write) {
   const int64_t image_row = job.image_width * kChannels;
   const uint8_t* image_end = job.image + job.image_height * image_row;
-  const int64_t ring_row = columns.size * kChannels + kPadding;
-  std::vector<uint8_t> ring(rows.most * ring_row);
-  std::vector<uint8_t> out(ring_row);
-  std::vector<uint8_t> last_row;  // copy of a row near the image's end, padded
-  WeightedRows in;
-  int64_t done = 0;  // rows of the image that have been through the first pass
-  for (int64_t y = 0; y < height; ++y) {
+  const int64_t bytes = columns.size * kChannels;
+  const int64_t ring_row = bytes + kPadding;
+  std::vector<uint8_t> ring(rows.most * ring_row), out(bytes), last_row;
+  std::vector<const uint8_t*> taps(rows.most);
+  int64_t done = 0;  // rows of the image that have been through the horizontal pass
+  for (int64_t y = 0; y < rows.size; ++y) {
     const int64_t begin = rows.begin[y], end = begin + rows.count[y];
     for (done = std::max(done, begin); done < end; ++done) {
       const uint8_t* row = job.image + done * image_row;
       if (image_end - row < passes.reach()) {
+        // Vectors would read past the image: they get a padded copy.
         last_row.resize(passes.reach());
-        std::copy(row, std::min(image_end, row + passes.reach()), last_row.begin());
+        std::copy(row, image_end, last_row.begin());
         row = last_row.data();
       }
       passes.horizontal(row, &ring[(done % rows.most) * ring_row]);
     }
-    in.rows.clear();
-    for (int64_t r = begin; r < end; ++r) in.rows.push_back(&ring[(r % rows.most) * ring_row]);
-    in.weights = &rows.weights[y * rows.most];
-    passes.vertical(in, out.data());
+    for (int64_t r = begin; r < end; ++r) taps[r - begin] = &ring[(r % rows.most) * ring_row];
+    passes.vertical({taps.data(), &rows.weights[y * rows.most], end - begin}, 0, bytes, out.data());
     write(y, out.data());
+  }
+}
+
+template <class Passes, class Write>
+void vertical_then_horizontal(const ResampleJob& job, const Passes& passes, const Axis& columns,
+                              const Axis& rows, const Write& write) {
+  const int64_t image_row = job.image_width * kChannels;
+  std::vector<uint8_t> middle(std::max(image_row, passes.reach()));
+  std::vector<uint8_t> out(columns.size * kChannels + kPadding);
+  std::vector<const uint8_t*> taps(rows.most);
+  for (int64_t y = 0; y < rows.size; ++y) {
+    for (int64_t t = 0; t < rows.count[y]; ++t) {
+      taps[t] = job.image + (rows.begin[y] + t) * image_row;
+    }
+    passes.vertical({taps.data(), &rows.weights[y * rows.most], rows.count[y]},
+                    columns.source_begin * kChannels, columns.source_end * kChannels,
+                    middle.data());
+    passes.horizontal(middle.data(), out.data());
+    write(y, out.data());
+  }
+}
+
+// Calls write(y, row) with every row of the window, top to bottom.
+template <class Passes, class Write>
+void resample(const ResampleJob& job, const Axis& columns, const Axis& rows, const Write& write) {
+  const Passes passes(columns);
+  if (vertical_first(job.y1 - job.y0, job.x1 - job.x0, job.resized_height, job.resized_width)) {
+    vertical_then_horizontal(job, passes, columns, rows, write);
+  } else {
+    horizontal_then_vertical(job, passes, columns, rows, write);
   }
 }
 
@@ -246,10 +288,11 @@ template <class Write>
 void resample(const ResampleJob& job, int64_t height, int64_t width, const Write& write) {
   if (height == 0 || width == 0) return;
   const Axis columns(job.x0, job.x1, job.image_width, job.resized_width, job.left, width, job.flip);
+  const Axis rows(job.y0, job.y1, job.image_height, job.resized_height, job.top, height, false);
 #if defined(__x86_64__)
-  if (use_avx2()) return resample<Avx2Passes>(job, columns, height, write);
+  if (use_avx2()) return resample<Avx2Passes>(job, columns, rows, write);
 #endif
-  resample<PlainPasses>(job, columns, height, write);
+  resample<PlainPasses>(job, columns, rows, write);
 }
 
 }  // namespace

@@ -7,17 +7,22 @@
 namespace placket {
 
 // One picture to cut out: `box` of a uint8 RGB image, resized as a whole to resized_height x
-// resized_width with Pillow's antialiased bilinear filter (every bit: 22-bit fixed point, rounded
-// to 8 bits between the passes), of which the window at (top, left) of height x width is written.
-// Parts of the box outside the image read zeros, as Pillow's crop does.
+// resized_width with Pillow's antialiased bilinear filter (every bit of Pillow 13: 22-bit fixed
+// point, rounded to 8 bits between the passes, its order of passes), of which the window at (top,
+// left) of height x width is written. Parts of the box outside the image read zeros, as Pillow's
+// crop does. Only the rows and columns that the window needs are computed.
 struct ResampleJob {
   const uint8_t* image;  // [image_height, image_width, 3]
   int64_t image_height, image_width;
   int64_t x0, y0, x1, y1;  // box in pixels of the image; x1, y1 exclusive; at least one pixel
   int64_t resized_height, resized_width;
-  int64_t top, left;  // of the written window in the resized picture
+  int64_t top, left;  // of the written window, which lies inside the resized picture
   bool flip;          // mirror the written window
 };
+
+// Both run in the calling thread; they use AVX2 where the processor has it and
+// ATEN_CPU_CAPABILITY=default (torch's own switch) does not forbid it, with the same bits either
+// way.
 
 // 8-bit result, [height, width, 3].
 void resample_uint8_cpu(const ResampleJob& job, int64_t height, int64_t width, uint8_t* out);

@@ -60,6 +60,15 @@ class ResampleTaps {
   int64_t begin_, end_;
 };
 
+// Which pass comes first decides the last bit, since each rounds to 8 bits. Pillow 13 begins with
+// the vertical pass where the height shrinks by more than twice as many pixels as the width
+// (python-pillow/Pillow#9549); before, and in every other case, the horizontal pass comes first.
+PLACKET_HOST_DEVICE inline bool vertical_first(int64_t height, int64_t width,
+                                               int64_t resized_height, int64_t resized_width) {
+  const int64_t rows = height - resized_height, columns = width - resized_width;
+  return rows > 0 && rows > 2 * columns;
+}
+
 // A sum of weighted 8-bit values, started at kWeightHalf, back to 8 bits. It is never negative; a
 // very long sum of rounded weights may exceed 1.
 PLACKET_HOST_DEVICE inline uint8_t round_to_uint8(int32_t sum) {
