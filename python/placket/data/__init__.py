@@ -1,0 +1,1 @@
+"""Readers of published data layouts, batches of images, and the generated garments."""
