@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def decode(path: str) -> NDArray[np.uint8]:
     """Decode a file to RGB, [height, width, 3] uint8.
 
-    Transparent pixels show white, the ground of catalogue photographs. Grey values of 16 bits keep their upper
-    eight. Of an animation the first frame is taken. The EXIF orientation is not applied, as for JPEG.
+    Transparent pixels show white, the ground of catalogue photographs. Grey values of 16 bits keep their
+    upper eight. Of an animation the first frame is taken. The EXIF orientation is not applied, as for JPEG.
 
     Raises:
-        OSError: the file is missing, damaged, of an unknown format, or larger than ``MAX_PIXELS``; the text is
-            the cause without the path.
+        OSError: the file is missing, damaged, of an unknown format, or larger than ``MAX_PIXELS``; the text
+            is the cause without the path.
     """
     from PIL import Image
 

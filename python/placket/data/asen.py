@@ -1,7 +1,8 @@
 """Reader of the layout of the ASEN family, in which FashionAI, DARN and DeepFashion are published.
 
-A data set is a folder with, for each split (train, valid, test), some of these lists, each also as ``.txt.gz``; an
-image's id is its line in ``filenames_{split}.txt``, from 0, and all numbers are decimal integers:
+A data set is a folder with, for each split (train, valid, test), some of these lists, each also as
+``.txt.gz``; an image's id is its line in ``filenames_{split}.txt``, from 0, and all numbers are decimal
+integers:
 
 ===================================  ==================================================================
 ``filenames_{split}.txt``            one path a line, relative to the folder
@@ -14,13 +15,13 @@ image's id is its line in ``filenames_{split}.txt``, from 0, and all numbers are
 ``meta.json``                        here or in the parent folder: names of attributes and values
 ===================================  ==================================================================
 
-``meta.json`` holds ``{"<folder name>": {"ATTRIBUTES": [name, ...], "ATTRIBUTES_NUM": {name: number of values},
-"VALUES": {name: [value name, ...]}}}``; without VALUES the values are called by their numbers.
+``meta.json`` holds ``{"<folder name>": {"ATTRIBUTES": [name, ...], "ATTRIBUTES_NUM": {name: number of
+values}, "VALUES": {name: [value name, ...]}}}``; without VALUES the values are called by their numbers.
 
-Reading is strict: nothing is skipped or guessed, and what is wrong is named with its file and line. One published file
-differs: ``label_{valid,test}.txt`` of DeepFashion counts attributes from 1 and numbers values across all attributes.
-Such a file is recognised, and its numbers are brought to those of the query and candidate lists by the images that
-occur in both.
+Reading is strict: nothing is skipped or guessed, and what is wrong is named with its file and line. One
+published file differs: ``label_{valid,test}.txt`` of DeepFashion counts attributes from 1 and numbers values
+across all attributes. Such a file is recognised, and its numbers are brought to those of the query and
+candidate lists by the images that occur in both.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ Ints = NDArray[np.int64]
 class Problem:
     """One thing that is wrong with a data set.
 
-    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing", "damaged" (images), or, as
-    warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot be learnt) and
-    "convention" (labels that were renumbered). ``line`` counts from 1.
+    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing", "damaged" (images),
+    or, as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot
+    be learnt) and "convention" (labels that were renumbered). ``line`` counts from 1.
     """
 
     kind: str
@@ -79,8 +80,8 @@ class DatasetError(ValueError):
 class Labels:
     """Values of the attributes of n images in compressed rows.
 
-    The labels of image i are entries ``begin[i]`` to ``begin[i + 1]`` of ``attribute`` and ``value``; an image may have
-    none or several of one attribute.
+    The labels of image i are entries ``begin[i]`` to ``begin[i + 1]`` of ``attribute`` and ``value``; an
+    image may have none or several of one attribute.
     """
 
     begin: Ints
@@ -154,6 +155,11 @@ class Split:
         return self.images
 
     @property
+    def filenames_file(self) -> str:
+        """Path of the list of filenames, whether it is there or not."""
+        return str(_path(self.root, f"filenames_{self.name}"))
+
+    @property
     def paths(self) -> list[str]:
         """Absolute paths of the images.
 
@@ -162,8 +168,8 @@ class Split:
         """
         if len(self.filenames) != self.images:
             raise DatasetError(
-                f"{self.root}: split '{self.name}' must have filenames_{self.name}.txt where images are needed, "
-                "got none; put it beside the other lists"
+                f"{self.root}: split '{self.name}' must have filenames_{self.name}.txt where images are "
+                "needed, got none; put it beside the other lists"
             )
         root = os.path.abspath(self.root)
         return [os.path.join(root, filename) for filename in self.filenames]
@@ -207,8 +213,8 @@ class AsenDataset:
             raise DatasetError(f"{self.root}: data set must be a folder, got none there")
         if not self.splits:
             raise DatasetError(
-                f"{self.root}: data set must hold filenames_{{split}}.txt and label_{{split}}.txt (the ASEN layout), "
-                "got none of them"
+                f"{self.root}: data set must hold filenames_{{split}}.txt and label_{{split}}.txt "
+                "(the ASEN layout), got none of them"
             )
         self.schema: AttributeSchema = read_schema(self.root)
         self._loaded: dict[str, Split] = {}
@@ -242,9 +248,10 @@ class AsenDataset:
         return self._loaded[name]
 
     def regions(self, split: str) -> Ints | None:
-        """Return the true regions, [rows, 6] int64: image, attribute, x0, y0, x1, y1 in pixels, x1 and y1 exclusive.
+        """Return the true regions, or None where the set has none.
 
-        A region of several parts has several rows. None where the set has no regions.
+        [rows, 6] int64: image, attribute, x0, y0, x1, y1 in pixels, x1 and y1 exclusive. A region of several
+        parts has several rows.
 
         Raises:
             DatasetError: something in the list is wrong.
@@ -274,7 +281,7 @@ def read_schema(root: Path) -> AttributeSchema:
     """
     path = next((p for p in (root / "meta.json", root.absolute().parent / "meta.json") if p.is_file()), None)
     if path is None:
-        raise DatasetError(f"{root / 'meta.json'}: file must name the attributes, got no such file here or one up")
+        raise DatasetError(f"{root / 'meta.json'}: file must name the attributes, got none here or one up")
     try:
         meta: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -283,7 +290,7 @@ def read_schema(root: Path) -> AttributeSchema:
         raise DatasetError(f"{path}: file must map a data set's name to its attributes, got {_brief(meta)}")
     name = root.absolute().name
     if name not in meta and len(meta) > 1:
-        raise DatasetError(f"{path}: data set must be one of {', '.join(meta)}, got the folder's name '{name}'")
+        raise DatasetError(f"{path}: folder's name must be one of {', '.join(meta)}, got '{name}'")
     entry = meta[name] if name in meta else next(iter(meta.values()))
     attributes, numbers, values = (entry.get(key) for key in ("ATTRIBUTES", "ATTRIBUTES_NUM", "VALUES"))
     if not isinstance(attributes, list) or not all(isinstance(a, str) for a in attributes):
@@ -292,7 +299,7 @@ def read_schema(root: Path) -> AttributeSchema:
     for attribute in attributes:
         number = numbers.get(attribute) if isinstance(numbers, dict) else None
         if type(number) is not int or number < 1:
-            raise DatasetError(f"{path}: ATTRIBUTES_NUM of '{attribute}' must be a positive integer, got {number!r}")
+            raise DatasetError(f"{path}: ATTRIBUTES_NUM of '{attribute}' must be positive, got {number!r}")
         names = values.get(attribute) if isinstance(values, dict) else [str(v) for v in range(number)]
         if not isinstance(names, list) or len(names) != number or not all(isinstance(n, str) for n in names):
             raise DatasetError(f"{path}: VALUES of '{attribute}' must be {number} names, got {_brief(names)}")
@@ -304,7 +311,7 @@ def read_schema(root: Path) -> AttributeSchema:
 
 
 def read_split(root: Path, name: str, schema: AttributeSchema) -> tuple[Split, list[Problem]]:
-    """Read the lists of a split, and everything that is wrong with them; only without errors is the split whole."""
+    """Read the lists of a split, and all that is wrong with them; only without errors is the split whole."""
     problems: list[Problem] = []
     counts = schema.value_counts
     filenames = _read_filenames(root, name, problems)
@@ -318,9 +325,9 @@ def read_split(root: Path, name: str, schema: AttributeSchema) -> tuple[Split, l
     for entries in (label_list, query_list, candidate_list):
         entries.check_ids(images)
     if images == 0:
-        place = label_list if filenames is None else _List(root, f"filenames_{name}", [])
+        place = label_list.file if filenames is None else str(_path(root, f"filenames_{name}"))
         message = f"split '{name}' must have at least one image, got none; fill the list or remove it"
-        problems.append(Problem("unparsable", place.file, None, message))
+        problems.append(Problem("unparsable", place, None, message))
 
     if _numbered_across(labelled, counts):
         renumbered = _renumber(labelled, np.concatenate([queries, candidates]), counts, label_list)
@@ -383,12 +390,16 @@ def _find(root: Path, stem: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def _path(root: Path, stem: str) -> Path:
+    return _find(root, stem) or root / f"{stem}.txt"
+
+
 class _List:
     """The lines of a list, if it is there, and where to tell what is wrong with them."""
 
     def __init__(self, root: Path, stem: str, problems: list[Problem]) -> None:
         self.path = _find(root, stem)
-        self.file = str(self.path or root / f"{stem}.txt")
+        self.file = str(_path(root, stem))
         self.problems = problems
         self.ids: list[tuple[int, int]] = []  # line, image id
 
@@ -430,7 +441,7 @@ class _List:
 
 
 def _is_integer(word: str) -> bool:
-    return word.isascii() and word.isdigit()
+    return word.isascii() and word.isdigit() and len(word) <= 9  # fits in 32 bits
 
 
 def _brief(value: object) -> str:
@@ -497,7 +508,8 @@ def _read_label_rows(entries: _List) -> Rows:
     for line, (image, *flat) in entries.integers("id attribute value attribute value ...", None):
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
         if image in rows:
-            entries.report("unparsable", line, f"id must occur once, got {image} in line {rows[image][0]} too")
+            first = rows[image][0]
+            entries.report("unparsable", line, f"id must occur once, got {image} in line {first} too")
         elif len(set(pairs)) < len(pairs):
             entries.report("unparsable", line, f"labels must differ, got {_brief(flat)}")
         else:
@@ -522,20 +534,21 @@ def _check_variety(labels: Labels, schema: AttributeSchema, entries: _List) -> N
 
 
 def _numbered_across(rows: Rows, counts: tuple[int, ...]) -> bool:
-    """Whether attributes are counted from 1 and values across attributes: each value under one attribute only."""
+    """Whether attributes count from 1 and values across attributes, so that each has one attribute."""
     pairs = {pair for _, row in rows.values() for pair in row}
     if all(a < len(counts) and v < counts[a] for a, v in pairs):
         return False
     attributes, values = {a for a, _ in pairs}, {v for _, v in pairs}
-    return min(attributes) >= 1 and max(attributes) <= len(counts) and len(values) == len(pairs) <= sum(counts)
+    one_attribute_each = len(values) == len(pairs) <= sum(counts)
+    return one_attribute_each and min(attributes) >= 1 and max(attributes) <= len(counts)
 
 
 def _renumber(rows: Rows, triples: Ints, counts: tuple[int, ...], entries: _List) -> Rows | None:
     """Bring labels numbered across attributes to the numbers of the query and candidate lists.
 
-    Every image of those lists carries the label that the list names, so the labels that all images of a value share
-    narrow down which of them it is. Values that occur in no list get the numbers that are left, in order. None
-    where the lists contradict the labels.
+    Every image of those lists carries the label that the list names, so the labels that all images of a value
+    share narrow down which of them it is. Values that occur in no list get the numbers that are left, in
+    order. None where the lists contradict the labels.
     """
     carried = {image: {(a - 1, v) for a, v in pairs} for image, (_, pairs) in rows.items()}
     possible: dict[tuple[int, int], set[tuple[int, int]]] = {}
@@ -543,31 +556,29 @@ def _renumber(rows: Rows, triples: Ints, counts: tuple[int, ...], entries: _List
         own = {pair for pair in carried.get(image, set()) if pair[0] == a}
         possible[a, v] = possible.get((a, v), own) & own
     number: dict[tuple[int, int], tuple[int, int]] = {}
-    guessed: set[tuple[int, int]] = set()
+    matched = 0
     while possible:
         target = min(possible, key=lambda pair: (len(possible[pair]), pair))
         options = possible.pop(target)
         if not options:
             return None
         source = min(options)
+        if len(options) == 1 and matched == len(number):  # no choice, and none before
+            matched += 1
         number[source] = target
-        if len(options) > 1:
-            guessed.add(source)
         for others in possible.values():
             others.discard(source)
     seen = {pair for pairs in carried.values() for pair in pairs}
     for a, count in enumerate(counts):
         free = (v for v in range(count) if (a, v) not in number.values())
-        for source, v in zip(sorted(pair for pair in seen - number.keys() if pair[0] == a), free, strict=False):
+        left = sorted(pair for pair in seen - number.keys() if pair[0] == a)
+        for source, v in zip(left, free, strict=False):
             number[source] = a, v
-            guessed.add(source)
     if seen - number.keys():
         return None
     message = (
-        f"labels are numbered across attributes; {len(seen) - len(guessed)} of {len(seen)} values were matched to the "
-        "query and candidate lists"
+        "labels are numbered across attributes; the query and candidate lists tell the numbers of "
+        f"{matched} of {len(seen)} values, and the others got those left over"
     )
-    entries.report("convention", None, f"{message}, the others, which are not told apart there, in order")
-    return {
-        image: (line, [number[a - 1, v] for a, v in pairs]) for image, (line, pairs) in rows.items()
-    }
+    entries.report("convention", None, message)
+    return {image: (line, [number[a - 1, v] for a, v in pairs]) for image, (line, pairs) in rows.items()}
