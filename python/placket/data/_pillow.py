@@ -23,7 +23,7 @@ def decode(path: str) -> NDArray[np.uint8]:
         OSError: the file is missing, damaged, of an unknown format, or larger than ``MAX_PIXELS``; the text
             is the cause without the path.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         # Opened here rather than by Pillow, whose message for a file it does not know holds the path.
@@ -33,7 +33,7 @@ def decode(path: str) -> NDArray[np.uint8]:
                 raise OSError(f"image must have at most {_C.MAX_PIXELS} pixels, got {size}")
             image.load()
             return np.asarray(_to_rgb(image))
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise OSError("is not an image of a format that Pillow knows") from None
     except Image.DecompressionBombError:
         raise OSError(f"image must have at most {_C.MAX_PIXELS} pixels, got more than twice that") from None

@@ -150,8 +150,8 @@ def _check_variety(split: Split) -> None:
         counts = split.labels.counts(a)
         if (counts >= 1).sum() >= 2 and counts.max() >= 2:
             return
-        found.append(f"'{name}' images of {(counts >= 1).sum()}")
+        found.append(f"'{name}' with {counts.sum()} labels of {(counts >= 1).sum()}")
     raise DatasetError(
-        f"{split.root / f'label_{split.name}.txt'}: an attribute must have images of two values, and two of one "
-        f"of them, to give triplets, got {', '.join(found)}; label more images"
+        f"{split.root / f'label_{split.name}.txt'}: an attribute must have images of two values, two of one of "
+        f"them, to give triplets, got {', '.join(found)} values; label more images"
     )
