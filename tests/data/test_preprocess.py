@@ -59,8 +59,9 @@ def test_pad_equals_pillow_bit_for_bit(photograph: Photograph, box: tuple[int, i
 
 def test_margin_is_a_share_of_the_box_and_ends_at_the_image(photograph: Photograph) -> None:
     pixels = photograph(80, 50)
-    batch = _C.prepare_image(pixels, (10, 20, 30, 60), Preprocess(size=16, box_margin=0.55))
-    np.testing.assert_array_equal(batch.pixels.view(78, 41, 3).numpy(), pixels[0:80, 0:41][:78])
+    batch = _C.prepare_image(pixels, (10, 25, 30, 60), Preprocess(size=16, box_margin=0.55))
+    assert batch.sizes.tolist() == [[73, 41]]  # 11 pixels on the left and right, 19 above and below
+    np.testing.assert_array_equal(batch.pixels.view(73, 41, 3).numpy(), pixels[6:79, 0:41])
 
 
 def test_a_box_beside_the_image_is_an_error(photograph: Photograph) -> None:
