@@ -83,7 +83,9 @@ def on_white() -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("ending", ["png", "webp", "bmp", "tiff"])
-def test_other_formats_are_decoded_by_the_fallback(tmp_path: Path, photograph: Photograph, ending: str) -> None:
+def test_other_formats_are_decoded_by_the_fallback(
+    tmp_path: Path, photograph: Photograph, ending: str
+) -> None:
     path = tmp_path / f"a.{ending}"
     pixels = photograph(20, 31)
     Image.fromarray(pixels).save(path, **({"lossless": True} if ending == "webp" else {}))
@@ -154,7 +156,11 @@ def test_an_enormous_image_is_refused_by_its_header(tmp_path: Path, photograph: 
 
 @pytest.mark.parametrize(
     ("content", "cause"),
-    [(None, "No such file or directory"), (b"", "file is empty|not an image"), (b"hello" * 9, "is not an image")],
+    [
+        (None, "No such file or directory"),
+        (b"", "file is empty|not an image"),
+        (b"hello" * 9, "is not an image"),
+    ],
 )
 def test_what_is_no_image_is_named(tmp_path: Path, content: bytes | None, cause: str) -> None:
     path = tmp_path / "a.jpg"

@@ -73,7 +73,9 @@ def test_rows_are_the_images_of_the_split(train: Split) -> None:
     for path, box, row in zip(train.paths, train.boxes.tolist(), batch.images, strict=True):
         assert torch.equal(_C.load_image(path, box, SMALL).images[0], row)
     assert batch.labels.tolist() == [[0, 0], [1, 1], [2, -1], [0, 1], [-1, 0], [1, 1]]
-    assert batch.attributes.numel() == batch.values.numel() == batch.pixels.numel() == 0
+    assert (
+        batch.attributes.numel() == batch.values.numel() == batch.pixels.numel() == batch.sizes.numel() == 0
+    )
     assert batch.images.data_ptr() == batch.images.data_ptr()  # the batch's own memory, not a copy each time
 
 
@@ -155,7 +157,9 @@ def test_the_last_batch_may_be_smaller(train: Split) -> None:
     batches = list(Loader(train, batch=4, drop_last=False, preprocess=SMALL))
     assert [len(batch.images) for batch in batches] == [4, 2]
     last = [
-        list(Loader(train, batch=5, drop_last=False, preprocess=SMALL, rank=r, world_size=5, keep_pixels=True))[1]
+        list(
+            Loader(train, batch=5, drop_last=False, preprocess=SMALL, rank=r, world_size=5, keep_pixels=True)
+        )[1]
         for r in range(5)
     ]
     assert [len(batch.images) for batch in last] == [0, 0, 0, 0, 1]
@@ -183,7 +187,9 @@ def test_a_box_beside_its_image_is_named(layout: Path) -> None:
     boxes = layout / "bbox_test.txt"
     boxes.write_text("0 0 9 9\n0 0 9 9\n500 0 509 9\n")
     loader = Loader(placket.data.open(layout).split("test"), batch=3, preprocess=SMALL)
-    with pytest.raises(RuntimeError, match=r"img/8\.jpg: box must overlap the image of 46 x 48 pixels, got \[500"):
+    with pytest.raises(
+        RuntimeError, match=r"img/8\.jpg: box must overlap the image of 46 x 48 pixels, got \[500"
+    ):
         next(iter(loader))
 
 
@@ -253,5 +259,7 @@ def test_arguments_out_of_range(train: Split, arguments: dict[str, Any], message
 def test_triplets_need_two_values(layout: Path) -> None:
     (layout / "label_train.txt").write_text("".join(f"{i} 0 1\n" for i in range(6)))
     split = placket.data.open(layout).split("train")
-    with pytest.raises(DatasetError, match=r"label_train\.txt: an attribute must have .*'sleeve' with 6 labels of 1"):
+    with pytest.raises(
+        DatasetError, match=r"label_train\.txt: an attribute must have .*'sleeve' with 6 labels of 1"
+    ):
         Loader(split, sampler="triplets", batch=2)

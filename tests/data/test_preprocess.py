@@ -65,7 +65,9 @@ def test_margin_is_a_share_of_the_box_and_ends_at_the_image(photograph: Photogra
 
 
 def test_a_box_beside_the_image_is_an_error(photograph: Photograph) -> None:
-    with pytest.raises(ValueError, match=r"box must overlap the image of 50 x 80 pixels, got \[50, 0, 60, 9\]"):
+    with pytest.raises(
+        ValueError, match=r"box must overlap the image of 50 x 80 pixels, got \[50, 0, 60, 9\]"
+    ):
         _C.prepare_image(photograph(80, 50), (50, 0, 60, 9))
 
 
