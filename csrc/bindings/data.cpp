@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -84,24 +85,25 @@ Image image_of(const Array<uint8_t>& pixels) {
 
 // `decode(path)` returns [height, width, 3] uint8 and raises OSError with the cause.
 void set_fallback(const py::object& decode) {
-  if (decode.is_none()) {
-    set_decode_fallback(nullptr);
-    return;
+  std::function<Image(const std::string&)> fallback;
+  if (!decode.is_none()) {
+    // The last copy may die in a thread without the GIL.
+    const std::shared_ptr<py::object> held(new py::object(decode), [](py::object* object) {
+      const py::gil_scoped_acquire gil;
+      delete object;
+    });
+    fallback = [held](const std::string& path) {
+      const py::gil_scoped_acquire gil;
+      try {
+        return image_of(py::cast<Array<uint8_t>>((*held)(path)));
+      } catch (const py::error_already_set& error) {
+        if (!error.matches(PyExc_Exception)) throw;  // KeyboardInterrupt keeps its type
+        throw std::runtime_error(path + ": " + py::str(error.value()).cast<std::string>());
+      }
+    };
   }
-  // The last copy may die in a thread without the GIL.
-  const std::shared_ptr<py::object> held(new py::object(decode), [](py::object* object) {
-    const py::gil_scoped_acquire gil;
-    delete object;
-  });
-  set_decode_fallback([held](const std::string& path) {
-    const py::gil_scoped_acquire gil;
-    try {
-      return image_of(py::cast<Array<uint8_t>>((*held)(path)));
-    } catch (const py::error_already_set& error) {
-      if (!error.matches(PyExc_Exception)) throw;  // KeyboardInterrupt keeps its type
-      throw std::runtime_error(path + ": " + py::str(error.value()).cast<std::string>());
-    }
-  });
+  const py::gil_scoped_release no_gil;
+  set_decode_fallback(std::move(fallback));
 }
 
 std::string describe(const Preprocess& p) {
@@ -124,7 +126,12 @@ Batch load_image(const std::string& path, const std::optional<Box>& box,
 void bind_data(py::module_& m) {
   using py::arg;
 
-  py::class_<Preprocess>(m, "Preprocess")
+  py::class_<Preprocess>(
+      m, "Preprocess",
+      "From a decoded image to a model's input. size: side of the square input, in [1, 8192]. fit: "
+      "'crop' resizes the short side and keeps the centre, 'pad' grows the box to a square about "
+      "its centre, zeros outside the image. box_margin: share of the box's width and height added "
+      "on each side, in [0, 10], where the set has boxes. mean, std: of each channel, on [0, 1].")
       .def(py::init([](int64_t size, std::string fit, double box_margin, std::array<float, 3> mean,
                        std::array<float, 3> std) {
              Preprocess preprocess{size, std::move(fit), box_margin, mean, std};
@@ -140,7 +147,10 @@ void bind_data(py::module_& m) {
       .def_readonly("std", &Preprocess::std)
       .def("__repr__", &describe);
 
-  py::class_<Augment>(m, "Augment")
+  py::class_<Augment>(
+      m, "Augment",
+      "Random changes in training. flip: probability of a horizontal flip. crop_scale: lower end, "
+      "in (0, 1], of the share of the area that a random resized crop keeps; 1 switches it off.")
       .def(py::init([](double flip, double crop_scale) { return Augment{flip, crop_scale}; }),
            arg("flip") = 0.0, arg("crop_scale") = 1.0)
       .def_readonly("flip", &Augment::flip)

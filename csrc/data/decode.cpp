@@ -5,8 +5,8 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
@@ -59,30 +59,28 @@ std::vector<uint8_t> read_file(const std::string& path) {
   return bytes;
 }
 
-std::mutex fallback_mutex;
-
 using Fallback = std::function<Image(const std::string&)>;
 
+// A call holds it shared, so that a change waits for the calls in progress.
+std::shared_mutex fallback_mutex;
+
 // Never destroyed: what it holds may belong to an interpreter that has ended by then.
-std::shared_ptr<const Fallback>& fallback() {
-  static auto* held = new std::shared_ptr<const Fallback>;
+Fallback& fallback() {
+  static auto* held = new Fallback;
   return *held;
 }
 
 Image decode_by_fallback(const std::string& path) {
-  std::shared_ptr<const Fallback> decode;
-  {
-    const std::lock_guard<std::mutex> lock(fallback_mutex);
-    decode = fallback();
-  }
-  if (decode == nullptr) {
+  const std::shared_lock<std::shared_mutex> lock(fallback_mutex);
+  const Fallback& decode = fallback();
+  if (!decode) {
 #ifdef PLACKET_JPEG
     fail(path, "is not a JPEG file, and no decoder for other formats is set");
 #else
     fail(path, "this build has no libjpeg-turbo, and no other decoder is set");
 #endif
   }
-  return (*decode)(path);
+  return decode(path);
 }
 
 #ifdef PLACKET_JPEG
@@ -193,9 +191,8 @@ Image decode_file(const std::string& path) {
 }
 
 void set_decode_fallback(Fallback decode) {
-  auto next = decode ? std::make_shared<const Fallback>(std::move(decode)) : nullptr;
-  const std::lock_guard<std::mutex> lock(fallback_mutex);
-  fallback().swap(next);
+  const std::lock_guard<std::shared_mutex> lock(fallback_mutex);
+  fallback().swap(decode);
 }
 
 }  // namespace placket

@@ -23,7 +23,8 @@ struct Image {
 Image decode_file(const std::string& path);
 
 // What decodes other formats; it may be called from any thread and throws std::runtime_error
-// "<path>: <cause>". The bindings set Pillow, under the GIL; nullptr takes it away.
+// "<path>: <cause>". The bindings set Pillow, under the GIL; nullptr takes it away. Returns once no
+// call of the one before is in progress: a thread that holds the GIL must give it up first.
 void set_decode_fallback(std::function<Image(const std::string& path)> fallback);
 
 inline constexpr int64_t kMaxPixels = 178956970;  // Pillow's limit for a decompression bomb

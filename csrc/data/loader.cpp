@@ -105,7 +105,6 @@ struct Loader::State {
       pending->batch = make_empty(source->plan(step));
       rows = int64_t(pending->batch.plan.images.size());
       pending->pictures.resize(config.keep_pixels ? size_t(rows) : 0);
-      if (rows == 0 && config.keep_pixels) keep_pictures({}, pending->batch);
     } catch (...) {
       error = std::current_exception();
       rows = 0;
@@ -161,6 +160,7 @@ struct Loader::State {
                   at::TensorOptions(at::kFloat).memory_format(at::MemoryFormat::ChannelsLast));
     batch.attributes = to_tensor(plan.attributes);
     batch.values = to_tensor(plan.values);
+    keep_pictures({}, batch);
     const int64_t attributes = labels ? int64_t(labels->values.size()) : 0;
     batch.labels = at::full({rows, attributes}, -1, at::kLong);
     if (labels) {

@@ -16,6 +16,9 @@
 namespace placket {
 namespace {
 
+// The three rows of a triplet have positions in the epoch of 32 bits.
+constexpr int64_t kMaxTriplets = std::numeric_limits<uint32_t>::max() / 3;
+
 // Which part of [0, count) belongs to a rank.
 std::pair<int64_t, int64_t> share(int64_t count, int64_t rank, int64_t world_size) {
   return {count * rank / world_size, count * (rank + 1) / world_size};
@@ -100,8 +103,8 @@ class TripletSource final : public BatchSource {
     TORCH_CHECK_VALUE(config.triplets >= config.batch, name,
                       ": triplets must be at least one batch of ", config.batch, ", got ",
                       config.triplets);
-    TORCH_CHECK_VALUE(config.triplets <= std::numeric_limits<uint32_t>::max(), name,
-                      ": triplets must fit in 32 bits, got ", config.triplets);
+    TORCH_CHECK_VALUE(config.triplets <= kMaxTriplets, name, ": triplets must be at most ",
+                      kMaxTriplets, ", got ", config.triplets);
     check_labels(name, *labels_);
     TORCH_CHECK_VALUE(labels_->images() <= std::numeric_limits<int32_t>::max(), name,
                       ": images must fit in 31 bits, got ", labels_->images());

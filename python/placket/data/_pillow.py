@@ -1,0 +1,59 @@
+"""Decoding by Pillow: every format but JPEG, and JPEG too in a build without libjpeg-turbo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placket import _C
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def decode(path: str) -> NDArray[np.uint8]:
+    """Decode a file to RGB, [height, width, 3] uint8.
+
+    Transparent pixels show white, the ground of catalogue photographs. Grey values of 16 bits keep their
+    upper eight. Of an animation the first frame is taken. The EXIF orientation is not applied, as for JPEG.
+
+    Raises:
+        OSError: the file is missing, damaged, of an unknown format, or larger than ``MAX_PIXELS``; the text
+            is the cause without the path.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        # Opened here rather than by Pillow, whose message for a file it does not know holds the path.
+        with open(path, "rb") as file, Image.open(file) as image:
+            if image.width * image.height > _C.MAX_PIXELS:
+                size = f"{image.width} x {image.height}"
+                raise OSError(f"image must have at most {_C.MAX_PIXELS} pixels, got {size}")
+            image.load()
+            return np.asarray(_to_rgb(image))
+    except UnidentifiedImageError:
+        raise OSError("is not an image of a format that Pillow knows") from None
+    except Image.DecompressionBombError:
+        raise OSError(f"image must have at most {_C.MAX_PIXELS} pixels, got more than twice that") from None
+    except OSError as error:
+        raise OSError(error.strerror or str(error)) from None
+    except (SyntaxError, ValueError, EOFError) as error:  # what Pillow's readers raise on damaged data
+        raise OSError(f"damaged image: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode == "F":
+        raise OSError("image must have whole-numbered pixels, got floating point (mode F)")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise OSError(f"grey values must fit in 16 bits, got {values.min()} to {values.max()}")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,584 @@
+"""Reader of the layout of the ASEN family, in which FashionAI, DARN and DeepFashion are published.
+
+A data set is a folder with, for each split (train, valid, test), some of these lists, each also as
+``.txt.gz``; an image's id is its line in ``filenames_{split}.txt``, from 0, and all numbers are decimal
+integers:
+
+===================================  ==================================================================
+``filenames_{split}.txt``            one path a line, relative to the folder
+``label_{split}.txt``                ``id a0 v0 a1 v1 ...``: attributes with values, any number of each
+``query_{split}.txt``                ``id attribute value``
+``candidate_{split}.txt``            ``id attribute value``
+``bbox_{split}.txt``                 ``x0 y0 x1 y1`` in pixels, x1 and y1 exclusive, one line an image
+``regions_{split}.txt``              ``id attribute x0 y0 x1 y1``, one line for each part of a region
+``captions_{split}.txt``             ``id``, a tab, a sentence
+``meta.json``                        here or in the parent folder: names of attributes and values
+===================================  ==================================================================
+
+``meta.json`` holds ``{"<folder name>": {"ATTRIBUTES": [name, ...], "ATTRIBUTES_NUM": {name: number of
+values}, "VALUES": {name: [value name, ...]}}}``; without VALUES the values are called by their numbers.
+
+Reading is strict: nothing is skipped or guessed, and what is wrong is named with its file and line. One
+published file differs: ``label_{valid,test}.txt`` of DeepFashion counts attributes from 1 and numbers values
+across all attributes. Such a file is recognised, and its numbers are brought to those of the query and
+candidate lists by the images that occur in both.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placket import _C
+from placket.schema import AttributeSchema
+
+__all__ = ["AsenDataset", "DatasetError", "Labels", "Problem", "Record", "Split"]
+
+SPLITS = ("train", "valid", "test")
+_LISTS = ("filenames", "label", "query", "candidate")
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a data set.
+
+    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing", "damaged" (images),
+    or, as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot
+    be learnt) and "convention" (labels that were renumbered). ``line`` counts from 1.
+    """
+
+    kind: str
+    file: str
+    line: int | None
+    message: str
+
+    @property
+    def severity(self) -> str:
+        return "warning" if self.kind in ("duplicate", "single value", "convention") else "error"
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.message}"
+
+
+class DatasetError(ValueError):
+    """A data set cannot be used; the text names the file, the line, the condition and the value."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Values of the attributes of n images in compressed rows.
+
+    The labels of image i are entries ``begin[i]`` to ``begin[i + 1]`` of ``attribute`` and ``value``; an
+    image may have none or several of one attribute.
+    """
+
+    begin: Ints
+    """[n + 1] int64."""
+    attribute: NDArray[np.int32]
+    """[labels] int32."""
+    value: NDArray[np.int32]
+    """[labels] int32, within the attribute."""
+    values: tuple[int, ...]
+    """How many values each attribute has."""
+
+    @staticmethod
+    def of(rows: Sequence[Sequence[tuple[int, int]]], values: tuple[int, ...]) -> Labels:
+        """Make a table of each image's (attribute, value) pairs."""
+        begin = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        flat = np.array([pair for row in rows for pair in row], dtype=np.int32).reshape(-1, 2)
+        return Labels(begin, flat[:, 0].copy(), flat[:, 1].copy(), values)
+
+    def __len__(self) -> int:
+        return len(self.begin) - 1
+
+    def __getitem__(self, image: int) -> list[tuple[int, int]]:
+        """Return the (attribute, value) pairs of one image."""
+        rows = slice(self.begin[image], self.begin[image + 1])
+        return list(zip(self.attribute[rows].tolist(), self.value[rows].tolist(), strict=True))
+
+    def counts(self, attribute: int) -> Ints:
+        """Return how many labels each value of an attribute has, [values] int64."""
+        return np.bincount(self.value[self.attribute == attribute], minlength=self.values[attribute])
+
+    def to_native(self) -> _C.LabelTable:
+        """Return the table as the C++ core takes it."""
+        return _C.LabelTable(self.begin, self.attribute, self.value, self.values)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a data set, its labels by name."""
+
+    split: str
+    image: int
+    filename: str
+    labels: dict[str, tuple[str, ...]]
+    """Attribute to its values; attributes without a label are left out."""
+    box: tuple[int, int, int, int] | None
+    """x0 y0 x1 y1 in pixels, x1 and y1 exclusive."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set; n images, whose ids are 0 to n - 1."""
+
+    name: str
+    root: Path
+    schema: AttributeSchema
+    images: int
+    filenames: tuple[str, ...]
+    """[n] relative to ``root``; empty where the list of filenames is absent."""
+    labels: Labels
+    """Of n images; without any entry where the label list is absent."""
+    boxes: Ints | None
+    """[n, 4] int64, x0 y0 x1 y1 in pixels, x1 and y1 exclusive; None where the set has none."""
+    queries: Ints
+    """[queries, 3] int64: image, attribute, value."""
+    candidates: Ints
+    """[candidates, 3] int64: image, attribute, value."""
+    warnings: tuple[str, ...] = field(default=())
+    """What is odd but usable, a sentence each."""
+
+    def __len__(self) -> int:
+        return self.images
+
+    @property
+    def filenames_file(self) -> str:
+        """Path of the list of filenames, whether it is there or not."""
+        return str(_path(self.root, f"filenames_{self.name}"))
+
+    @property
+    def paths(self) -> list[str]:
+        """Absolute paths of the images.
+
+        Raises:
+            DatasetError: the list of filenames is absent.
+        """
+        if len(self.filenames) != self.images:
+            raise DatasetError(
+                f"{self.root}: split '{self.name}' must have filenames_{self.name}.txt where images are "
+                "needed, got none; put it beside the other lists"
+            )
+        root = os.path.abspath(self.root)
+        return [os.path.join(root, filename) for filename in self.filenames]
+
+    def image_list(self) -> _C.ImageList:
+        """Return paths and boxes as the C++ core takes them."""
+        return _C.ImageList(self.paths, self.boxes)
+
+    @property
+    def records(self) -> Iterator[Record]:
+        """The images one by one, with names instead of numbers."""
+        attributes = self.schema.attributes
+        for image in range(self.images):
+            names: dict[str, tuple[str, ...]] = {}
+            for a, v in self.labels[image]:
+                name = attributes[a].name
+                names[name] = (*names.get(name, ()), attributes[a].values[v])
+            filename = self.filenames[image] if self.filenames else ""
+            box = None
+            if self.boxes is not None:
+                x0, y0, x1, y1 = self.boxes[image].tolist()
+                box = (x0, y0, x1, y1)
+            yield Record(self.name, image, filename, names, box)
+
+
+class AsenDataset:
+    """A folder in the layout of the ASEN family; its lists are read when they are first asked for."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        """Open a folder.
+
+        Raises:
+            DatasetError: it is absent, holds no list, or ``meta.json`` does not say its attributes.
+        """
+        self.root = Path(root)
+        self.splits: tuple[str, ...] = tuple(
+            split for split in SPLITS if any(_find(self.root, f"{stem}_{split}") for stem in _LISTS)
+        )
+        """The splits of which any list is there, in the order train, valid, test."""
+        if not self.root.is_dir():
+            raise DatasetError(f"{self.root}: data set must be a folder, got none there")
+        if not self.splits:
+            raise DatasetError(
+                f"{self.root}: data set must hold filenames_{{split}}.txt and label_{{split}}.txt "
+                "(the ASEN layout), got none of them"
+            )
+        self.schema: AttributeSchema = read_schema(self.root)
+        self._loaded: dict[str, Split] = {}
+
+    def __repr__(self) -> str:
+        attributes = ", ".join(self.schema.names)
+        return f"AsenDataset('{self.root}', splits={self.splits}, attributes=({attributes}))"
+
+    def __len__(self) -> int:
+        """Images of all splits together."""
+        return sum(len(self.split(name)) for name in self.splits)
+
+    @property
+    def records(self) -> Iterator[Record]:
+        """The images of all splits one by one, with names instead of numbers."""
+        for name in self.splits:
+            yield from self.split(name).records
+
+    def split(self, name: str) -> Split:
+        """Read the lists of a split.
+
+        Raises:
+            DatasetError: there is no such split, or something in its lists is wrong.
+        """
+        if name not in self.splits:
+            raise DatasetError(f"{self.root}: split must be one of {', '.join(self.splits)}, got '{name}'")
+        if name not in self._loaded:
+            split, problems = read_split(self.root, name, self.schema)
+            _raise_first(self.root, problems)
+            self._loaded[name] = split
+        return self._loaded[name]
+
+    def regions(self, split: str) -> Ints | None:
+        """Return the true regions, or None where the set has none.
+
+        [rows, 6] int64: image, attribute, x0, y0, x1, y1 in pixels, x1 and y1 exclusive. A region of several
+        parts has several rows.
+
+        Raises:
+            DatasetError: something in the list is wrong.
+        """
+        problems: list[Problem] = []
+        rows = read_regions(self.root, self.split(split), problems)
+        _raise_first(self.root, problems)
+        return rows
+
+    def captions(self, split: str) -> tuple[str, ...] | None:
+        """Return a sentence for each image, or None where the set has none.
+
+        Raises:
+            DatasetError: something in the list is wrong.
+        """
+        problems: list[Problem] = []
+        captions = read_captions(self.root, self.split(split), problems)
+        _raise_first(self.root, problems)
+        return captions
+
+
+def read_schema(root: Path) -> AttributeSchema:
+    """Read names of attributes and values from ``meta.json`` in the folder or its parent.
+
+    Raises:
+        DatasetError: there is none, or it does not say what it must.
+    """
+    path = next((p for p in (root / "meta.json", root.absolute().parent / "meta.json") if p.is_file()), None)
+    if path is None:
+        raise DatasetError(f"{root / 'meta.json'}: file must name the attributes, got none here or one up")
+    try:
+        meta: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: file must be JSON, got {error}") from None
+    if not isinstance(meta, dict) or not meta or not all(isinstance(entry, dict) for entry in meta.values()):
+        raise DatasetError(f"{path}: file must map a data set's name to its attributes, got {_brief(meta)}")
+    name = root.absolute().name
+    if name not in meta and len(meta) > 1:
+        raise DatasetError(f"{path}: folder's name must be one of {', '.join(meta)}, got '{name}'")
+    entry = meta[name] if name in meta else next(iter(meta.values()))
+    attributes, numbers, values = (entry.get(key) for key in ("ATTRIBUTES", "ATTRIBUTES_NUM", "VALUES"))
+    if not isinstance(attributes, list) or not all(isinstance(a, str) for a in attributes):
+        raise DatasetError(f"{path}: ATTRIBUTES must be a list of names, got {_brief(attributes)}")
+    named: dict[str, list[str]] = {}
+    for attribute in attributes:
+        number = numbers.get(attribute) if isinstance(numbers, dict) else None
+        if type(number) is not int or number < 1:
+            raise DatasetError(f"{path}: ATTRIBUTES_NUM of '{attribute}' must be positive, got {number!r}")
+        names = values.get(attribute) if isinstance(values, dict) else [str(v) for v in range(number)]
+        if not isinstance(names, list) or len(names) != number or not all(isinstance(n, str) for n in names):
+            raise DatasetError(f"{path}: VALUES of '{attribute}' must be {number} names, got {_brief(names)}")
+        named[attribute] = names
+    try:
+        return AttributeSchema.of(named)
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}") from None
+
+
+def read_split(root: Path, name: str, schema: AttributeSchema) -> tuple[Split, list[Problem]]:
+    """Read the lists of a split, and all that is wrong with them; only without errors is the split whole."""
+    problems: list[Problem] = []
+    counts = schema.value_counts
+    filenames = _read_filenames(root, name, problems)
+    label_list, query_list, candidate_list = (_List(root, f"{stem}_{name}", problems) for stem in _LISTS[1:])
+    labelled = _read_label_rows(label_list)
+    queries = _read_triples(query_list, counts)
+    candidates = _read_triples(candidate_list, counts)
+
+    ids = [*labelled, *queries[:, 0].tolist(), *candidates[:, 0].tolist()]
+    images = max(ids, default=-1) + 1 if filenames is None else len(filenames)
+    for entries in (label_list, query_list, candidate_list):
+        entries.check_ids(images)
+    if images == 0:
+        place = label_list.file if filenames is None else str(_path(root, f"filenames_{name}"))
+        message = f"split '{name}' must have at least one image, got none; fill the list or remove it"
+        problems.append(Problem("unparsable", place, None, message))
+
+    if _numbered_across(labelled, counts):
+        renumbered = _renumber(labelled, np.concatenate([queries, candidates]), counts, label_list)
+        labelled = labelled if renumbered is None else renumbered
+    _check_labels(labelled, counts, label_list)
+    rows = [labelled.get(image, (0, []))[1] for image in range(images)]
+    in_range = [[(a, v) for a, v in row if a < len(counts) and v < counts[a]] for row in rows]
+    labels = Labels.of(in_range, counts)
+    if labelled:
+        _check_variety(labels, schema, label_list)
+    boxes = _read_boxes(root, name, images, problems)
+    warnings = tuple(str(problem) for problem in problems if problem.severity == "warning")
+    split = Split(name, root, schema, images, filenames or (), labels, boxes, queries, candidates, warnings)
+    return split, problems
+
+
+def read_regions(root: Path, split: Split, problems: list[Problem]) -> Ints | None:
+    """Read the true regions of a split, as ``AsenDataset.regions`` returns them."""
+    entries = _List(root, f"regions_{split.name}", problems)
+    if entries.path is None:
+        return None
+    rows = []
+    for line, row in entries.integers("id attribute x0 y0 x1 y1", 6):
+        if entries.check(line, "attribute", row[1], len(split.schema)) and _check_box(entries, line, row[2:]):
+            rows.append(row)
+    entries.check_ids(len(split))
+    return np.array(rows, dtype=np.int64).reshape(-1, 6)
+
+
+def read_captions(root: Path, split: Split, problems: list[Problem]) -> tuple[str, ...] | None:
+    """Read the captions of a split, as ``AsenDataset.captions`` returns them."""
+    entries = _List(root, f"captions_{split.name}", problems)
+    if entries.path is None:
+        return None
+    captions: dict[int, str] = {}
+    for line, text in entries:
+        image, tab, caption = text.partition("\t")
+        if not tab or not _is_integer(image) or int(image) >= len(split) or int(image) in captions:
+            want = f"be an id below {len(split)} that occurs once, a tab and a sentence"
+            entries.report("unparsable", line, f"line must {want}, got {_brief(text)}")
+        else:
+            captions[int(image)] = caption
+    if len(captions) < len(split):
+        entries.report("unparsable", None, f"list must have {len(split)} captions, got {len(captions)}")
+    return tuple(captions.get(image, "") for image in range(len(split)))
+
+
+def _raise_first(root: Path, problems: list[Problem]) -> None:
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors:
+        more = f" (and {len(errors) - 1} more: placket data verify {root})" if len(errors) > 1 else ""
+        raise DatasetError(f"{errors[0]}{more}")
+
+
+# Lists
+
+
+def _find(root: Path, stem: str) -> Path | None:
+    paths = (root / f"{stem}.txt", root / f"{stem}.txt.gz")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _path(root: Path, stem: str) -> Path:
+    return _find(root, stem) or root / f"{stem}.txt"
+
+
+class _List:
+    """The lines of a list, if it is there, and where to tell what is wrong with them."""
+
+    def __init__(self, root: Path, stem: str, problems: list[Problem]) -> None:
+        self.path = _find(root, stem)
+        self.file = str(_path(root, stem))
+        self.problems = problems
+        self.ids: list[tuple[int, int]] = []  # line, image id
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        if self.path is None:
+            return
+        try:
+            data = self.path.read_bytes()
+            text = (gzip.decompress(data) if self.path.suffix == ".gz" else data).decode("utf-8")
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            self.report("unreadable", None, f"file must be readable text in UTF-8, got {error}")
+            return
+        for line, content in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
+            yield line, content.removesuffix("\r")
+
+    def integers(self, pattern: str, length: int | None) -> Iterator[tuple[int, list[int]]]:
+        """Yield the line and its integers; of a list with ids the first is noted as an id."""
+        for line, text in self:
+            words = text.split()
+            if (len(words) != length if length else len(words) % 2 == 0) or not all(map(_is_integer, words)):
+                self.report("unparsable", line, f"line must be '{pattern}', got {_brief(text)}")
+                continue
+            row = [int(word) for word in words]
+            if pattern.startswith("id"):
+                self.ids.append((line, row[0]))
+            yield line, row
+
+    def check_ids(self, images: int) -> None:
+        for line, image in self.ids:
+            self.check(line, "id", image, images)
+
+    def check(self, line: int, what: str, value: int, end: int) -> bool:
+        if value >= end:
+            self.report("out of range", line, f"{what} must be from 0 to {end - 1}, got {value}")
+        return value < end
+
+    def report(self, kind: str, line: int | None, message: str) -> None:
+        self.problems.append(Problem(kind, self.file, line, message))
+
+
+def _is_integer(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) <= 9  # fits in 32 bits
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _read_filenames(root: Path, name: str, problems: list[Problem]) -> tuple[str, ...] | None:
+    entries = _List(root, f"filenames_{name}", problems)
+    if entries.path is None:
+        return None
+    filenames = []
+    for line, filename in entries:
+        path = PurePosixPath(filename)
+        if not filename.strip() or "\0" in filename:
+            entries.report("unparsable", line, f"line must be the path of an image, got {_brief(filename)}")
+        elif path.is_absolute() or ".." in path.parts:
+            entries.report("unparsable", line, f"path must lie inside {root}, got {_brief(filename)}")
+        filenames.append(filename)
+    return tuple(filenames)
+
+
+def _read_triples(entries: _List, counts: tuple[int, ...]) -> Ints:
+    rows = []
+    for line, row in entries.integers("id attribute value", 3):
+        _, a, v = row
+        if entries.check(line, "attribute", a, len(counts)) and entries.check(
+            line, f"value of attribute {a}", v, counts[a]
+        ):
+            rows.append(row)
+    return np.array(rows, dtype=np.int64).reshape(-1, 3)
+
+
+def _check_box(entries: _List, line: int, box: list[int]) -> bool:
+    x0, y0, x1, y1 = box
+    if x0 >= x1 or y0 >= y1:
+        entries.report("out of range", line, f"box must have x0 < x1 and y0 < y1, got {x0} {y0} {x1} {y1}")
+        return False
+    return True
+
+
+def _read_boxes(root: Path, name: str, images: int, problems: list[Problem]) -> Ints | None:
+    entries = _List(root, f"bbox_{name}", problems)
+    if entries.path is None:
+        return None
+    lines = 0
+    boxes = []
+    for line, box in entries.integers("x0 y0 x1 y1", 4):
+        if _check_box(entries, line, box):
+            boxes.append(box)
+        lines = line
+    if lines != images:
+        entries.report("unparsable", None, f"list must have {images} lines, one for each image, got {lines}")
+    return np.array(boxes, dtype=np.int64).reshape(-1, 4)
+
+
+# Labels
+
+Rows = dict[int, tuple[int, list[tuple[int, int]]]]  # image id to its line and (attribute, value) pairs
+
+
+def _read_label_rows(entries: _List) -> Rows:
+    rows: Rows = {}
+    for line, (image, *flat) in entries.integers("id attribute value attribute value ...", None):
+        pairs = list(zip(flat[::2], flat[1::2], strict=True))
+        if image in rows:
+            first = rows[image][0]
+            entries.report("unparsable", line, f"id must occur once, got {image} in line {first} too")
+        elif len(set(pairs)) < len(pairs):
+            entries.report("unparsable", line, f"labels must differ, got {_brief(flat)}")
+        else:
+            rows[image] = line, pairs
+    return rows
+
+
+def _check_labels(rows: Rows, counts: tuple[int, ...], entries: _List) -> None:
+    for line, pairs in rows.values():
+        for a, v in pairs:
+            if entries.check(line, "attribute", a, len(counts)):
+                entries.check(line, f"value of attribute {a}", v, counts[a])
+
+
+def _check_variety(labels: Labels, schema: AttributeSchema, entries: _List) -> None:
+    for a, name in enumerate(schema.names):
+        used = np.flatnonzero(labels.counts(a))
+        if len(used) == 1:
+            value = schema[a].values[used[0]]
+            message = f"attribute '{name}' must have images of two values to be learnt, got only '{value}'"
+            entries.report("single value", None, f"{message}; label other values or leave the attribute out")
+
+
+def _numbered_across(rows: Rows, counts: tuple[int, ...]) -> bool:
+    """Whether attributes count from 1 and values across attributes, so that each has one attribute."""
+    pairs = {pair for _, row in rows.values() for pair in row}
+    if all(a < len(counts) and v < counts[a] for a, v in pairs):
+        return False
+    attributes, values = {a for a, _ in pairs}, {v for _, v in pairs}
+    one_attribute_each = len(values) == len(pairs) <= sum(counts)
+    return one_attribute_each and min(attributes) >= 1 and max(attributes) <= len(counts)
+
+
+def _renumber(rows: Rows, triples: Ints, counts: tuple[int, ...], entries: _List) -> Rows | None:
+    """Bring labels numbered across attributes to the numbers of the query and candidate lists.
+
+    Every image of those lists carries the label that the list names, so the labels that all images of a value
+    share narrow down which of them it is. Values that occur in no list get the numbers that are left, in
+    order. None where the lists contradict the labels.
+    """
+    carried = {image: {(a - 1, v) for a, v in pairs} for image, (_, pairs) in rows.items()}
+    possible: dict[tuple[int, int], set[tuple[int, int]]] = {}
+    for image, a, v in triples.tolist():
+        own = {pair for pair in carried.get(image, set()) if pair[0] == a}
+        possible[a, v] = possible.get((a, v), own) & own
+    number: dict[tuple[int, int], tuple[int, int]] = {}
+    matched = 0
+    while possible:
+        target = min(possible, key=lambda pair: (len(possible[pair]), pair))
+        options = possible.pop(target)
+        if not options:
+            return None
+        source = min(options)
+        if len(options) == 1 and matched == len(number):  # no choice, and none before
+            matched += 1
+        number[source] = target
+        for others in possible.values():
+            others.discard(source)
+    seen = {pair for pairs in carried.values() for pair in pairs}
+    for a, count in enumerate(counts):
+        free = (v for v in range(count) if (a, v) not in number.values())
+        left = sorted(pair for pair in seen - number.keys() if pair[0] == a)
+        for source, v in zip(left, free, strict=False):
+            number[source] = a, v
+    if seen - number.keys():
+        return None
+    message = (
+        "labels are numbered across attributes; the query and candidate lists tell the numbers of "
+        f"{matched} of {len(seen)} values, and the others got those left over"
+    )
+    entries.report("convention", None, message)
+    return {image: (line, [number[a - 1, v] for a, v in pairs]) for image, (line, pairs) in rows.items()}

@@ -1,0 +1,157 @@
+"""Batches of a split for Python loops; the C++ trainer uses the same loader without Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from placket import _C
+from placket.data.asen import DatasetError, Split
+
+__all__ = ["Loader"]
+
+
+class Loader:
+    """Iterates over the batches of an epoch; each new iteration is the next epoch.
+
+    Images are read, decoded and prepared ahead on C++ threads, and a batch's tensors are theirs without a
+    copy. What a batch holds depends on ``seed``, epoch and step only, never on ``threads`` or ``prefetch``.
+
+    A batch of N images (a triplet batch of b triplets has N = 3b rows: anchors, positives, negatives) has
+
+    - ``images``: [N, 3, size, size] float32, normalised, channels_last;
+    - ``labels``: [N, A] int64, each image's first value of every attribute, -1 where it has none;
+    - ``attributes``, ``values``: [N] int64, what each row was drawn for; empty for sampler "images";
+    - ``pixels``, ``offsets``, ``sizes``: with ``keep_pixels``, the uint8 pictures [h, w, 3] that ``images``
+    were
+      made from, one after another, the first byte of each, [N] int64, and their heights and widths, [N, 2]
+      int64;
+    - ``plan``: ``epoch``, and ``images``, [N] int64: which images of the split these are.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch: int,
+        sampler: Literal["images", "triplets"] = "images",
+        shuffle: bool = True,
+        drop_last: bool = True,
+        triplets: int = 100_000,
+        negative_by_value: bool = True,
+        exclude_shared: bool = False,
+        preprocess: _C.Preprocess | None = None,
+        augment: _C.Augment | None = None,
+        keep_pixels: bool = False,
+        seed: int = 0,
+        threads: int = 2,
+        prefetch: int = 2,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Start to load.
+
+        Args:
+            split: the images.
+            batch: images, or triplets, a step, over all ranks; a multiple of ``world_size``.
+            sampler: "images" takes every image once an epoch; "triplets" draws triplets of one attribute each
+                (ASEN, ASEN++, RPF: attribute uniform, value uniform, images uniform within it).
+            shuffle: "images" in a new order each epoch, otherwise in the split's order.
+            drop_last: leave out the last images of an epoch where they do not fill a batch.
+            triplets: triplets an epoch.
+            negative_by_value: draw a negative's value uniformly, then an image of it, as ASEN++ and RPF do;
+                otherwise uniformly among all images of other values, as ASEN does.
+            exclude_shared: draw no negative that carries the anchor's value too.
+            preprocess: from decoded image to input; by default 224 pixels, short side and centre crop.
+            augment: random changes; by default none.
+            keep_pixels: fill ``pixels``.
+            seed: of sampling and augmentation.
+            threads: that decode.
+            prefetch: batches in work or finished ahead.
+            rank: which part of each batch to load, from 0.
+            world_size: number of parts; together they are the batch of one rank.
+
+        Raises:
+            ValueError: an argument is out of range, or no attribute can give a triplet.
+            DatasetError: the split has no list of filenames.
+        """
+        if sampler == "images":
+            self._source = _C.image_source(
+                len(split),
+                seed=seed,
+                batch=batch,
+                shuffle=shuffle,
+                drop_last=drop_last,
+                rank=rank,
+                world_size=world_size,
+            )
+        elif sampler == "triplets":
+            _check_variety(split)
+            self._source = _C.triplet_source(
+                split.labels.to_native(),
+                seed=seed,
+                batch=batch,
+                triplets=triplets,
+                negative_by_value=negative_by_value,
+                exclude_shared=exclude_shared,
+                rank=rank,
+                world_size=world_size,
+            )
+        else:
+            raise ValueError(f"Loader: sampler must be 'images' or 'triplets', got '{sampler}'")
+        self._loader = _C.Loader(
+            split.image_list(),
+            split.labels.to_native(),
+            self._source,
+            preprocess=preprocess or _C.Preprocess(),
+            augment=augment or _C.Augment(),
+            seed=seed,
+            keep_pixels=keep_pixels,
+            threads=threads,
+            prefetch=prefetch,
+        )
+        self._next_step = 0
+        self._next_epoch = 0
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return self._source.steps_per_epoch
+
+    def __iter__(self) -> Iterator[_C.Batch]:
+        """Iterate over the next epoch.
+
+        Raises:
+            RuntimeError: an image of the batch cannot be read; the text names file and cause.
+        """
+        first = self._next_epoch * len(self)
+        self._next_epoch += 1
+        for step in range(first, first + len(self)):
+            if step != self._next_step:
+                self._loader.seek(step)
+            self._next_step = step + 1
+            yield self._loader.next()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be this epoch, from 0, as when a run is resumed."""
+        if epoch < 0:
+            raise ValueError(f"Loader: epoch must not be negative, got {epoch}")
+        self._next_epoch = epoch
+
+    @property
+    def waited(self) -> float:
+        """Seconds that iteration has waited for batches since the loader was made."""
+        return self._loader.waited
+
+
+def _check_variety(split: Split) -> None:
+    """The sampler knows attributes by number only; where none can give a triplet, name them."""
+    found = []
+    for a, name in enumerate(split.schema.names):
+        counts = split.labels.counts(a)
+        if (counts >= 1).sum() >= 2 and counts.max() >= 2:
+            return
+        found.append(f"'{name}' with {counts.sum()} labels of {(counts >= 1).sum()}")
+    raise DatasetError(
+        f"{split.root / f'label_{split.name}.txt'}: an attribute must have images of two values, two of one of "
+        f"them, to give triplets, got {', '.join(found)} values; label more images"
+    )

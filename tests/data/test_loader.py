@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import placket.data
+from placket import _C
+from placket.data import Augment, Batch, DatasetError, Loader, Preprocess, Split, _pillow
+
+Photograph = Callable[..., NDArray[np.uint8]]
+
+SMALL = Preprocess(size=16, box_margin=0.1)
+CHANGES = Augment(flip=0.5, crop_scale=0.5)
+
+
+@pytest.fixture
+def train(layout: Path) -> Split:
+    return placket.data.open(layout).split("train")
+
+
+def tensors(batch: Batch) -> list[torch.Tensor]:
+    names = ("images", "attributes", "values", "labels", "pixels", "offsets", "sizes")
+    return [getattr(batch, name) for name in names]
+
+
+def take(loader: Loader, batches: int) -> list[list[torch.Tensor]]:
+    epochs = itertools.chain.from_iterable(iter(loader) for _ in itertools.count())
+    return [tensors(batch) for batch in itertools.islice(epochs, batches)]
+
+
+@pytest.mark.parametrize("sampler", ["images", "triplets"])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_bits_do_not_depend_on_threads(train: Split, sampler: Any, fit: str) -> None:
+    def load(threads: int, prefetch: int) -> list[list[torch.Tensor]]:
+        loader = Loader(
+            train,
+            sampler=sampler,
+            batch=3,
+            triplets=9,
+            preprocess=Preprocess(size=16, fit=fit, box_margin=0.1),
+            augment=CHANGES,
+            keep_pixels=True,
+            seed=4,
+            threads=threads,
+            prefetch=prefetch,
+        )
+        return take(loader, 7)
+
+    expected = load(1, 1)
+    for threads, prefetch in [(2, 2), (5, 1), (3, 6)]:
+        found = load(threads, prefetch)
+        for ours, theirs in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_rows_are_the_images_of_the_split(train: Split) -> None:
+    (batch,) = Loader(train, batch=6, shuffle=False, preprocess=SMALL)
+    assert batch.plan.images.tolist() == list(range(6))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.images.dtype == torch.float32
+    assert train.boxes is not None
+    for path, box, row in zip(train.paths, train.boxes.tolist(), batch.images, strict=True):
+        assert torch.equal(_C.load_image(path, box, SMALL).images[0], row)
+    assert batch.labels.tolist() == [[0, 0], [1, 1], [2, -1], [0, 1], [-1, 0], [1, 1]]
+    assert (
+        batch.attributes.numel() == batch.values.numel() == batch.pixels.numel() == batch.sizes.numel() == 0
+    )
+    assert batch.images.data_ptr() == batch.images.data_ptr()  # the batch's own memory, not a copy each time
+
+
+def test_a_triplet_batch_has_anchors_positives_negatives(train: Split) -> None:
+    batch = next(iter(Loader(train, sampler="triplets", batch=4, triplets=8, preprocess=SMALL)))
+    assert batch.images.shape == (12, 3, 16, 16)
+    for row, (a, v) in enumerate(zip(batch.attributes.tolist(), batch.values.tolist(), strict=True)):
+        assert (a, v) in train.labels[batch.plan.images[row]]
+
+
+def test_kept_pixels_give_the_images(train: Split) -> None:
+    """What a row was made from, prepared again without box, is the row; where flipped, of its mirror image."""
+    for augment in (Augment(crop_scale=0.4), Augment(flip=1.0, crop_scale=0.4)):
+        loader = Loader(train, batch=6, preprocess=SMALL, augment=augment, keep_pixels=True)
+        (batch,) = loader
+        assert batch.pixels.numel() == 3 * batch.sizes.prod(1).sum()
+        for row in range(6):
+            height, width = batch.sizes[row].tolist()
+            start = int(batch.offsets[row])
+            picture = batch.pixels[start : start + 3 * height * width].view(height, width, 3)
+            expected = batch.images[row]
+            if augment.flip:
+                picture, expected = picture.flip(1), expected.flip(2)
+            assert torch.equal(_C.prepare_image(picture.numpy(), preprocess=SMALL).images[0], expected)
+
+
+def test_flips_and_crops(train: Split) -> None:
+    plain = next(iter(Loader(train, batch=6, shuffle=False, preprocess=SMALL))).images
+    loader = Loader(train, batch=6, shuffle=False, preprocess=SMALL, augment=Augment(flip=0.5))
+    flips = []
+    for _ in range(50):
+        (batch,) = loader
+        for row in range(6):
+            mirrored = torch.equal(batch.images[row], plain[row].flip(2))
+            assert mirrored != torch.equal(batch.images[row], plain[row])
+            flips.append(mirrored)
+    assert abs(sum(flips) - 150) < 5 * np.sqrt(300 / 4)  # five standard deviations
+
+    loader = Loader(train, batch=6, shuffle=False, augment=Augment(crop_scale=0.25), keep_pixels=True)
+    sizes = torch.stack([batch.sizes for _ in range(40) for batch in loader]).double()
+    assert train.boxes is not None
+    whole = torch.from_numpy(train.boxes[:, [3, 2]] - train.boxes[:, [1, 0]]).double()
+    shares = (sizes / whole).prod(2)
+    assert 0.2 < shares.min() < 0.3  # sides are whole pixels
+    assert 0.9 < shares.max() <= 1.0
+    assert abs(shares.mean() - 0.625) < 5 * 0.75 / np.sqrt(12 * 240)
+
+
+def test_an_epoch_can_be_resumed(train: Split) -> None:
+    def loader() -> Loader:
+        return Loader(train, batch=2, preprocess=SMALL, augment=CHANGES, seed=9)
+
+    expected = take(loader(), 9)
+    resumed = loader()
+    resumed.set_epoch(2)
+    assert len(resumed) == 3
+    for found, want in zip(take(resumed, 3), expected[6:], strict=True):
+        assert torch.equal(found[0], want[0])
+    broken_off = loader()
+    next(iter(broken_off))
+    for found, want in zip(take(broken_off, 3), expected[3:6], strict=True):
+        assert torch.equal(found[0], want[0])
+
+
+@pytest.mark.parametrize("sampler", ["images", "triplets"])
+def test_ranks_together_are_one(train: Split, sampler: Any) -> None:
+    def load(**options: Any) -> Batch:
+        options |= {"sampler": sampler, "batch": 6, "triplets": 6, "preprocess": SMALL, "augment": CHANGES}
+        return next(iter(Loader(train, **options)))
+
+    whole = load().images
+    parts = [load(rank=rank, world_size=3).images for rank in range(3)]
+    roles = 3 if sampler == "triplets" else 1
+    joined = torch.cat([part.unflatten(0, (roles, -1)) for part in parts], dim=1).flatten(0, 1)
+    assert torch.equal(joined, whole)
+
+
+def test_the_last_batch_may_be_smaller(train: Split) -> None:
+    batches = list(Loader(train, batch=4, drop_last=False, preprocess=SMALL))
+    assert [len(batch.images) for batch in batches] == [4, 2]
+    last = [
+        list(
+            Loader(train, batch=5, drop_last=False, preprocess=SMALL, rank=r, world_size=5, keep_pixels=True)
+        )[1]
+        for r in range(5)
+    ]
+    assert [len(batch.images) for batch in last] == [0, 0, 0, 0, 1]
+    assert last[0].offsets.tolist() == []
+
+
+def test_a_bad_image_is_named_and_does_not_end_the_epoch(train: Split) -> None:
+    data = Path(train.paths[3]).read_bytes()
+    Path(train.paths[3]).write_bytes(data[: len(data) // 2])
+    os.remove(train.paths[2])
+    loader = _C.Loader(
+        train.image_list(), None, _C.image_source(6, batch=2, shuffle=False), preprocess=SMALL, threads=3
+    )
+    assert loader.next().plan.images.tolist() == [0, 1]
+    with pytest.raises(RuntimeError, match=r"img/2\.jpg: No such file or directory"):  # the first row's
+        loader.next()
+    assert loader.next().plan.images.tolist() == [4, 5]
+    os.link(train.paths[1], train.paths[2])
+    loader.seek(1)
+    with pytest.raises(RuntimeError, match=r"img/3\.jpg: .*(damaged|truncated|Premature)"):
+        loader.next()
+
+
+def test_a_box_beside_its_image_is_named(layout: Path) -> None:
+    boxes = layout / "bbox_test.txt"
+    boxes.write_text("0 0 9 9\n0 0 9 9\n500 0 509 9\n")
+    loader = Loader(placket.data.open(layout).split("test"), batch=3, preprocess=SMALL)
+    with pytest.raises(
+        RuntimeError, match=r"img/8\.jpg: box must overlap the image of 46 x 48 pixels, got \[500"
+    ):
+        next(iter(loader))
+
+
+@pytest.fixture
+def slow_fallback() -> Iterator[list[str]]:
+    """A decoder in Python that takes 20 ms and notes what it was asked for."""
+    asked: list[str] = []
+
+    def decode(path: str) -> NDArray[np.uint8]:
+        asked.append(threading.current_thread().name)
+        time.sleep(0.02)
+        return np.full((9, 9, 3), int(Path(path).stem), np.uint8)
+
+    _C.set_decode_fallback(decode)
+    yield asked
+    _C.set_decode_fallback(_pillow.decode)
+
+
+def pngs(folder: Path, count: int) -> _C.ImageList:
+    for i in range(count):
+        Image.new("L", (9, 9), i).save(folder / f"{i}.png")
+    return _C.ImageList([str(folder / f"{i}.png") for i in range(count)])
+
+
+def test_a_decoder_in_python_runs_on_the_loaders_threads(tmp_path: Path, slow_fallback: list[str]) -> None:
+    """It needs the GIL, so that this ends only if next() and the destructor give it up."""
+    images = pngs(tmp_path, 100)
+    preprocess = Preprocess(size=2, mean=(0, 0, 0), std=(1, 1, 1))
+    source = _C.image_source(100, batch=5, shuffle=False)
+    loader = _C.Loader(images, None, source, preprocess=preprocess, threads=3, prefetch=8)
+    for step in range(2):
+        found = loader.next().images[:, 0, 0, 0] * 255
+        assert found.round().tolist() == list(range(5 * step, 5 * step + 5))
+    assert loader.waited > 0.02
+    before = time.perf_counter()
+    del loader
+    assert time.perf_counter() - before < 0.5  # the image in work, not the forty that were to be prefetched
+    asked = len(slow_fallback)
+    assert asked < 60
+    assert threading.main_thread().name not in slow_fallback
+
+
+def test_no_more_is_read_ahead_than_prefetch(tmp_path: Path, slow_fallback: list[str]) -> None:
+    loader = _C.Loader(pngs(tmp_path, 40), None, _C.image_source(40, batch=4), threads=4, prefetch=2)
+    loader.next()
+    time.sleep(0.4)
+    assert len(slow_fallback) == 12
+    del loader
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threads": 0}, "Loader: threads must be positive, got 0"),
+        ({"prefetch": 0}, "Loader: prefetch must be positive, got 0"),
+        ({"augment": Augment(flip=1.5)}, r"Loader: flip must be in \[0, 1\], got 1.5"),
+        ({"augment": Augment(crop_scale=0)}, r"Loader: crop_scale must be in \(0, 1\], got 0"),
+        ({"sampler": "pairs"}, "Loader: sampler must be 'images' or 'triplets', got 'pairs'"),
+        ({"batch": 7}, "image sampler: batch must be at most 6"),
+    ],
+)
+def test_arguments_out_of_range(train: Split, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Loader(train, **({"batch": 2} | arguments))
+
+
+def test_triplets_need_two_values(layout: Path) -> None:
+    (layout / "label_train.txt").write_text("".join(f"{i} 0 1\n" for i in range(6)))
+    split = placket.data.open(layout).split("train")
+    with pytest.raises(
+        DatasetError, match=r"label_train\.txt: an attribute must have .*'sleeve' with 6 labels of 1"
+    ):
+        Loader(split, sampler="triplets", batch=2)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from placket import _C
+from placket.data import Preprocess
+
+Photograph = Callable[..., NDArray[np.uint8]]
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def normalise(image: Image.Image) -> torch.Tensor:
+    """ToTensor and Normalize of torchvision."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
+    return pixels.sub(torch.tensor(MEAN)[:, None, None]).div(torch.tensor(STD)[:, None, None])
+
+
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize(size) and CenterCrop(size) of torchvision."""
+    w, h = image.size
+    w, h = (size, int(size * h / w)) if w <= h else (int(size * w / h), size)
+    left, top = round((w - size) / 2.0), round((h - size) / 2.0)
+    resized = image.resize((w, h), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + size, top + size))
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (90, 41), (41, 90), (300, 224), (31, 33), (1, 5)], ids=str)
+@pytest.mark.parametrize("size", [32, 33, 64])
+def test_crop_equals_pillow_and_torchvision_bit_for_bit(
+    photograph: Photograph, shape: tuple[int, int], size: int
+) -> None:
+    pixels = photograph(*shape)
+    batch = _C.prepare_image(pixels, preprocess=Preprocess(size=size))
+    expected = normalise(resize_and_crop(Image.fromarray(pixels), size))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(batch.images[0], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("box", [(10, 5, 30, 60), (0, 0, 50, 20), (-5, 40, 12, 99), (49, 79, 50, 80)])
+def test_pad_equals_pillow_bit_for_bit(photograph: Photograph, box: tuple[int, int, int, int]) -> None:
+    pixels = photograph(80, 50)
+    batch = _C.prepare_image(pixels, box, Preprocess(size=24, fit="pad"))
+    x0, y0, x1, y1 = max(box[0], 0), max(box[1], 0), min(box[2], 50), min(box[3], 80)
+    side = max(x1 - x0, y1 - y0)
+    x0, y0 = x0 - (side - (x1 - x0)) // 2, y0 - (side - (y1 - y0)) // 2
+    square = Image.fromarray(pixels).crop((x0, y0, x0 + side, y0 + side))  # zeros outside, as Pillow does
+    expected = normalise(square.resize((24, 24), Image.Resampling.BILINEAR))
+    torch.testing.assert_close(batch.images[0], expected, rtol=0, atol=0)
+    assert batch.sizes.tolist() == [[side, side]]
+    np.testing.assert_array_equal(batch.pixels.view(side, side, 3).numpy(), np.asarray(square))
+
+
+def test_margin_is_a_share_of_the_box_and_ends_at_the_image(photograph: Photograph) -> None:
+    pixels = photograph(80, 50)
+    batch = _C.prepare_image(pixels, (10, 25, 30, 60), Preprocess(size=16, box_margin=0.55))
+    assert batch.sizes.tolist() == [[73, 41]]  # 11 pixels on the left and right, 19 above and below
+    np.testing.assert_array_equal(batch.pixels.view(73, 41, 3).numpy(), pixels[6:79, 0:41])
+
+
+def test_a_box_beside_the_image_is_an_error(photograph: Photograph) -> None:
+    with pytest.raises(
+        ValueError, match=r"box must overlap the image of 50 x 80 pixels, got \[50, 0, 60, 9\]"
+    ):
+        _C.prepare_image(photograph(80, 50), (50, 0, 60, 9))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0}, r"Preprocess: size must be in \[1, 8192\], got 0"),
+        ({"fit": "stretch"}, "Preprocess: fit must be 'crop' or 'pad', got 'stretch'"),
+        ({"box_margin": -0.1}, "Preprocess: box_margin must be in"),
+        ({"std": (1.0, 0.0, 1.0)}, "Preprocess: std must be positive, got 0"),
+    ],
+)
+def test_out_of_range(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Preprocess(**arguments)  # type: ignore[arg-type]
