@@ -12,11 +12,15 @@ The directory has the layout of the ASEN family and three kinds of file more:
                                  "generator" the arguments of `generate`
     filenames_{split}.txt        one path a line; the line number, from 0, is the image id of that split
     label_{split}.txt            id 0 v0 1 v1 ... for every attribute
+    bbox_{split}.txt             x1 y1 x2 y2 of the place of the garment: from neck to feet and both arms, so that the
+                                 box tells neither the hem nor the sleeves
     query_{valid,test}.txt       id attribute value: one image in five, every attribute
     candidate_{valid,test}.txt   id attribute value: the other images, every attribute
-    regions_{split}.txt          id attribute x1 y1 x2 y2 in pixels, x2 and y2 exclusive: one row for each part of the
-                                 region, that is two for the sleeves and one for any other attribute
+    regions_{split}.txt          id attribute x1 y1 x2 y2: one row for each part of the region, that is two for the
+                                 sleeves and one for any other attribute
     captions_{split}.txt         id <TAB> sentence
+
+Boxes are in pixels, x2 and y2 exclusive.
 
 The region of an attribute is where a person looks to decide; it does not depend on whether something is there, so an
 absent pocket has the place where a pocket would be.
@@ -31,7 +35,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
 Array = NDArray[np.float64]
+_Boxes = list[list[int]]  # of one image: [x1, y1, x2, y2] of the garment's place, then [attribute, x1, y1, x2, y2] ...
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "neckline": ("round", "v", "square", "high", "collar"),
@@ -54,27 +58,22 @@ LOCAL = ("neckline", "sleeve", "hem", "closure", "pocket")
 """Attributes whose region is a small part of the garment."""
 
 SPLITS = ("train", "valid", "test")
+"""70 %, 10 % and 20 % of the images."""
 
+_NAME = "garments"
+_FEWEST = 50  # one query and four candidates in the smallest split
 _QUERY_EVERY = 5  # 20 % queries, 80 % candidates, as in the published lists
 _LABEL_STREAM = 2**63  # Philox keys from here on shuffle labels; keys below draw images
 
-# Body coordinates: x to the right, 0 on the body's axis; y down, 0 at the neck; the feet stand at y = 0.86.
-_SIDE = ((0.04, 0.205), (0.17, 0.195), (0.33, 0.170), (0.47, 0.205))  # (y, half width) of shoulder, armpit, waist, hip
-_HEM = (0.36, 0.49, 0.65, 0.80)
-_SLEEVE = (0.0, 0.105, 0.20, 0.335)  # lengths along an arm of 0.35
-_NECK_DEPTH = (0.085, 0.155, 0.095, 0.0, 0.11)
-_NECK = 0.088  # half width of the neck opening
-_POCKET = (0.102, 0.235, 0.058)  # centre x, centre y, half width; always the wearer's left, as on shirts
-_FEET = 0.86
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What `generate` wrote: the directory, images in each split, values of each attribute."""
-
-    directory: Path
-    images: dict[str, int]
-    values: dict[str, int]
+# Body coordinates: x to the right, 0 on the body's axis; y down, 0 at the neck. The body is wide and its legs are short,
+# so that every part can be told at 96 pixels.
+_SIDE = ((0.04, 0.25), (0.18, 0.24), (0.33, 0.215), (0.47, 0.25))  # (y, half width) of shoulder, armpit, waist, hip
+_HEM = (0.375, 0.50, 0.635, 0.77)
+_SLEEVE = (0.0, 0.105, 0.20, 0.315)  # lengths along an arm of 0.34
+_NECK_DEPTH = (0.10, 0.175, 0.105, 0.0, 0.125)
+_NECK = 0.108  # half width of the neck opening
+_POCKET = (0.142, 0.255, 0.072)  # centre x, centre y, half width; always the wearer's left, as on shirts
+_FEET = 0.83
 
 
 def generate(
@@ -83,18 +82,17 @@ def generate(
     size: int = 160,
     seed: int = 0,
     workers: int | None = None,
-    splits: Sequence[float] = (0.7, 0.1, 0.2),
-) -> Summary:
+) -> None:
     """Draw `items` garments of `size` x `size` pixels into `directory` in the layout described above.
 
-    `splits` are the shares of train, valid and test. Image i depends on `seed`, i, `size` and the sizes of the splits
-    only, never on `workers` (processes; by default one for each core). Everything is written to `<directory>.partial`,
-    which takes the name `directory` when it is complete; what a killed run left there is replaced.
+    Image i depends on `seed`, i, `size` and `items` only, never on `workers` (processes; by default one for each core).
+    Everything is written to `<directory>.partial`, which takes the name `directory` when it is complete; what a killed
+    run left there is replaced, and so is an earlier set of generated garments in `directory`.
 
-    Raises `FileExistsError` where `directory` exists and is not empty, `ValueError` for arguments out of range.
+    Raises `FileExistsError` where `directory` holds anything else, `ValueError` for arguments out of range.
     """
     target = Path(directory)
-    counts = _split_sizes(items, splits)
+    counts = _split_sizes(items)
     if not 32 <= size <= 4096:
         raise ValueError(f"generate: size must be from 32 to 4096 pixels, got {size}")
     if not 0 <= seed < 2**64:
@@ -102,8 +100,10 @@ def generate(
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 1:
         raise ValueError(f"generate: workers must be at least 1, got {workers}")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"generate: directory must be new or empty, got {target}; remove it or name another")
+    if target.exists() and not _is_replaceable(target):
+        raise FileExistsError(
+            f"generate: directory must be new, empty or hold generated garments, got {target}; name another"
+        )
 
     labels = _labels(counts, seed)
     partial = target.with_name(target.name + ".partial")
@@ -112,15 +112,28 @@ def generate(
     try:
         for folder in ("img", "masks"):
             (partial / folder).mkdir(parents=True)
-        boxes = _draw_in_processes(partial, labels, size, seed, min(workers, items))
-        _write_lists(partial, counts, labels, boxes)
-        _write_meta(partial, items, size, seed, splits)
+        drawn = _draw_in_processes(partial, labels, size, seed, min(workers, items))
+        _write_lists(partial, counts, labels, drawn)
+        _write_meta(partial, items, size, seed)
+        if target.exists():
+            shutil.rmtree(target)
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    values = {name: len(names) for name, names in ATTRIBUTES.items()}
-    return Summary(target, dict(zip(SPLITS, counts, strict=True)), values)
+
+
+def _is_replaceable(target: Path) -> bool:
+    """Whether `target` is an empty directory or one that `generate` wrote."""
+    if not target.is_dir():
+        return False
+    if not any(target.iterdir()):
+        return True
+    try:
+        meta = json.loads((target / "meta.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(meta, dict) and "generator" in meta.get(_NAME, {})
 
 
 def caption(values: Sequence[int]) -> str:
@@ -139,17 +152,11 @@ def caption(values: Sequence[int]) -> str:
 # Labels and lists
 
 
-def _split_sizes(items: int, splits: Sequence[float]) -> list[int]:
-    if len(splits) != 3 or min(splits) <= 0 or not math.isclose(sum(splits), 1.0, abs_tol=1e-6):
-        raise ValueError(f"generate: splits must be three positive shares with sum 1, got {tuple(splits)}")
-    ends = [0, round(items * splits[0]), round(items * (splits[0] + splits[1])), items]
-    counts = [end - start for start, end in zip(ends, ends[1:])]
-    if min(counts) < _QUERY_EVERY:
-        raise ValueError(
-            f"generate: items must give each split at least {_QUERY_EVERY} images (one query, four candidates), "
-            f"got items={items} with splits={tuple(splits)}"
-        )
-    return counts
+def _split_sizes(items: int) -> list[int]:
+    if items < _FEWEST:
+        raise ValueError(f"generate: items must be at least {_FEWEST}, got {items}")
+    valid, test = items // 10, items // 5
+    return [items - valid - test, valid, test]
 
 
 def _labels(counts: Sequence[int], seed: int) -> NDArray[np.int64]:
@@ -165,16 +172,18 @@ def _stream(seed: int, counter: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, counter], dtype=np.uint64)))
 
 
-def _write_lists(root: Path, counts: Sequence[int], labels: NDArray[np.int64], boxes: Sequence[list[list[int]]]) -> None:
+def _write_lists(root: Path, counts: Sequence[int], labels: NDArray[np.int64], drawn: Sequence[_Boxes]) -> None:
     first = 0
     for split, count in zip(SPLITS, counts, strict=True):
-        rows: dict[str, list[str]] = {"filenames": [], "label": [], "regions": [], "captions": []}
+        rows: dict[str, list[str]] = {"filenames": [], "label": [], "bbox": [], "regions": [], "captions": []}
         lists: dict[str, list[str]] = {"query": [], "candidate": []}
         for image in range(count):
             values = labels[first + image].tolist()
             rows["filenames"].append(f"img/{first + image:06d}.jpg")
             rows["label"].append(" ".join(map(str, [image, *(x for pair in enumerate(values) for x in pair)])))
-            rows["regions"] += [" ".join(map(str, [image, *box])) for box in boxes[first + image]]
+            place, *regions = drawn[first + image]
+            rows["bbox"].append(" ".join(map(str, place)))
+            rows["regions"] += [" ".join(map(str, [image, *region])) for region in regions]
             rows["captions"].append(f"{image}\t{caption(values)}")
             chosen = lists["query" if image % _QUERY_EVERY == 0 else "candidate"]
             chosen += [f"{image} {attribute} {value}" for attribute, value in enumerate(values)]
@@ -185,16 +194,14 @@ def _write_lists(root: Path, counts: Sequence[int], labels: NDArray[np.int64], b
         first += count
 
 
-def _write_meta(root: Path, items: int, size: int, seed: int, splits: Sequence[float]) -> None:
+def _write_meta(root: Path, items: int, size: int, seed: int) -> None:
     meta = {
-        "garments": {
+        _NAME: {
             "ATTRIBUTES": list(ATTRIBUTES),
             "ATTRIBUTES_NUM": {name: len(names) for name, names in ATTRIBUTES.items()},
             "VALUES": {name: list(names) for name, names in ATTRIBUTES.items()},
             "local": list(LOCAL),
-            "regions": "regions_{split}.txt: id attribute x1 y1 x2 y2, x2 and y2 exclusive, one row for each part",
-            "masks": "masks/{stem of the image}.png, uint8: bit a is set where the pixel is in attribute a's region",
-            "generator": {"seed": seed, "items": items, "size": size, "splits": list(splits)},
+            "generator": {"seed": seed, "items": items, "size": size},
         },
     }
     (root / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
@@ -205,8 +212,8 @@ def _write_meta(root: Path, items: int, size: int, seed: int, splits: Sequence[f
 
 def _draw_in_processes(
     root: Path, labels: NDArray[np.int64], size: int, seed: int, workers: int
-) -> list[list[list[int]]]:
-    """Draw all images; the boxes of each: [[attribute, x1, y1, x2, y2], ...]."""
+) -> list[_Boxes]:
+    """Draw all images into `root`, every `workers`-th in each process."""
     if workers == 1:
         return _draw_images(str(root), labels.tolist(), size, seed, 0, 1)
     # This file runs as a program of its own rather than under multiprocessing: a fork would inherit the threads of
@@ -231,30 +238,30 @@ def _draw_in_processes(
             process.stdin.write(json.dumps(job))
             process.stdin.close()
             process.stdin = None
-        boxes: list[list[list[int]]] = [[] for _ in labels]
+        drawn: list[_Boxes] = [[] for _ in labels]
         for worker, process in enumerate(processes):
             output, errors = process.communicate()
             if process.returncode != 0:
                 reason = errors.strip().splitlines()[-1] if errors.strip() else f"exit status {process.returncode}"
                 raise RuntimeError(f"generate: a drawing process failed: {reason}")
-            boxes[worker::workers] = json.loads(output)
+            drawn[worker::workers] = json.loads(output)
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    return boxes
+    return drawn
 
 
 def _draw_images(
     root: str, labels: Sequence[Sequence[int]], size: int, seed: int, first: int, step: int
-) -> list[list[list[int]]]:
-    boxes = []
+) -> list[_Boxes]:
+    drawn = []
     for index in range(first, len(labels), step):
-        image, mask, quality, rows = _draw(labels[index], size, _stream(seed, index))
+        image, mask, quality, boxes = _draw(labels[index], size, _stream(seed, index))
         image.save(f"{root}/img/{index:06d}.jpg", quality=quality)
         mask.save(f"{root}/masks/{index:06d}.png")
-        boxes.append(rows)
-    return boxes
+        drawn.append(boxes)
+    return drawn
 
 
 # One image
@@ -266,38 +273,40 @@ class _Pose:
     def __init__(self, rng: np.random.Generator) -> None:
         self.arms = []
         for side in (-1.0, 1.0):
-            upper, lower = rng.uniform(0.25, 0.95), rng.uniform(-0.6, 0.35)
-            shoulder = np.array([side * 0.175, 0.085])
-            elbow = shoulder + 0.18 * np.array([side * math.sin(upper), math.cos(upper)])
+            upper, lower = rng.uniform(0.2, 0.6), rng.uniform(-0.5, 0.35)
+            shoulder = np.array([side * 0.215, 0.085])
+            elbow = shoulder + 0.17 * np.array([side * math.sin(upper), math.cos(upper)])
             wrist = elbow + 0.17 * np.array([side * math.sin(upper + lower), math.cos(upper + lower)])
             self.arms.append(np.stack([shoulder, elbow, wrist]))
         self.legs = []
         for side in (-1.0, 1.0):
-            foot = side * rng.uniform(0.06, 0.16)
-            knee = 0.5 * (side * 0.10 + foot) + rng.uniform(-0.02, 0.02)
-            self.legs.append(np.array([[side * 0.10, 0.44], [knee, 0.65], [foot, _FEET]]))
+            foot = side * rng.uniform(0.07, 0.17)
+            knee = 0.5 * (side * 0.12 + foot) + rng.uniform(-0.02, 0.02)
+            self.legs.append(np.array([[side * 0.12, 0.44], [knee, 0.64], [foot, _FEET]]))
         self.flare = rng.uniform(0.0, 0.3)
         self.waist = rng.uniform(0.9, 1.08)
 
-        angle, shear, stretch = rng.normal(0.0, 0.1), rng.uniform(-0.08, 0.08), rng.uniform(0.88, 1.12)
+        angle, shear, stretch = rng.normal(0.0, 0.08), rng.uniform(-0.08, 0.08), rng.uniform(0.92, 1.1)
         rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         self.matrix = rotation @ np.array([[stretch, shear], [0.0, 1.0]])
         # What must be inside the image is the same for every value of every attribute, so that neither scale nor place
         # tells one: the neck, the feet and both whole arms.
-        extent = np.concatenate([*self.arms, [[-0.25, _FEET], [0.25, _FEET], [-0.1, -0.1], [0.1, -0.1]]])
+        extent = np.concatenate([*self.arms, [[-0.27, _FEET], [0.27, _FEET], [-0.13, -0.09], [0.13, -0.09]]])
         placed = extent @ self.matrix.T
         low, high = placed.min(axis=0), placed.max(axis=0)
-        self.matrix *= (scale := rng.uniform(0.74, 0.98) / max(*(high - low), 1.0))
-        self.offset = rng.uniform(0.0, 1.0, 2) * (1.0 - scale * (high - low)) - scale * low
+        scale = rng.uniform(0.8, 0.98) / (high - low).max()
+        self.matrix *= scale
+        self.offset = rng.uniform(0.01, 0.99 - scale * (high - low)) - scale * low
+        self.box = (*(scale * low + self.offset), *(scale * high + self.offset))
 
     def place(self, points: Array | Sequence[Sequence[float]]) -> Array:
         return np.asarray(points, dtype=np.float64) @ self.matrix.T + self.offset
 
-    def body(self, size: int) -> tuple[Array, Array]:
+    def body(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Body coordinates x, y [size, size] of the pixel centres of the unit square."""
-        axis = (np.arange(size) + 0.5) / size
-        inverse = np.linalg.inv(self.matrix)
-        dx, dy = axis[None, :] - self.offset[0], axis[:, None] - self.offset[1]
+        axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
+        inverse, offset = np.linalg.inv(self.matrix).astype(np.float32), self.offset.astype(np.float32)
+        dx, dy = axis[None, :] - offset[0], axis[:, None] - offset[1]
         return inverse[0, 0] * dx + inverse[0, 1] * dy, inverse[1, 0] * dx + inverse[1, 1] * dy
 
     def half_width(self, y: Array | float) -> Array:
@@ -341,12 +350,12 @@ _Ink = tuple[int, int, int] | int
 
 def _draw(
     values: Sequence[int], size: int, rng: np.random.Generator
-) -> tuple[Image.Image, Image.Image, int, list[list[int]]]:
-    """The image, its mask, the JPEG quality to save it with, and its boxes [[attribute, x1, y1, x2, y2], ...]."""
+) -> tuple[Image.Image, Image.Image, int, _Boxes]:
+    """The image, its mask, the JPEG quality to save it with, and its boxes."""
     value = dict(zip(ATTRIBUTES, values, strict=True))
     pose, colours = _Pose(rng), _Colours(rng)
     hem = _HEM[value["hem"]] + rng.uniform(-0.015, 0.015)
-    closure_end = min(hem, 0.44) - 0.03
+    closure_end = min(hem, 0.46) - 0.03
     canvas = _Canvas(_background(2 * size, colours, rng), pose)  # twice the size: halved at the end against jagged edges
     worn = bool(rng.random() < 0.8)
     if worn:
@@ -356,19 +365,22 @@ def _draw(
     _draw_closure(canvas, value["closure"], closure_end, colours, rng)
     _draw_pocket(canvas, value["pocket"], colours, rng)
 
-    parts = _regions(pose, size, hem, closure_end)
-    parts.append(("pattern", np.asarray(cloth.reduce(2)) > 127))
+    cover = np.asarray(cloth.reduce(2))
+    parts = [*_regions(pose, size, hem, closure_end), ("pattern", cover > 127)]
     _draw_occluders(canvas, parts, rng)
-    image = _photograph(canvas.image.reduce(2), rng)
+    folds = _folds(pose, size, rng)
+    image = _photograph(canvas.image.reduce(2), 1.0 + (folds - 1.0) * (cover.astype(np.float32) / 255.0), rng)
 
     names = list(ATTRIBUTES)
     bits = np.zeros((size, size), dtype=np.uint8)
-    rows = []
+    regions = []
     for name, part in parts:
         bits[part] |= 1 << names.index(name)
         (ys,), (xs,) = np.nonzero(part.any(axis=1)), np.nonzero(part.any(axis=0))
-        rows.append([names.index(name), int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1])
-    return image, Image.fromarray(bits), int(rng.integers(60, 96)), sorted(rows)
+        regions.append([names.index(name), int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1])
+    x1, y1, x2, y2 = (size * edge for edge in pose.box)
+    place = [math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)]
+    return image, Image.fromarray(bits), int(rng.integers(60, 96)), [place, *sorted(regions)]
 
 
 def _regions(pose: _Pose, size: int, hem: float, closure_end: float) -> list[tuple[str, NDArray[np.bool_]]]:
@@ -376,12 +388,12 @@ def _regions(pose: _Pose, size: int, hem: float, closure_end: float) -> list[tup
     x, y, half = _POCKET
     width = float(pose.half_width(hem)) + 0.03
     outlines = [
-        ("neckline", _rectangle(-0.125, -0.085, 0.125, 0.17)),
-        ("sleeve", _limb(pose.arms[0], [0.075, 0.07, 0.065])),
-        ("sleeve", _limb(pose.arms[1], [0.075, 0.07, 0.065])),
-        ("hem", _rectangle(-width, hem - 0.07, width, hem + 0.07)),
-        ("closure", _rectangle(-0.055, 0.15, 0.055, closure_end + 0.015)),
-        ("pocket", _rectangle(x - half - 0.015, y - half - 0.015, x + half + 0.015, y + half + 0.015)),
+        ("neckline", _rectangle(-0.16, -0.09, 0.16, 0.19)),
+        ("sleeve", _limb(pose.arms[0], [0.09, 0.085, 0.08])),
+        ("sleeve", _limb(pose.arms[1], [0.09, 0.085, 0.08])),
+        ("hem", _rectangle(-width, hem - 0.09, width, hem + 0.08)),
+        ("closure", _rectangle(-0.065, 0.16, 0.065, closure_end + 0.03)),
+        ("pocket", _rectangle(x - half - 0.02, y - half - 0.02, x + half + 0.02, y + half + 0.02)),
     ]
     parts = []
     for name, outline in outlines:
@@ -495,25 +507,25 @@ def _draw_figure(canvas: _Canvas, colours: _Colours, rng: np.random.Generator) -
     pose, skin, edge = canvas.pose, colours.skin, tuple(round(channel * 0.55) for channel in colours.skin)
     wear = _colour(rng, rng.uniform(0.08, 0.92))
     shoe = _colour(rng, rng.uniform(0.05, 0.9))
-    length = rng.choice([0.1, 0.14, 0.42])
+    length = rng.choice([0.1, 0.14, 0.38])
     for leg in pose.legs:
-        canvas.polygon(_limb(leg, [0.095, 0.06, 0.04]), skin, edge)
+        canvas.polygon(_limb(leg, [0.115, 0.075, 0.05]), skin, edge)
         canvas.polygon(_limb(leg[1:2] + [[-0.03, 0.0], [0.03, 0.0]], [0.004, 0.004]), edge)
         covered = _along(leg, length)
-        canvas.polygon(_limb(covered, [0.1, 0.07, 0.05][: len(covered)]), wear, edge)
-        canvas.disc(*leg[-1], 0.045, shoe, edge)
+        canvas.polygon(_limb(covered, [0.12, 0.085, 0.06][: len(covered)]), wear, edge)
+        canvas.disc(*leg[-1], 0.055, shoe, edge)
     torso = np.linspace(0.05, 0.47, 12)
     canvas.polygon(_mirrored(0.97 * pose.half_width(torso), torso), skin, edge)
     top = np.linspace(0.40, 0.50, 5)
     canvas.polygon(_mirrored(pose.half_width(top) + 0.003, top), wear, edge)
     for arm in pose.arms:
-        canvas.polygon(_limb(arm, [0.05, 0.042, 0.033]), skin, edge)
-        canvas.disc(*arm[-1], 0.04, skin, edge)
-        canvas.disc(*arm[0], 0.048, skin)
-    canvas.polygon(_rectangle(-0.055, -0.12, 0.055, 0.06), skin, edge)
-    hair, radius = _colour(rng, rng.uniform(0.03, 0.8)), rng.uniform(0.1, 0.13)
-    canvas.disc(0.0, -0.21, radius + 0.02, hair)
-    canvas.disc(0.0, -0.19, radius, skin, edge)
+        canvas.polygon(_limb(arm, [0.058, 0.05, 0.04]), skin, edge)
+        canvas.disc(*arm[-1], 0.045, skin, edge)
+        canvas.disc(*arm[0], 0.056, skin)
+    canvas.polygon(_rectangle(-0.066, -0.14, 0.066, 0.06), skin, edge)
+    hair, radius = _colour(rng, rng.uniform(0.03, 0.8)), rng.uniform(0.11, 0.14)
+    canvas.disc(0.0, -0.24, radius + 0.02, hair)
+    canvas.disc(0.0, -0.22, radius, skin, edge)
 
 
 def _mirrored(x: Array, y: Array) -> Array:
@@ -527,15 +539,15 @@ def _draw_occluders(
     """A bag, strands of hair or a limb in front; one that would hide over a sixth of a local region is left away."""
     for _ in range(rng.integers(0, 3)):
         layer = _Canvas(Image.new("L", canvas.image.size), canvas.pose)
-        x, y, side = rng.uniform(-0.4, 0.4), rng.uniform(0.0, 0.85), rng.choice([-1.0, 1.0])
+        x, y, side = rng.uniform(-0.45, 0.45), rng.uniform(0.0, _FEET), rng.choice([-1.0, 1.0])
         match rng.integers(3):
             case 0:
                 layer.polygon(_rectangle(x - 0.08, y - 0.06, x + 0.08, y + rng.uniform(0.02, 0.1)), 255)
                 layer.line([[x - 0.07, y - 0.05], [x, y - 0.2], [x + 0.07, y - 0.05]], 255, 0.014)
             case 1:
-                for strand in rng.uniform(0.1, 0.17, 4):
+                for strand in rng.uniform(0.14, 0.2, 4):
                     end = [side * (strand + rng.uniform(0.0, 0.06)), rng.uniform(0.05, 0.3)]
-                    layer.line([[side * 0.09, -0.2], [side * strand, -0.02], end], 255, 0.022)
+                    layer.line([[side * 0.12, -0.2], [side * strand, -0.02], end], 255, 0.022)
             case _:
                 length, angle = rng.uniform(0.2, 0.5), rng.uniform(-0.9, 0.9)
                 tip = [x - side * length * math.cos(angle), y + length * math.sin(angle)]
@@ -545,15 +557,24 @@ def _draw_occluders(
             canvas.image.paste(_colour(rng, rng.uniform(0.05, 0.95)), mask=layer.image)
 
 
-def _photograph(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _folds(pose: _Pose, size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Brightness [size, size], 1 on average, that folds and weave give to cloth."""
+    x, y = pose.body(size)
+    phase = rng.uniform(0.0, 2.0 * math.pi, 2)
+    fold = np.sin(rng.uniform(8.0, 22.0) * x + phase[0] + 2.0 * np.sin(5.0 * y + phase[1]))
+    weave = rng.standard_normal(fold.shape, dtype=np.float32)
+    return (1.0 + rng.uniform(0.0, 0.1) * fold) * (1.0 + rng.uniform(0.0, 0.05) * weave)
+
+
+def _photograph(image: Image.Image, brightness: NDArray[np.float32], rng: np.random.Generator) -> Image.Image:
     """Light from a side, gain, colour cast and sensor noise."""
     size = image.width
-    x, y = np.meshgrid(np.linspace(-1.0, 1.0, size, dtype=np.float32), np.linspace(-1.0, 1.0, size, dtype=np.float32))
+    axis = np.linspace(-1.0, 1.0, size, dtype=np.float32)
     angle, fall = rng.uniform(0.0, 2.0 * math.pi), rng.uniform(0.0, 0.25)
-    light = 1.0 + fall * (math.cos(angle) * x + math.sin(angle) * y)
+    light = (1.0 + fall * (math.cos(angle) * axis[None, :] + math.sin(angle) * axis[:, None])) * brightness
     cast = (rng.uniform(0.75, 1.15) * rng.uniform(0.88, 1.12, 3)).astype(np.float32)
     noise = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(rng.uniform(0.0, 7.0))
-    lit = np.asarray(image, dtype=np.float32) * light.astype(np.float32)[:, :, None] * cast + noise
+    lit = np.asarray(image, dtype=np.float32) * light[:, :, None] * cast + noise
     return Image.fromarray(np.clip(lit + 0.5, 0.0, 255.0).astype(np.uint8))
 
 
@@ -571,7 +592,7 @@ def _draw_cloth(
     if value["sleeve"] > 0:
         for arm in pose.arms:
             covered = _along(arm, length)
-            ease = [0.062, 0.056 + 0.5 * widen, 0.047 + widen][: len(covered)]
+            ease = [0.072, 0.064 + 0.5 * widen, 0.055 + widen][: len(covered)]
             sleeves.append(_limb(covered, ease))
     side = np.linspace(0.04, hem, 24)
     right = np.stack([pose.half_width(side), side], axis=1)
@@ -588,7 +609,9 @@ def _draw_cloth(
         mask.polygon(opening, 0)
         if not worn:
             canvas.polygon(opening, colours.inside)
-    canvas.image.paste(_fabric(canvas, value["pattern"], colours, rng), mask=mask.image)
+    canvas.image.paste(colours.cloth, mask=mask.image)
+    ink = _ink(canvas, value["pattern"], rng)
+    canvas.image.paste(colours.ink, mask=ImageChops.multiply(ink, mask.image))
 
     for outline in sleeves:
         canvas.line(outline, colours.edge, 0.01)
@@ -603,16 +626,15 @@ def _draw_cloth(
     return mask.image
 
 
-def _fabric(canvas: _Canvas, pattern: int, colours: _Colours, rng: np.random.Generator) -> Image.Image:
-    """The whole image as cloth of that pattern, woven and folded."""
+def _ink(canvas: _Canvas, pattern: int, rng: np.random.Generator) -> Image.Image:
+    """How much of the second colour the cloth has at each pixel of the image."""
     x, y = canvas.pose.body(canvas.full)
-    phase = rng.uniform(0.0, 2.0 * math.pi, 4)
-    fold = np.sin(rng.uniform(8.0, 22.0) * x + phase[0] + 2.0 * np.sin(5.0 * y + phase[1]))
-    period = rng.uniform(0.09, 0.125)
-    u, v = (x + 0.05 * period * fold) / period + phase[2], y / period + phase[3]
+    period = rng.uniform(0.095, 0.13)
+    phase = rng.uniform(0.0, 1.0, 2)
+    u, v = x / period + phase[0], y / period + phase[1]
     name = ATTRIBUTES["pattern"][pattern]
     if name == "solid":
-        ink = np.zeros_like(u)
+        ink = np.zeros(u.shape, dtype=np.bool_)
     elif name == "striped":
         ink = (u if rng.random() < 0.5 else v) % 1.0 < 0.5
     elif name == "checked":
@@ -628,11 +650,7 @@ def _fabric(canvas: _Canvas, pattern: int, colours: _Colours, rng: np.random.Gen
         ink = radius < (0.34 + 0.14 * np.cos(5.0 * np.arctan2(dv, du)) if flower else 0.3)
         if flower:
             ink = ink & (radius > 0.12)
-    cloth, inked = (np.array(colour, dtype=np.float32) for colour in (colours.cloth, colours.ink))
-    shade = 1.0 + rng.uniform(0.0, 0.1) * fold
-    weave = 1.0 + rng.uniform(0.0, 0.06) * rng.standard_normal(fold.shape, dtype=np.float32)
-    image = (cloth + (inked - cloth) * ink[:, :, None].astype(np.float32)) * (shade * weave)[:, :, None]
-    return Image.fromarray(np.clip(image, 0.0, 255.0).astype(np.uint8))
+    return Image.fromarray((255.0 * ink).astype(np.uint8))
 
 
 def _opening(neckline: int) -> Array | None:
@@ -654,32 +672,32 @@ def _draw_neckline(canvas: _Canvas, neckline: int, colours: _Colours, rng: np.ra
     opening = _opening(neckline)
     trim = colours.detail if rng.random() < 0.5 else colours.edge
     if opening is None:
-        canvas.polygon(_rectangle(-0.07, -0.085, 0.07, 0.005), colours.cloth, trim)
-        canvas.line([[-0.07, -0.04], [0.07, -0.04]], trim, 0.01)
+        canvas.polygon(_rectangle(-0.085, -0.09, 0.085, 0.01), colours.cloth, trim)
+        canvas.line([[-0.085, -0.04], [0.085, -0.04]], trim, 0.014)
     elif ATTRIBUTES["neckline"][neckline] == "collar":
         for side in (-1.0, 1.0):
-            flap = np.array([[0.05, -0.06], [0.095, -0.03], [0.125, 0.075], [0.06, 0.105], [0.0, 0.07]]) * [side, 1.0]
+            flap = np.array([[0.06, -0.07], [0.115, -0.035], [0.15, 0.085], [0.075, 0.125], [0.0, 0.08]]) * [side, 1.0]
             canvas.polygon(flap, colours.cloth, trim)
     else:
         inner = opening if ATTRIBUTES["neckline"][neckline] == "round" else np.roll(opening, -1, axis=0)
-        canvas.line(inner, trim, 0.016)
+        canvas.line(inner, trim, 0.02)
 
 
 def _draw_closure(canvas: _Canvas, closure: int, end: float, colours: _Colours, rng: np.random.Generator) -> None:
-    start, detail, edge = 0.175, colours.detail, colours.edge
+    start, detail, edge = 0.195, colours.detail, colours.edge
     match ATTRIBUTES["closure"][closure]:
         case "buttons":
-            for y in np.arange(start + 0.01, end, rng.uniform(0.058, 0.068)):
-                canvas.disc(0.0, y, 0.022, detail, edge)
+            for y in np.arange(start + 0.015, end, rng.uniform(0.066, 0.076)):
+                canvas.disc(0.0, y, 0.027, detail, edge)
         case "zip":
-            canvas.line([[0.0, start], [0.0, end]], detail, 0.016)
-            for y in np.arange(start, end, 0.03):
-                canvas.line([[-0.024, y], [0.024, y]], detail, 0.012)
+            canvas.line([[0.0, start], [0.0, end]], detail, 0.02)
+            for y in np.arange(start, end, 0.034):
+                canvas.line([[-0.034, y], [0.034, y]], detail, 0.013)
         case "laces":
-            rungs = np.linspace(start, end, max(3, round((end - start) / 0.05)) + 1)
+            rungs = np.linspace(start, end, max(2, round((end - start) / 0.07)) + 1)
             for upper, lower in zip(rungs, rungs[1:]):
-                canvas.line([[-0.034, upper], [0.034, lower]], detail, 0.013)
-                canvas.line([[0.034, upper], [-0.034, lower]], detail, 0.013)
+                canvas.line([[-0.045, upper], [0.045, lower]], detail, 0.016)
+                canvas.line([[0.045, upper], [-0.045, lower]], detail, 0.016)
 
 
 def _draw_pocket(canvas: _Canvas, pocket: int, colours: _Colours, rng: np.random.Generator) -> None:
@@ -689,14 +707,14 @@ def _draw_pocket(canvas: _Canvas, pocket: int, colours: _Colours, rng: np.random
     match ATTRIBUTES["pocket"][pocket]:
         case "patch":
             canvas.polygon(bag, colours.cloth)
-            canvas.line([*bag, bag[0]], detail, 0.016)
+            canvas.line([*bag, bag[0]], detail, 0.02)
         case "flap":
             canvas.polygon(bag, colours.cloth, edge)
             flap = np.array([[-1.05, -1.0], [1.05, -1.0], [1.05, -0.3], [0.0, 0.1], [-1.05, -0.3]]) * half + [x, y]
             canvas.polygon(flap, detail, edge)
         case "welt":
             tilt = rng.uniform(0.0, 0.02)
-            canvas.line([[x - half, y + tilt], [x + half, y - tilt]], detail, 0.032)
+            canvas.line([[x - half, y + tilt], [x + half, y - tilt]], detail, 0.04)
 
 
 def _main() -> None:
