@@ -12,15 +12,15 @@ The directory has the layout of the ASEN family and three kinds of file more:
                                  "generator" the arguments of `generate`
     filenames_{split}.txt        one path a line; the line number, from 0, is the image id of that split
     label_{split}.txt            id 0 v0 1 v1 ... for every attribute
-    bbox_{split}.txt             x1 y1 x2 y2 of the place of the garment: from neck to feet and both arms, so that the
+    bbox_{split}.txt             x0 y0 x1 y1 of the place of the garment: from neck to feet and both arms, so that the
                                  box tells neither the hem nor the sleeves
     query_{valid,test}.txt       id attribute value: one image in five, every attribute
     candidate_{valid,test}.txt   id attribute value: the other images, every attribute
-    regions_{split}.txt          id attribute x1 y1 x2 y2: one row for each part of the region, that is two for the
+    regions_{split}.txt          id attribute x0 y0 x1 y1: one row for each part of the region, that is two for the
                                  sleeves and one for any other attribute
     captions_{split}.txt         id <TAB> sentence
 
-Boxes are in pixels, x2 and y2 exclusive.
+Boxes are in pixels, x1 and y1 exclusive.
 
 The region of an attribute is where a person looks to decide; it does not depend on whether something is there, so an
 absent pocket has the place where a pocket would be.
@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
 Array = NDArray[np.float64]
-_Boxes = list[list[int]]  # of one image: [x1, y1, x2, y2] of the garment's place, then [attribute, x1, y1, x2, y2] ...
+_Boxes = list[list[int]]  # of one image: [x0, y0, x1, y1] of the garment's place, then [attribute, x0, y0, x1, y1] ...
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "neckline": ("round", "v", "square", "high", "collar"),
