@@ -52,7 +52,11 @@ def test_bytes_depend_on_the_seed_and_not_on_workers(tmp_path: Path) -> None:
 
 
 def test_lists_name_every_image_once_with_every_attribute(root: Path) -> None:
-    assert {split: len(filenames(root, split)) for split in SPLITS} == {"train": 420, "valid": 60, "test": 120}
+    assert {split: len(filenames(root, split)) for split in SPLITS} == {
+        "train": 420,
+        "valid": 60,
+        "test": 120,
+    }
     every = [name for split in SPLITS for name in filenames(root, split)]
     assert sorted(every) == sorted(str(path.relative_to(root)) for path in root.glob("img/*"))
     assert len(list(root.glob("masks/*"))) == ITEMS
@@ -103,21 +107,21 @@ def test_regions_are_the_bounds_of_the_masks(root: Path, split: str) -> None:
 
 
 def test_regions_are_small_and_do_not_tell_the_value_except_by_the_hem(root: Path) -> None:
-    """A local region covers a small part of the picture, and its size is the same whatever its attribute's value."""
+    """A local region covers a small part of the picture, and its size does not depend on its value."""
     regions, truth = read(root / "regions_train.txt"), labels(root, "train")
     area = (regions[:, 4] - regions[:, 2]) * (regions[:, 5] - regions[:, 3]) / SIZE**2
     for attribute in map(NAMES.index, LOCAL):
         rows = regions[:, 1] == attribute
         values = truth[regions[rows, 0], attribute]
         means = np.array([area[rows][values == value].mean() for value in range(values.max() + 1)])
-        assert 0.015 < means.min()
+        assert means.min() > 0.015
         assert means.max() < 0.2
         if NAMES[attribute] != "hem":
             assert means.max() / means.min() < 1.12
 
 
 def test_attributes_are_independent(root: Path) -> None:
-    """Chi-squared of every two attributes in 420 images; the bound is the 99.99 % point of the largest table."""
+    """Chi-squared of any two attributes in 420 images, below the 99.99 % point of the largest table."""
     truth = labels(root, "train")
     for first, second in combinations(range(len(ATTRIBUTES)), 2):
         table = np.zeros((truth[:, first].max() + 1, truth[:, second].max() + 1))
@@ -134,14 +138,16 @@ def mean_average_precision(relevant: NDArray[np.bool_]) -> float:
 
 @pytest.mark.parametrize("crop", [False, True], ids=["whole picture", "bbox"])
 def test_pixels_rank_no_better_than_chance(root: Path, crop: bool) -> None:
-    """16 x 16 pixels, mean removed, cosine; every image asks among all others, so that 600 images tell 5 points."""
+    """16 x 16 pixels, mean removed, cosine; each image asks among all others, so that 600 tell 5 points."""
     pixels, truth = [], []
     for split in SPLITS:
         truth.append(labels(root, split))
         for name, box in zip(filenames(root, split), read(root / f"bbox_{split}.txt").tolist(), strict=True):
             with Image.open(root / name) as photo:
                 cropped = photo.crop(tuple(box)) if crop else photo
-                pixels.append(np.asarray(cropped.resize((16, 16), Image.Resampling.BOX), dtype=np.float64).ravel())
+                pixels.append(
+                    np.asarray(cropped.resize((16, 16), Image.Resampling.BOX), dtype=np.float64).ravel()
+                )
     x, y = np.stack(pixels), np.concatenate(truth)
     x -= x.mean(axis=0)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -178,7 +184,7 @@ def test_replaces_its_own_set_and_nothing_else(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "meta.json").write_text('{"fashion": {"ATTRIBUTES": []}}')
-    with pytest.raises(FileExistsError, match="directory must be new, empty or hold generated garments, got .*theirs"):
+    with pytest.raises(FileExistsError, match=r"directory must be new, empty or hold .*, got .*theirs"):
         generate(theirs, items=50, size=32, workers=1)
     assert [path.name for path in theirs.iterdir()] == ["meta.json"]
 

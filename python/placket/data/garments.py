@@ -1,29 +1,31 @@
 """Draw garments whose attributes, regions, masks and sentences are known exactly.
 
-Every attribute lives in a place of its own (the pattern: everywhere), each value is as frequent as the others and
-independent of them, and everything else (pose, colours, background, light, occluders, texture, JPEG quality) is drawn
-independently of the values, so that raw pixels and global colour say nothing about them.
+Every attribute lives in a place of its own (the pattern: everywhere), each value is as frequent as the
+others and independent of them, and everything else (pose, colours, background, light, occluders, texture,
+JPEG quality) is drawn independently of the values, so that raw pixels and global colour say nothing about
+them.
 
-The directory has the layout of the ASEN family and three kinds of file more:
+The directory has the layout of the ASEN family and masks besides:
 
     img/000000.jpg               the image, size x size
-    masks/000000.png             uint8 of the same size; bit a is set where the pixel belongs to the region of attribute a
-    meta.json                    names of attributes and values; "local" lists the attributes that have a place,
-                                 "generator" the arguments of `generate`
+    masks/000000.png             uint8 of the same size; bit a is set where the pixel belongs to the region of
+                                 attribute a
+    meta.json                    names of attributes and values; "local" lists the attributes that have a
+                                 place, "generator" the arguments of `generate`
     filenames_{split}.txt        one path a line; the line number, from 0, is the image id of that split
     label_{split}.txt            id 0 v0 1 v1 ... for every attribute
-    bbox_{split}.txt             x0 y0 x1 y1 of the place of the garment: from neck to feet and both arms, so that the
-                                 box tells neither the hem nor the sleeves
+    bbox_{split}.txt             x0 y0 x1 y1 of the place of the garment: from neck to feet and both arms, so
+                                 that the box tells neither the hem nor the sleeves
     query_{valid,test}.txt       id attribute value: one image in five, every attribute
     candidate_{valid,test}.txt   id attribute value: the other images, every attribute
-    regions_{split}.txt          id attribute x0 y0 x1 y1: one row for each part of the region, that is two for the
-                                 sleeves and one for any other attribute
+    regions_{split}.txt          id attribute x0 y0 x1 y1: one row for each part of the region, that is two
+                                 for the sleeves and one for any other attribute
     captions_{split}.txt         id <TAB> sentence
 
 Boxes are in pixels, x1 and y1 exclusive.
 
-The region of an attribute is where a person looks to decide; it does not depend on whether something is there, so an
-absent pocket has the place where a pocket would be.
+The region of an attribute is where a person looks to decide; it does not depend on whether something is
+there, so an absent pocket has the place where a pocket would be.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +45,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
 Array = NDArray[np.float64]
-_Boxes = list[list[int]]  # of one image: [x0, y0, x1, y1] of the garment's place, then [attribute, x0, y0, x1, y1] ...
+_Colour = tuple[int, int, int]
+_Fill = _Colour | int  # an int on a mask
+_Boxes = list[list[int]]  # of an image: [x0, y0, x1, y1] of the place, then [attribute, x0, y0, x1, y1] ...
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "neckline": ("round", "v", "square", "high", "collar"),
@@ -65,9 +70,10 @@ _FEWEST = 50  # one query and four candidates in the smallest split
 _QUERY_EVERY = 5  # 20 % queries, 80 % candidates, as in the published lists
 _LABEL_STREAM = 2**63  # Philox keys from here on shuffle labels; keys below draw images
 
-# Body coordinates: x to the right, 0 on the body's axis; y down, 0 at the neck. The body is wide and its legs are short,
-# so that every part can be told at 96 pixels.
-_SIDE = ((0.04, 0.25), (0.18, 0.24), (0.33, 0.215), (0.47, 0.25))  # (y, half width) of shoulder, armpit, waist, hip
+# Body coordinates: x to the right, 0 on the body's axis; y down, 0 at the neck. The body is wide and its legs
+# are short, so that every part can be told at 96 pixels.
+# (y, half width) of shoulder, armpit, waist and hip:
+_SIDE = ((0.04, 0.25), (0.18, 0.24), (0.33, 0.215), (0.47, 0.25))
 _HEM = (0.375, 0.50, 0.635, 0.77)
 _SLEEVE = (0.0, 0.105, 0.20, 0.315)  # lengths along an arm of 0.34
 _NECK_DEPTH = (0.10, 0.175, 0.105, 0.0, 0.125)
@@ -85,9 +91,10 @@ def generate(
 ) -> None:
     """Draw `items` garments of `size` x `size` pixels into `directory` in the layout described above.
 
-    Image i depends on `seed`, i, `size` and `items` only, never on `workers` (processes; by default one for each core).
-    Everything is written to `<directory>.partial`, which takes the name `directory` when it is complete; what a killed
-    run left there is replaced, and so is an earlier set of generated garments in `directory`.
+    Image i depends on `seed`, i, `size` and `items` only, never on `workers` (processes; by default one for
+    each core). Everything is written to `<directory>.partial`, which takes the name `directory` when it is
+    complete; what a killed run left there is replaced, and so is an earlier set of generated garments in
+    `directory`.
 
     Raises `FileExistsError` where `directory` holds anything else, `ValueError` for arguments out of range.
     """
@@ -160,7 +167,7 @@ def _split_sizes(items: int) -> list[int]:
 
 
 def _labels(counts: Sequence[int], seed: int) -> NDArray[np.int64]:
-    """Values [items, attributes]: within each split every value of an attribute is equally frequent, give or take one."""
+    """Values [items, attributes]; in each split those of an attribute are equally frequent, give or take one."""
     columns = []
     for attribute, names in enumerate(ATTRIBUTES.values()):
         rng = _stream(seed, _LABEL_STREAM + attribute)
@@ -172,7 +179,9 @@ def _stream(seed: int, counter: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, counter], dtype=np.uint64)))
 
 
-def _write_lists(root: Path, counts: Sequence[int], labels: NDArray[np.int64], drawn: Sequence[_Boxes]) -> None:
+def _write_lists(
+    root: Path, counts: Sequence[int], labels: NDArray[np.int64], drawn: Sequence[_Boxes]
+) -> None:
     first = 0
     for split, count in zip(SPLITS, counts, strict=True):
         rows: dict[str, list[str]] = {"filenames": [], "label": [], "bbox": [], "regions": [], "captions": []}
@@ -180,7 +189,9 @@ def _write_lists(root: Path, counts: Sequence[int], labels: NDArray[np.int64], d
         for image in range(count):
             values = labels[first + image].tolist()
             rows["filenames"].append(f"img/{first + image:06d}.jpg")
-            rows["label"].append(" ".join(map(str, [image, *(x for pair in enumerate(values) for x in pair)])))
+            rows["label"].append(
+                " ".join(map(str, [image, *(x for pair in enumerate(values) for x in pair)]))
+            )
             place, *regions = drawn[first + image]
             rows["bbox"].append(" ".join(map(str, place)))
             rows["regions"] += [" ".join(map(str, [image, *region])) for region in regions]
@@ -216,10 +227,15 @@ def _draw_in_processes(
     """Draw all images into `root`, every `workers`-th in each process."""
     if workers == 1:
         return _draw_images(str(root), labels.tolist(), size, seed, 0, 1)
-    # This file runs as a program of its own rather than under multiprocessing: a fork would inherit the threads of
-    # torch, and a spawned process would import the caller's main module and torch to draw with neither.
+    # This file runs as a program of its own rather than under multiprocessing: a fork would inherit the
+    # threads of torch, and a spawned process would import the caller's main module and torch to draw with
+    # neither.
     program = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "OMP_NUM_THREADS": "1",
+    }
     processes = []
     try:
         for worker in range(workers):
@@ -242,7 +258,9 @@ def _draw_in_processes(
         for worker, process in enumerate(processes):
             output, errors = process.communicate()
             if process.returncode != 0:
-                reason = errors.strip().splitlines()[-1] if errors.strip() else f"exit status {process.returncode}"
+                reason = (
+                    errors.strip().splitlines()[-1] if errors.strip() else f"exit status {process.returncode}"
+                )
                 raise RuntimeError(f"generate: a drawing process failed: {reason}")
             drawn[worker::workers] = json.loads(output)
     finally:
@@ -268,7 +286,7 @@ def _draw_images(
 
 
 class _Pose:
-    """Where the body stands: an affine map from body coordinates to the unit square, and the joints of its limbs."""
+    """Where the body stands: an affine map from body coordinates to the unit square, and its joints."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.arms = []
@@ -289,8 +307,8 @@ class _Pose:
         angle, shear, stretch = rng.normal(0.0, 0.08), rng.uniform(-0.08, 0.08), rng.uniform(0.92, 1.1)
         rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         self.matrix = rotation @ np.array([[stretch, shear], [0.0, 1.0]])
-        # What must be inside the image is the same for every value of every attribute, so that neither scale nor place
-        # tells one: the neck, the feet and both whole arms.
+        # What must be inside the image is the same for every value of every attribute, so that neither scale
+        # nor place tells one: the neck, the feet and both whole arms.
         extent = np.concatenate([*self.arms, [[-0.27, _FEET], [0.27, _FEET], [-0.13, -0.09], [0.13, -0.09]]])
         placed = extent @ self.matrix.T
         low, high = placed.min(axis=0), placed.max(axis=0)
@@ -300,7 +318,8 @@ class _Pose:
         self.box = (*(scale * low + self.offset), *(scale * high + self.offset))
 
     def place(self, points: Array | Sequence[Sequence[float]]) -> Array:
-        return np.asarray(points, dtype=np.float64) @ self.matrix.T + self.offset
+        placed: Array = np.asarray(points, dtype=np.float64) @ self.matrix.T + self.offset
+        return placed
 
     def body(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Body coordinates x, y [size, size] of the pixel centres of the unit square."""
@@ -321,7 +340,7 @@ class _Pose:
 
 
 class _Canvas:
-    """An image drawn on in body coordinates; `full` is the number of pixels of its side, lengths are in body units."""
+    """An image of `full` x `full` pixels drawn on in body coordinates; lengths are in body units."""
 
     def __init__(self, image: Image.Image, pose: _Pose) -> None:
         self.image, self.pose, self.full = image, pose, image.width
@@ -331,21 +350,23 @@ class _Canvas:
     def points(self, points: Array | Sequence[Sequence[float]]) -> list[tuple[float, float]]:
         return [(float(x), float(y)) for x, y in self.pose.place(points) * self.full]
 
-    def polygon(self, points: Array | Sequence[Sequence[float]], fill: _Ink, edge: _Ink | None = None) -> None:
+    def polygon(
+        self, points: Array | Sequence[Sequence[float]], fill: _Fill, edge: _Fill | None = None
+    ) -> None:
         self.pen.polygon(self.points(points), fill=fill)
         if edge is not None:
             self.line([*points, points[0]], edge, 0.009)
 
-    def line(self, points: Array | Sequence[Sequence[float]], fill: _Ink, width: float) -> None:
+    def line(self, points: Array | Sequence[Sequence[float]], fill: _Fill, width: float) -> None:
         self.pen.line(self.points(points), fill=fill, width=max(1, round(width * self.unit)), joint="curve")
 
-    def disc(self, x: float, y: float, radius: float, fill: _Ink, edge: _Ink | None = None) -> None:
-        ((cx, cy),) = self.points([[x, y]])
+    def disc(
+        self, centre: Array | Sequence[float], radius: float, fill: _Fill, edge: _Fill | None = None
+    ) -> None:
+        ((cx, cy),) = self.points(np.asarray([centre]))
         r = radius * self.unit
-        self.pen.ellipse([cx - r, cy - r, cx + r, cy + r], fill=fill, outline=edge, width=max(1, round(0.006 * self.unit)))
-
-
-_Ink = tuple[int, int, int] | int
+        width = max(1, round(0.006 * self.unit))
+        self.pen.ellipse([cx - r, cy - r, cx + r, cy + r], fill=fill, outline=edge, width=width)
 
 
 def _draw(
@@ -356,7 +377,8 @@ def _draw(
     pose, colours = _Pose(rng), _Colours(rng)
     hem = _HEM[value["hem"]] + rng.uniform(-0.015, 0.015)
     closure_end = min(hem, 0.46) - 0.03
-    canvas = _Canvas(_background(2 * size, colours, rng), pose)  # twice the size: halved at the end against jagged edges
+    # Drawn at twice the size and halved at the end, against jagged edges.
+    canvas = _Canvas(_background(2 * size, colours, rng), pose)
     worn = bool(rng.random() < 0.8)
     if worn:
         _draw_figure(canvas, colours, rng)
@@ -368,8 +390,10 @@ def _draw(
     cover = np.asarray(cloth.reduce(2))
     parts = [*_regions(pose, size, hem, closure_end), ("pattern", cover > 127)]
     _draw_occluders(canvas, parts, rng)
-    folds = _folds(pose, size, rng)
-    image = _photograph(canvas.image.reduce(2), 1.0 + (folds - 1.0) * (cover.astype(np.float32) / 255.0), rng)
+    folds: NDArray[np.float32] = 1.0 + (_folds(pose, size, rng) - 1.0) * (
+        cover.astype(np.float32) / np.float32(255.0)
+    )
+    image = _photograph(canvas.image.reduce(2), folds, rng)
 
     names = list(ATTRIBUTES)
     bits = np.zeros((size, size), dtype=np.uint8)
@@ -429,7 +453,7 @@ def _along(joints: Array, length: float) -> Array:
 
 
 class _Colours:
-    """Colours of one image; luminances are chosen first so that what must be seen is seen whatever the hue."""
+    """Colours of one image; luminances are chosen first, so that what must be seen is seen in any hue."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         cloth = rng.uniform(0.15, 0.85)
@@ -440,10 +464,15 @@ class _Colours:
         self.cloth = _colour(rng, cloth)
         self.ink = _colour(rng, ink)
         self.detail = _colour(rng, detail)
-        self.edge = tuple(round(channel * 0.4) for channel in self.cloth) if cloth > 0.3 else _colour(rng, cloth + 0.3)
-        self.inside = tuple(round(channel * 0.6) for channel in self.cloth)
+        self.edge = _darker(self.cloth, 0.4) if cloth > 0.3 else _colour(rng, cloth + 0.3)
+        self.inside = _darker(self.cloth, 0.6)
         self.skin = _colour(rng, _apart(rng, cloth, 0.2), saturation=0.5, hue=rng.uniform(0.02, 0.1))
         self.behind = _apart(rng, cloth, 0.1)
+
+
+def _darker(colour: _Colour, share: float) -> _Colour:
+    r, g, b = (round(channel * share) for channel in colour)
+    return r, g, b
 
 
 def _apart(rng: np.random.Generator, luminance: float, distance: float) -> float:
@@ -455,13 +484,15 @@ def _apart(rng: np.random.Generator, luminance: float, distance: float) -> float
 
 def _colour(
     rng: np.random.Generator, luminance: float, saturation: float = 1.0, hue: float | None = None
-) -> tuple[int, int, int]:
-    """A colour of that luminance (Rec. 601 weights, 0 to 1), of random hue and of saturation up to the one given."""
+) -> _Colour:
+    """A colour of that luminance (Rec. 601 weights, 0 to 1), its saturation at most the one given."""
     hue = rng.random() if hue is None else hue
     pure = np.clip(np.abs((hue * 6.0 + np.array([0.0, 4.0, 2.0])) % 6.0 - 3.0) - 1.0, 0.0, 1.0)
     pure = 1.0 + rng.uniform(0.1, saturation) * (pure - 1.0)
     own = float(pure @ [0.299, 0.587, 0.114])
-    mixed = pure * luminance / own if luminance < own else pure + (1.0 - pure) * (luminance - own) / (1.0 - own)
+    mixed = (
+        pure * luminance / own if luminance < own else pure + (1.0 - pure) * (luminance - own) / (1.0 - own)
+    )
     r, g, b = (round(255.0 * channel) for channel in mixed.tolist())
     return r, g, b
 
@@ -503,29 +534,29 @@ def _background(size: int, colours: _Colours, rng: np.random.Generator) -> Image
 
 
 def _draw_figure(canvas: _Canvas, colours: _Colours, rng: np.random.Generator) -> None:
-    """Legs in trousers, shorts or tights, arms, neck and head; what covers the legs is independent of the garment."""
-    pose, skin, edge = canvas.pose, colours.skin, tuple(round(channel * 0.55) for channel in colours.skin)
+    """Legs in trousers, shorts or tights, arms, neck and head; the garment has no influence on them."""
+    pose, skin, edge = canvas.pose, colours.skin, _darker(colours.skin, 0.55)
     wear = _colour(rng, rng.uniform(0.08, 0.92))
     shoe = _colour(rng, rng.uniform(0.05, 0.9))
     length = rng.choice([0.1, 0.14, 0.38])
     for leg in pose.legs:
         canvas.polygon(_limb(leg, [0.115, 0.075, 0.05]), skin, edge)
-        canvas.polygon(_limb(leg[1:2] + [[-0.03, 0.0], [0.03, 0.0]], [0.004, 0.004]), edge)
+        canvas.polygon(_limb(leg[1] + np.array([[-0.03, 0.0], [0.03, 0.0]]), [0.004, 0.004]), edge)
         covered = _along(leg, length)
         canvas.polygon(_limb(covered, [0.12, 0.085, 0.06][: len(covered)]), wear, edge)
-        canvas.disc(*leg[-1], 0.055, shoe, edge)
+        canvas.disc(leg[-1], 0.055, shoe, edge)
     torso = np.linspace(0.05, 0.47, 12)
     canvas.polygon(_mirrored(0.97 * pose.half_width(torso), torso), skin, edge)
     top = np.linspace(0.40, 0.50, 5)
     canvas.polygon(_mirrored(pose.half_width(top) + 0.003, top), wear, edge)
     for arm in pose.arms:
         canvas.polygon(_limb(arm, [0.058, 0.05, 0.04]), skin, edge)
-        canvas.disc(*arm[-1], 0.045, skin, edge)
-        canvas.disc(*arm[0], 0.056, skin)
+        canvas.disc(arm[-1], 0.045, skin, edge)
+        canvas.disc(arm[0], 0.056, skin)
     canvas.polygon(_rectangle(-0.066, -0.14, 0.066, 0.06), skin, edge)
     hair, radius = _colour(rng, rng.uniform(0.03, 0.8)), rng.uniform(0.11, 0.14)
-    canvas.disc(0.0, -0.24, radius + 0.02, hair)
-    canvas.disc(0.0, -0.22, radius, skin, edge)
+    canvas.disc([0.0, -0.24], radius + 0.02, hair)
+    canvas.disc([0.0, -0.22], radius, skin, edge)
 
 
 def _mirrored(x: Array, y: Array) -> Array:
@@ -536,7 +567,7 @@ def _mirrored(x: Array, y: Array) -> Array:
 def _draw_occluders(
     canvas: _Canvas, parts: Sequence[tuple[str, NDArray[np.bool_]]], rng: np.random.Generator
 ) -> None:
-    """A bag, strands of hair or a limb in front; one that would hide over a sixth of a local region is left away."""
+    """A bag, strands of hair or a limb in front; left away where it would hide over a sixth of a region."""
     for _ in range(rng.integers(0, 3)):
         layer = _Canvas(Image.new("L", canvas.image.size), canvas.pose)
         x, y, side = rng.uniform(-0.45, 0.45), rng.uniform(0.0, _FEET), rng.choice([-1.0, 1.0])
@@ -563,7 +594,8 @@ def _folds(pose: _Pose, size: int, rng: np.random.Generator) -> NDArray[np.float
     phase = rng.uniform(0.0, 2.0 * math.pi, 2)
     fold = np.sin(rng.uniform(8.0, 22.0) * x + phase[0] + 2.0 * np.sin(5.0 * y + phase[1]))
     weave = rng.standard_normal(fold.shape, dtype=np.float32)
-    return (1.0 + rng.uniform(0.0, 0.1) * fold) * (1.0 + rng.uniform(0.0, 0.05) * weave)
+    folds: NDArray[np.float32] = (1.0 + rng.uniform(0.0, 0.1) * fold) * (1.0 + rng.uniform(0.0, 0.05) * weave)
+    return folds
 
 
 def _photograph(image: Image.Image, brightness: NDArray[np.float32], rng: np.random.Generator) -> Image.Image:
@@ -582,7 +614,12 @@ def _photograph(image: Image.Image, brightness: NDArray[np.float32], rng: np.ran
 
 
 def _draw_cloth(
-    canvas: _Canvas, value: dict[str, int], hem: float, worn: bool, colours: _Colours, rng: np.random.Generator
+    canvas: _Canvas,
+    value: dict[str, int],
+    hem: float,
+    worn: bool,
+    colours: _Colours,
+    rng: np.random.Generator,
 ) -> Image.Image:
     """Body and sleeves with their pattern, edges and trims; the mask [2 size, 2 size] of the cloth."""
     pose = canvas.pose
@@ -676,26 +713,31 @@ def _draw_neckline(canvas: _Canvas, neckline: int, colours: _Colours, rng: np.ra
         canvas.line([[-0.085, -0.04], [0.085, -0.04]], trim, 0.014)
     elif ATTRIBUTES["neckline"][neckline] == "collar":
         for side in (-1.0, 1.0):
-            flap = np.array([[0.06, -0.07], [0.115, -0.035], [0.15, 0.085], [0.075, 0.125], [0.0, 0.08]]) * [side, 1.0]
+            flap = np.array([[0.06, -0.07], [0.115, -0.035], [0.15, 0.085], [0.075, 0.125], [0.0, 0.08]]) * [
+                side,
+                1.0,
+            ]
             canvas.polygon(flap, colours.cloth, trim)
     else:
         inner = opening if ATTRIBUTES["neckline"][neckline] == "round" else np.roll(opening, -1, axis=0)
         canvas.line(inner, trim, 0.02)
 
 
-def _draw_closure(canvas: _Canvas, closure: int, end: float, colours: _Colours, rng: np.random.Generator) -> None:
+def _draw_closure(
+    canvas: _Canvas, closure: int, end: float, colours: _Colours, rng: np.random.Generator
+) -> None:
     start, detail, edge = 0.195, colours.detail, colours.edge
     match ATTRIBUTES["closure"][closure]:
         case "buttons":
             for y in np.arange(start + 0.015, end, rng.uniform(0.066, 0.076)):
-                canvas.disc(0.0, y, 0.027, detail, edge)
+                canvas.disc([0.0, y], 0.027, detail, edge)
         case "zip":
             canvas.line([[0.0, start], [0.0, end]], detail, 0.02)
             for y in np.arange(start, end, 0.034):
                 canvas.line([[-0.034, y], [0.034, y]], detail, 0.013)
         case "laces":
             rungs = np.linspace(start, end, max(2, round((end - start) / 0.07)) + 1)
-            for upper, lower in zip(rungs, rungs[1:]):
+            for upper, lower in pairwise(rungs):
                 canvas.line([[-0.045, upper], [0.045, lower]], detail, 0.016)
                 canvas.line([[0.045, upper], [-0.045, lower]], detail, 0.016)
 
@@ -710,7 +752,10 @@ def _draw_pocket(canvas: _Canvas, pocket: int, colours: _Colours, rng: np.random
             canvas.line([*bag, bag[0]], detail, 0.02)
         case "flap":
             canvas.polygon(bag, colours.cloth, edge)
-            flap = np.array([[-1.05, -1.0], [1.05, -1.0], [1.05, -0.3], [0.0, 0.1], [-1.05, -0.3]]) * half + [x, y]
+            flap = np.array([[-1.05, -1.0], [1.05, -1.0], [1.05, -0.3], [0.0, 0.1], [-1.05, -0.3]]) * half + [
+                x,
+                y,
+            ]
             canvas.polygon(flap, detail, edge)
         case "welt":
             tilt = rng.uniform(0.0, 0.02)
