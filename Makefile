@@ -1,0 +1,72 @@
+# make demo | test | lint | bench | wheel      each sets up .venv by itself on a fresh machine
+#
+#   TORCH=2.13.0           the torch that .venv gets
+#   PYTHON=/path/python    use this environment and its torch instead of .venv; nothing is installed into it
+#   CUDA=AUTO|ON|OFF       CUDA kernels (AUTO: where nvcc is found and torch has CUDA)
+TORCH ?= 2.13.0
+CUDA ?= AUTO
+SYSTEM_PYTHON ?= python3
+
+SOURCES := CMakeLists.txt pyproject.toml python/placket/_build.py.in $(shell find csrc tests/cpp -type f)
+
+ifdef PYTHON
+READY := build/existing/.ready
+RUN := PYTHONPATH=$(CURDIR)/python $(PYTHON)
+COMPILE_COMMANDS := build/existing/compile_commands.json
+else
+READY := .venv/.ready
+RUN := .venv/bin/python
+COMPILE_COMMANDS := build/compile_commands.json
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+endif
+
+.PHONY: demo test lint bench wheel clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(RUN) -m placket demo --out runs/demo
+
+test: $(READY)
+	$(RUN) -m pytest
+
+bench: $(READY)
+	$(RUN) tests/bench/run.py
+
+lint: $(READY)
+	$(RUN) -m ruff check python tests
+	$(RUN) -m ruff format --check python tests
+	$(RUN) -m mypy
+	$(RUN) -m mypy.stubtest placket._C
+	find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format --dry-run -Werror
+	find csrc -name '*.cpp' | xargs -P 2 -n 2 clang-tidy --quiet -p $(dir $(COMPILE_COMMANDS)) 2> build/clang-tidy.log || (cat build/clang-tidy.log; exit 1)
+
+wheel: $(READY)
+	$(RUN) -m pip wheel --no-build-isolation --no-deps -w dist -C cmake.define.PLACKET_CUDA=$(CUDA) .
+
+clean:
+	rm -rf build build-* dist .venv python/placket/_C*.so python/placket/_build.py
+
+.venv/.torch-$(TORCH):
+	$(SYSTEM_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q -U "pip>=25.1"
+	echo "torch==$(TORCH)" > .venv/constraints.txt
+	.venv/bin/python -m pip install -q -c .venv/constraints.txt torch numpy
+	rm -f .venv/.torch-* .venv/.packages .venv/.ready
+	touch $@
+
+.venv/.packages: .venv/.torch-$(TORCH) pyproject.toml
+	.venv/bin/python -m pip install -q -c .venv/constraints.txt --group build --group test --group lint
+	touch $@
+
+.venv/.ready: .venv/.packages $(SOURCES)
+	.venv/bin/python -m pip install -q -c .venv/constraints.txt --no-build-isolation -C build-dir=build \
+	    -C cmake.define.PLACKET_CUDA=$(CUDA) -C cmake.define.PLACKET_TESTS=ON \
+	    -e ".[cli,tensorboard,weights,notebook]"
+	touch $@
+
+build/existing/.ready: $(SOURCES)
+	cmake -S . -B build/existing -DPython_EXECUTABLE=$(shell command -v $(PYTHON)) -DPLACKET_CUDA=$(CUDA) \
+	    -DPLACKET_TESTS=ON $(shell command -v ninja > /dev/null && echo -G Ninja)
+	cmake --build build/existing -j
+	cp build/existing/_C*.so build/existing/_build.py python/placket/
+	touch $@

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+
+#include "base/host_device.h"
+
+namespace placket {
+
+// One picture to cut out: `box` of a uint8 RGB image, resized as a whole to resized_height x
+// resized_width with Pillow's antialiased bilinear filter (every bit: 22-bit fixed point, rounded
+// to 8 bits between the passes), of which the window at (top, left) of height x width is written.
+// Parts of the box outside the image read zeros, as Pillow's crop does.
+struct ResampleJob {
+  const uint8_t* image;  // [image_height, image_width, 3]
+  int64_t image_height, image_width;
+  int64_t x0, y0, x1, y1;  // box in pixels of the image; x1, y1 exclusive; at least one pixel
+  int64_t resized_height, resized_width;
+  int64_t top, left;  // of the written window in the resized picture
+  bool flip;          // mirror the written window
+};
+
+// 8-bit result, [height, width, 3].
+void resample_uint8_cpu(const ResampleJob& job, int64_t height, int64_t width, uint8_t* out);
+
+// (value / 255 - mean) / std in float32 by a 256-entry table for each channel; T is float or
+// BFloat16. Element (c, y, x) goes to out[c * channel_stride + y * row_stride + x * column_stride].
+template <class T>
+void resample_normalized_cpu(const ResampleJob& job, int64_t height, int64_t width,
+                             const float (&mean)[3], const float (&std)[3], int64_t channel_stride,
+                             int64_t row_stride, int64_t column_stride, T* out);
+
+}  // namespace placket

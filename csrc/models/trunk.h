@@ -1,0 +1,50 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+#include "models/tensor_spec.h"
+
+namespace placket {
+
+// A trunk turns images [B, 3, H, W] into a feature map [B, C, h, w]. It is described by one string,
+// "name[,key=value...]":
+//
+//   resnet18 | resnet34 | resnet50     cut after layer3 (stride 16); width=0.5 scales every channel
+//   count squeezenet1_0                      stage=... (the map after which it is cut)
+//   efficientnet_lite0                 stage=... (the map after which it is cut)
+//   vit_{tiny,small,base,large}_patchP_R, or
+//   vit,width=..,depth=..,heads=..,patch=..,image=..,mlp=..
+//                                      tokens without the class token as a map; dropout=0.1
+//
+// An unknown name or key is an error that lists the known ones.
+TensorSpecs trunk_spec(const std::string& trunk);
+
+// Channels C of the map.
+int64_t trunk_channels(const std::string& trunk);
+
+// What the weights' authors fed it: mean and standard deviation of RGB in [0, 1].
+struct Normalization {
+  double mean[3];
+  double std[3];
+};
+Normalization trunk_normalization(const std::string& trunk);
+
+// How a forward pass treats what differs between training and use.
+struct Mode {
+  bool training = false;  // dropout on
+  bool batch_statistics =
+      false;  // BatchNorm uses (and tracks) statistics of the batch; otherwise the running ones
+  int64_t groups = 1;  // BatchNorm statistics of this many equal parts of the batch are kept apart
+};
+
+// Registered as placket::trunk_features(Tensor images, Tensor(a!)[] weights, str trunk, bool
+// training, bool batch_statistics, int groups) -> Tensor, a composite operator: it decomposes when
+// traced.
+at::Tensor trunk_features(
+    const at::Tensor& images,  // [B, 3, H, W]
+    at::TensorList weights,    // in the order of trunk_spec; running statistics change in place
+    const std::string& trunk, const Mode& mode);
+
+}  // namespace placket

@@ -1,0 +1,1 @@
+"""placket's C++ core; its operators are torch.ops.placket.*"""
