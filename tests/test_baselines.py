@@ -69,6 +69,13 @@ def test_pooled_is_the_normalised_mean() -> None:
     torch.testing.assert_close(baselines.pooled(maps, 2), torch.tensor([[[0.6, 0.8], [0.6, 0.8]]]))
 
 
+def test_lookup_serves_the_rows_of_an_attribute() -> None:
+    embeddings = torch.arange(24, dtype=torch.float64).reshape(4, 3, 2)
+    found = baselines.lookup(embeddings)(np.array([3, 0]), 1)
+    assert found.dtype == np.float32
+    assert found.tolist() == [[20.0, 21.0], [2.0, 3.0]]
+
+
 def ridge_problem() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(60, 3, 4, 4, generator=generator)
@@ -218,6 +225,8 @@ def test_bad_arguments_name_the_argument_and_its_value() -> None:
         baselines.chance(np.zeros(3, dtype=np.int64), rows((1, 0, 0)))
     with pytest.raises(ValueError, match="images must be uint8"):
         baselines.pixels(torch.zeros(1, 3, 4, 4), 1)
+    with pytest.raises(ValueError, match=r"embeddings must have shape \[N, A, D\], got \[4, 2\]"):
+        baselines.lookup(torch.zeros(4, 2))
     with pytest.raises(ValueError, match="attributes must be at least 1, got 0"):
         baselines.pooled(maps, 0)
     with pytest.raises(ValueError, match=r"strengths must be one or more positive numbers, got \[0.0\]"):

@@ -3,7 +3,7 @@
 Every function that embeds returns one array for all attributes, ``[N, A, D]`` float32: row ``[n, a]`` is
 image ``n`` in the space of attribute ``a``, ready to be ranked by dot product. Where attributes need fewer
 than ``D`` columns the rest are zero, and a representation that does not depend on the attribute is repeated,
-so one protocol function scores them all. Labels are ``[N, A]`` int64 with -1 where an image has no value.
+so one protocol function scores them all through :func:`lookup`. Labels are ``[N, A]`` int64 with -1 where an image has no value.
 
 Nothing here reads a file: images, features and batches come from the caller.
 """
@@ -95,6 +95,26 @@ def pooled(maps: Tensor, attributes: int) -> Tensor:
     return _repeat(F.normalize(maps.float().mean(dim=(2, 3)), dim=1), attributes)
 
 
+def lookup(embeddings: Tensor) -> Callable[[npt.NDArray[np.int64], int], npt.NDArray[np.float32]]:
+    """Serve embeddings the way :mod:`placket.protocols` asks for them.
+
+    Args:
+        embeddings: ``[N, A, D]``, row ``n`` being image id ``n``.
+
+    Returns:
+        ``embed(image_ids, attribute)``, float32 ``[len(image_ids), D]``.
+    """
+    if embeddings.ndim != 3:
+        raise ValueError(f"lookup: embeddings must have shape [N, A, D], got {list(embeddings.shape)}")
+    table = embeddings.float().numpy(force=True)
+
+    def embed(image_ids: npt.NDArray[np.int64], attribute: int) -> npt.NDArray[np.float32]:
+        rows: npt.NDArray[np.float32] = table[image_ids, attribute]
+        return rows
+
+    return embed
+
+
 class Ridge(NamedTuple):
     """Result of :func:`ridge`."""
 
@@ -142,7 +162,7 @@ def ridge(
     attributes, width = train_labels.shape[1], int(train_labels.max()) + 1
     embeddings = torch.zeros(len(maps), attributes, width)
     chosen: list[float] = []
-    # Predictions of all strengths are kept so that one call of `score` ranks one strength for every attribute.
+    # All strengths' predictions are kept, so that one call of `score` ranks a strength for every attribute.
     on_valid = torch.zeros(len(strengths), len(valid), attributes, width)
     on_maps = torch.zeros(len(strengths), len(wanted), attributes, width)
     for a in range(attributes):
@@ -244,7 +264,8 @@ def train_classifier(
         trunk_lr: learning rate of the trunk.
         head_lr: learning rate of the rest.
         weight_decay: decoupled, of all parameters.
-        freeze_batch_norm: keep the running statistics of the trunk's BatchNorm layers, and normalise by them.
+        freeze_batch_norm: run the trunk in evaluation mode, so that BatchNorm keeps its running statistics and
+            normalises by them.
 
     Returns:
         the number of steps taken.
@@ -257,9 +278,7 @@ def train_classifier(
     optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
     model.train()
     if freeze_batch_norm:
-        for module in model.trunk.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        model.trunk.eval()
     start, steps = time.monotonic(), 0
     for images, labels in batches:
         progress = (time.monotonic() - start) / (60 * minutes)
