@@ -3,7 +3,8 @@
 Every function that embeds returns one array for all attributes, ``[N, A, D]`` float32: row ``[n, a]`` is
 image ``n`` in the space of attribute ``a``, ready to be ranked by dot product. Where attributes need fewer
 than ``D`` columns the rest are zero, and a representation that does not depend on the attribute is repeated,
-so one protocol function scores them all through :func:`lookup`. Labels are ``[N, A]`` int64 with -1 where an image has no value.
+so one protocol function scores them all through :func:`lookup`. Labels are ``[N, A]`` int64 with -1 where
+an image has no value.
 
 Nothing here reads a file: images, features and batches come from the caller.
 """
@@ -264,8 +265,8 @@ def train_classifier(
         trunk_lr: learning rate of the trunk.
         head_lr: learning rate of the rest.
         weight_decay: decoupled, of all parameters.
-        freeze_batch_norm: run the trunk in evaluation mode, so that BatchNorm keeps its running statistics and
-            normalises by them.
+        freeze_batch_norm: run the trunk in evaluation mode, so that BatchNorm keeps its running statistics
+            and normalises by them.
 
     Returns:
         the number of steps taken.
