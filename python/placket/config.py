@@ -1,0 +1,322 @@
+"""The configuration of a training: dataclasses that Python users construct and YAML files that mean the same.
+
+Reading is strict: a key that does not exist is an error that names the closest one that does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+__all__ = [
+    "DataConfig",
+    "LossConfig",
+    "ModelConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "StageConfig",
+    "TrainConfig",
+    "dump",
+    "find_config",
+    "from_dict",
+    "load_config",
+    "to_dict",
+]
+
+RECIPES = Path(__file__).parent / "recipes"
+VERSION_KEY = "placket_version"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the model is made of; see ``placket.nn.Rpf``.
+
+    Attributes:
+        name: ``"rpf"``.
+        trunk: description of the region branch's trunk.
+        patch: the same of the patch branch, from the first stage that trains it; None leaves it out.
+        trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load`` takes it; None: random.
+        start: a checkpoint's folder to start the first stage from instead.
+        embedding_dim, hidden_dim, heads: None derives them from the trunks.
+    """
+
+    name: str = "rpf"
+    trunk: str = "resnet50"
+    patch: str | None = "vit_base_patch16_224,dropout=0.1"
+    trunk_weights: str | None = None
+    patch_weights: str | None = None
+    start: str | None = None
+    attribute_dim: int = 512
+    embedding_dim: int | None = None
+    hidden_dim: int | None = None
+    heads: int | None = None
+    dropout: float = 0.1
+    project_background: bool = False
+    patch_size: int = 224
+    box_threshold: float = 0.1
+    region_weight: float = 0.3
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read and how an image becomes an input; see ``placket.data.Preprocess``.
+
+    Attributes:
+        root: the data set's folder.
+        train: split to learn from.
+        evaluation: split whose query and candidate lists choose the best checkpoint.
+        size: side of the input in pixels.
+        fit: "crop" (short side and centre crop) or "pad" (the whole box on a square).
+        box_margin: share of the box's sides added around it, where the set has boxes.
+    """
+
+    root: str = ""
+    train: str = "train"
+    evaluation: str = "valid"
+    size: int = 224
+    fit: Literal["crop", "pad"] = "crop"
+    box_margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Constants of the losses.
+
+    Attributes:
+        margin: of the triplet losses.
+        temperature: of ``region_patch``.
+        alpha: weight of the backgrounds in ``region_patch``.
+        contrast_temperature: of ``region_contrast`` and ``patch_contrast``.
+        classify_scale: of ``region_classify`` and ``patch_classify``.
+    """
+
+    margin: float = 0.2
+    temperature: float = 0.07
+    alpha: float = 12.0
+    contrast_temperature: float = 0.1
+    classify_scale: float = 16.0
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rates fall over a stage.
+
+    Attributes:
+        kind: "step": times ``factor`` every ``every`` epochs; "cosine": to 0 at the stage's end.
+        warmup_steps: the rates rise linearly over this many first steps.
+    """
+
+    kind: Literal["step", "cosine"] = "step"
+    factor: float = 0.9
+    every: int = 3
+    warmup_steps: int = 0
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a training; the next one starts from its best checkpoint.
+
+    Attributes:
+        name: unique among the stages; ``stages/<name>`` of the run is its best checkpoint.
+        branches: which learn, of "region" and "patch"; evaluation embeds with these and the region branch.
+        losses: weight of each loss by name: ``triplet_region``, ``triplet_patch``, ``region_patch``,
+            ``region_contrast``, ``patch_contrast``, ``region_classify``, ``patch_classify``.
+        rates: learning rate by prefix of the parameters' names; the longest that fits counts, 0 freezes.
+        weight_decay: of Adam's L2 term, or with ``decoupled_decay`` AdamW's.
+        batch_norm: whose statistics BatchNorm takes in training: "grouped" each triplet role's apart (the
+            reference), "merged" the whole batch's, "frozen" the running ones.
+        sampler: "triplets", or "images": every image once an epoch.
+        batch: triplets or images a step, over all processes.
+        triplets: an epoch.
+        negative_by_value: draw a negative's value uniformly, then an image of it; otherwise uniformly among images.
+        exclude_shared: draw no negative that carries the anchor's value too.
+        views_per_image: with sampler "images", how many attributes of each image the patch branch looks at.
+        flip: probability of a horizontal flip.
+        crop_scale: least share of the area that a random resized crop keeps; 1 switches it off.
+    """
+
+    name: str = "region"
+    branches: tuple[str, ...] = ("region",)
+    losses: dict[str, float] = field(default_factory=lambda: {"triplet_region": 1.0})
+    rates: dict[str, float] = field(default_factory=lambda: {"": 5e-5})
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    weight_decay: float = 0.0
+    decoupled_decay: bool = False
+    epochs: int = 50
+    batch_norm: Literal["grouped", "merged", "frozen"] = "grouped"
+    sampler: Literal["triplets", "images"] = "triplets"
+    batch: int = 16
+    triplets: int = 100_000
+    negative_by_value: bool = True
+    exclude_shared: bool = False
+    views_per_image: int = 1
+    flip: float = 0.0
+    crop_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a training runs; nothing here but ``seed`` and ``bfloat16`` changes what it gives on a CPU.
+
+    Attributes:
+        seed: of initial values, sampling, augmentation and dropout.
+        device: "cpu" or "cuda".
+        bfloat16: autocast.
+        loader_threads: that decode images.
+        report_every: steps between lines of ``metrics.jsonl``.
+        evaluate_every: steps between evaluations; None: an epoch, 0: never.
+        checkpoint_every: steps between checkpoints; 0: only with evaluations and at a stage's end.
+        tensorboard: write TensorBoard events where it is installed.
+    """
+
+    seed: int = 1234
+    device: str = "cpu"
+    bfloat16: bool = False
+    loader_threads: int = 2
+    report_every: int = 20
+    evaluate_every: int | None = None
+    checkpoint_every: int = 500
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training: model, data, constants of the losses, the stages in order, and how it runs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    stages: tuple[StageConfig, ...] = (StageConfig(),)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names:
+            raise ValueError("config: stages must be at least one, got none")
+        for name in names:
+            if names.count(name) > 1 or not name or "/" in name or "." in name:
+                raise ValueError(
+                    f"config: names of stages must differ, be there and hold neither / nor a dot, got '{name}'"
+                )
+
+
+def find_config(path: str | os.PathLike[str]) -> Path:
+    """Return where a configuration is: the file itself, or the shipped recipe of this name.
+
+    Raises:
+        FileNotFoundError: neither is there; the text lists the recipes.
+    """
+    file = Path(path)
+    if file.is_file():
+        return file
+    recipe = RECIPES / (file.name if file.suffix else f"{file.name}.yaml")
+    if file.parent == Path() and recipe.is_file():
+        return recipe
+    known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+    raise FileNotFoundError(f"config: '{path}' must be a file or a shipped recipe ({known}), got neither")
+
+
+def load_config(path: str | os.PathLike[str]) -> TrainConfig:
+    """Read a YAML file, or a shipped recipe by its name; what it leaves out has the default.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not YAML, a key does not exist, or a value is of another type.
+    """
+    file = find_config(path)
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: {file} must be YAML, got an error: {' '.join(str(error).split())}") from error
+    try:
+        return from_dict({} if data is None else data)
+    except ValueError as error:
+        raise ValueError(f"{error} (in {file})") from error
+
+
+def from_dict(data: Mapping[str, Any]) -> TrainConfig:
+    """Make the configuration that ``to_dict`` describes.
+
+    Raises:
+        ValueError: a key does not exist, or a value is of another type; the text names both.
+    """
+    if isinstance(data, Mapping):
+        data = {key: value for key, value in data.items() if key != VERSION_KEY}
+    return _build(TrainConfig, data, "")
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Return the configuration in YAML's types."""
+    data: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return data
+
+
+def dump(config: TrainConfig) -> str:
+    """Return the whole configuration as YAML, with the version of the package."""
+    from placket import __version__
+
+    data = {VERSION_KEY: __version__, **to_dict(config)}
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _build(kind: type[T], data: Any, place: str) -> T:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"config: {place or 'the file'} must be a mapping, got {data!r}")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in data.items():
+        name = f"{place}.{key}" if place else str(key)
+        if key not in hints:
+            closest = difflib.get_close_matches(str(key), hints, n=1, cutoff=0)[0]
+            known = f"{place}.{closest}" if place else closest
+            raise ValueError(f"config: {name} must be a key that exists, got '{key}'; closest is {known}")
+        values[key] = _convert(hints[key], value, name)
+    return kind(**values)
+
+
+def _convert(kind: Any, value: Any, place: str) -> Any:
+    """Return a value as a field of this type holds it."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(type, kind), value, place)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, place)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"config: {place} must be one of {', '.join(arguments)}, got {value!r}")
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(arguments[0], item, f"{place}.{i}") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _convert(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)  # also "5e-5", which YAML 1.1 takes for a string
+        except (TypeError, ValueError):
+            pass
+    elif kind in (int, str, bool) and type(value) is kind:
+        return value
+    names = {tuple: "a list", dict: "a mapping", float: "a number", int: "an integer", str: "a string"}
+    wanted = names.get(origin or kind, "true or false")
+    raise ValueError(f"config: {place} must be {wanted}, got {value!r}")
