@@ -1,0 +1,471 @@
+"""Training: the loop runs in C++, Python gives the configuration and takes the reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from placket import _C, checkpoint, weights
+from placket.config import (
+    LossConfig,
+    ModelConfig,
+    RunConfig,
+    StageConfig,
+    TrainConfig,
+    dump,
+    load_config,
+    to_dict,
+)
+from placket.data import AsenDataset, Split
+from placket.data import open as open_data
+from placket.models import create_model, load
+from placket.nn import Rpf, Trunk
+from placket.runs import RunFolder
+
+__all__ = ["TrainResult", "Trainer", "native_system", "train"]
+
+
+class Trainer:
+    """Trains a model for one stage, in place: ``model``'s parameters are the ones that change.
+
+    Example::
+
+        trainer = placket.Trainer(model, data, StageConfig(epochs=2, batch=8, triplets=800))
+        trainer.run()
+
+    Every random choice is a function of seed, step and rank: equal seeds give equal bits on a CPU, and a trainer
+    that continues from ``state()`` gives what the first would have given. An exception, also KeyboardInterrupt,
+    comes between two steps (or leaves the weights of the step it interrupts as they were), so that ``run()`` may
+    simply be called again.
+
+    Args:
+        model: with trunks of this package; on the device to train on.
+        data: the data set.
+        stage, loss, run: see ``placket.config``.
+        split: to learn from.
+        evaluation: split whose lists are evaluated; None for never.
+        folder: of the run, for checkpoints; None for none.
+        stage_index, first_step: the stage's place in a training of several, and the steps before it.
+        on_report: called with a report every ``run.report_every`` steps; what it raises ends ``run()`` unchanged.
+        on_evaluation: the same after each evaluation.
+        process_group: of ``torch.distributed``; the batch is shared out among its ranks, and gradients averaged.
+
+    Raises:
+        ValueError: a setting is out of range, unknown, or does not fit the model or the data.
+    """
+
+    def __init__(
+        self,
+        model: Rpf,
+        data: AsenDataset,
+        stage: StageConfig | None = None,
+        *,
+        loss: LossConfig | None = None,
+        run: RunConfig | None = None,
+        split: str = "train",
+        evaluation: str | None = None,
+        folder: Path | None = None,
+        stage_index: int = 0,
+        first_step: int = 0,
+        on_report: Callable[[_C.Report], object] | None = None,
+        on_evaluation: Callable[[_C.Evaluation], object] | None = None,
+        process_group: torch.distributed.ProcessGroup | None = None,
+    ) -> None:
+        self.model = model
+        self.stage = stage or StageConfig()
+        self.first_step = first_step
+        run = run or RunConfig()
+        images = data.split(split)
+        config = _C.TrainerConfig()
+        config.stage = _native_stage(self.stage)
+        config.stage_index = stage_index
+        config.first_step = first_step
+        config.preprocess = _C.Preprocess(**model.preprocess)
+        config.evaluate_every = _evaluate_every(run, self.stage, images) if evaluation is not None else 0
+        config.run = "" if folder is None else str(folder)
+        config.model_config = json.dumps(model.config_dict(), indent=2) + "\n"
+        for key in ("seed", "bfloat16", "loader_threads", "report_every", "checkpoint_every"):
+            setattr(config, key, getattr(run, key))
+        self._native = _C.Trainer(
+            native_system(model, loss, run.seed),
+            images.image_list(),
+            images.labels.to_native(),
+            None if evaluation is None else _evaluation_set(data.split(evaluation)),
+            config,
+            report=on_report,
+            evaluated=on_evaluation,
+            process_group=process_group,
+        )
+
+    def step(self) -> dict[str, float]:
+        """Take one step and return the losses, unweighted, by name."""
+        return self._native.step()
+
+    def run(self, steps: int | None = None) -> None:
+        """Train to the end of the stage, or for at most ``steps`` more.
+
+        Raises:
+            RuntimeError: a loss is not finite (the text names step, loss and image files), or an image cannot be
+                read.
+            OSError, RuntimeError: a checkpoint cannot be written; the one before is whole.
+        """
+        self._native.run(steps)
+
+    def evaluate(self) -> _C.Evaluation:
+        """Evaluate the model as it is on the evaluation split."""
+        return self._native.evaluate()
+
+    def state(self) -> _C.Checkpoint:
+        """Return a copy of all that resuming needs."""
+        return self._native.state()
+
+    def load_state(self, state: _C.Checkpoint) -> None:
+        """Continue from a state of the same stage, also from ``_C.Checkpoint.load(folder)``.
+
+        Raises:
+            ValueError: it is of another stage, model or seed; nothing is changed then.
+        """
+        self._native.load_state(state)
+
+    def save(self) -> None:
+        """Write a checkpoint of the state as it is and point the run's ``last`` at it."""
+        self._native.save()
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage is at its end and all that is due there is done."""
+        return self._native.done
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the stage that were taken."""
+        return self._native.steps_done
+
+    @property
+    def steps(self) -> int:
+        """Steps of the stage in all."""
+        return self._native.steps
+
+    @property
+    def best(self) -> float | None:
+        """The stage's best overall MAP so far, in per cent."""
+        return None if self._native.best is None else 100 * self._native.best
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training left behind.
+
+    Attributes:
+        folder: of the run.
+        steps: of all stages.
+        best: overall MAP in per cent of each stage's best checkpoint on the evaluation split, by stage; None
+            where nothing was evaluated.
+    """
+
+    folder: Path
+    steps: int
+    best: dict[str, float | None]
+
+    def model(self, stage: str | None = None, device: str = "cpu") -> Rpf:
+        """Read the best model of the last stage, or of a named one."""
+        return load(self.folder / ("best" if stage is None else f"stages/{stage}"), device=device)
+
+
+def train(
+    config: TrainConfig,
+    *,
+    run: str | Path | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> TrainResult:
+    """Train all stages of a configuration, each from the best checkpoint of the one before.
+
+    A run that was stopped, by Ctrl-C or by a kill, continues with ``resume`` from its last checkpoint and gives
+    what it would have given.
+
+    Args:
+        config: see ``placket.config.load_config``.
+        run: folder of the run; None makes ``runs/<model>-<time>``.
+        resume: continue the run in the folder; one without a checkpoint starts at its beginning.
+        progress: show progress bars; None does so on a terminal.
+
+    Raises:
+        ValueError: the configuration does not fit, or is not the run's own.
+        FileExistsError: the folder holds a run and ``resume`` is not asked for.
+    """
+    folder = RunFolder(run or Path("runs") / f"{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    start = _resume(folder, config) if resume else _begin(folder, config)
+    data = open_data(config.data.root)
+    stage_index, first_step = 0, 0
+    if start is not None:
+        stage_index = int(start.metadata["stage_index"])
+        first_step = int(start.metadata["first_step"])
+    evaluation = None if config.run.evaluate_every == 0 else config.data.evaluation
+    with _Log(folder, data, config, progress) as log:
+        for index, stage in enumerate(config.stages[stage_index:], stage_index):
+            model = _stage_model(config, data, index, folder.path)
+            trainer = Trainer(
+                model,
+                data,
+                stage,
+                loss=config.loss,
+                run=config.run,
+                split=config.data.train,
+                evaluation=evaluation,
+                folder=folder.path,
+                stage_index=index,
+                first_step=first_step,
+                on_report=log.report,
+                on_evaluation=log.evaluated,
+            )
+            if start is not None:
+                trainer.load_state(start)
+                start = None
+            with log.stage(trainer):
+                try:
+                    trainer.run()
+                except KeyboardInterrupt:
+                    trainer.save()
+                    raise
+            first_step += trainer.steps
+    best = {stage.name: _best(folder.path / "stages" / stage.name) for stage in config.stages}
+    result = TrainResult(folder.path, first_step, best)
+    folder.write_result({"steps": result.steps, "best": result.best})
+    return result
+
+
+def native_system(model: Rpf, loss: LossConfig | None = None, seed: int = 0) -> _C.System:
+    """Return the C++ side of a model; it holds the model's own tensors.
+
+    Raises:
+        ValueError: a trunk is a module of the caller's, which C++ cannot run.
+    """
+    if not is_native(model):
+        raise ValueError(
+            "Trainer: trunks must be built-in ones, got a module of the caller's; train it in a Python loop"
+        )
+    options = _C.RpfOptions()
+    for key, value in dataclasses.asdict(loss or LossConfig()).items():
+        setattr(options, key, value)
+    for key in ("region_weight", "box_threshold", "patch_size"):
+        setattr(options, key, getattr(model.config, key))
+    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return _C.rpf_system(
+        model.config.native(),
+        options,
+        tensors,
+        list(model.schema.value_counts),
+        _C.Preprocess(**model.preprocess),
+        seed,
+    )
+
+
+def is_native(model: Rpf) -> bool:
+    """Whether the trunks are built-in ones, which C++ can run."""
+    trunks = [model.region.trunk] + ([model.patch.trunk] if model.config.patch_trunk else [])
+    return all(isinstance(trunk, Trunk) for trunk in trunks)
+
+
+def _native_stage(stage: StageConfig) -> _C.StageConfig:
+    native = _C.StageConfig()
+    for key, value in dataclasses.asdict(stage).items():
+        if key in ("losses", "rates"):
+            setattr(native, key, list(value.items()))
+        elif key not in ("schedule", "flip", "crop_scale"):
+            setattr(native, key, value)
+    schedule = _C.Schedule()
+    for key, value in dataclasses.asdict(stage.schedule).items():
+        setattr(schedule, key, value)
+    native.schedule = schedule
+    native.augment = _C.Augment(flip=stage.flip, crop_scale=stage.crop_scale)
+    return native
+
+
+def _evaluate_every(run: RunConfig, stage: StageConfig, images: Split) -> int:
+    if run.evaluate_every is not None:
+        return run.evaluate_every
+    epoch = stage.triplets if stage.sampler == "triplets" else len(images)
+    return max(1, epoch // max(1, stage.batch))
+
+
+def _evaluation_set(split: Split) -> _C.EvaluationSet:
+    if not len(split.queries) or not len(split.candidates):
+        raise ValueError(
+            f"{split.root}: split '{split.name}' must have query and candidate lists to be evaluated, got none; "
+            "set run.evaluate_every to 0 to train without"
+        )
+    queries, candidates = (
+        (rows[:, 0].tolist(), rows[:, 1].tolist(), rows[:, 2].tolist())
+        for rows in (split.queries, split.candidates)
+    )
+    return _C.EvaluationSet(split.image_list(), queries, candidates, len(split.schema))
+
+
+def _begin(folder: RunFolder, config: TrainConfig) -> None:
+    if folder.config.exists() or (folder.path / "last").exists():
+        raise FileExistsError(
+            f"train: run must be an unused folder, got {folder.path} with a run in it; resume it or name another"
+        )
+    folder.write_config(dump(config))
+
+
+def _resume(folder: RunFolder, config: TrainConfig) -> _C.Checkpoint | None:
+    """Return the run's last checkpoint, if it has one already."""
+    if not folder.config.exists():
+        raise FileNotFoundError(f"train: run must hold a run to resume, got {folder.path} without config.yaml")
+    saved = _flat(to_dict(load_config(folder.config)))
+    for key, value in _flat(to_dict(config)).items():
+        # What neither changes the result nor was fixed when the run began.
+        if key.startswith("run.") and key not in ("run.seed", "run.bfloat16", "run.evaluate_every"):
+            continue
+        if saved.get(key) != value:
+            raise ValueError(f"train: {key} must be the run's own, {saved.get(key)!r}, to resume it, got {value!r}")
+    if not (folder.path / "last").exists():
+        folder.keep_metrics(0)
+        return None
+    state = _C.Checkpoint.load(str(folder.path / "last"))
+    folder.keep_metrics(int(state.metadata["first_step"]) + int(state.metadata["step"]))
+    return state
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, dict) and data:
+        items = data.items()
+    elif isinstance(data, list) and data:
+        items = {str(i): item for i, item in enumerate(data)}.items()
+    else:
+        return {prefix: data}
+    return {
+        key: value
+        for name, item in items
+        for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def _stage_model(config: TrainConfig, data: AsenDataset, index: int, run: Path) -> Rpf:
+    """Make the model of a stage with the weights it begins with."""
+    settings = config.model
+    generator = torch.Generator().manual_seed(config.run.seed)
+    with_patch = any("patch" in stage.branches for stage in config.stages[: index + 1])
+    model = _make_model(config, data, generator, with_patch=with_patch)
+    start = settings.start if index == 0 else run / "stages" / config.stages[index - 1].name
+    known = {} if start is None else checkpoint.read_tensors(start)
+    if not known and settings.trunk_weights is not None:
+        weights.load_trunk(model, settings.trunk_weights, branch="region")
+    has_patch = any(name.startswith("patch.") for name in known)
+    if model.config.patch_trunk and not has_patch and settings.patch_weights is not None:
+        weights.load_trunk(model, settings.patch_weights, branch="patch")
+    if known:
+        state = model.state_dict()
+        # The branch that begins with this stage keeps its initial weights.
+        begun = {name: tensor for name, tensor in state.items() if name.startswith("patch.")}
+        taken = {name: tensor for name, tensor in known.items() if name in state or not name.startswith("patch.")}
+        checkpoint.fill(model, begun | taken, str(start))
+    return model.to(config.run.device)
+
+
+def _make_model(
+    config: TrainConfig, data: AsenDataset, generator: torch.Generator, *, with_patch: bool
+) -> Rpf:
+    settings: ModelConfig = config.model
+    skip = ("name", "patch", "trunk_weights", "patch_weights", "start")
+    options = {key: value for key, value in dataclasses.asdict(settings).items() if key not in skip}
+    preprocess = {key: getattr(config.data, key) for key in ("size", "fit", "box_margin")}
+    return create_model(
+        settings.name,
+        schema=data.schema,
+        patch=settings.patch if with_patch else None,
+        preprocess=preprocess,
+        generator=generator,
+        **options,
+    )
+
+
+def _best(folder: Path) -> float | None:
+    best = _C.Checkpoint.load(str(folder)).metadata["best"]
+    return 100 * float(best) if best else None
+
+
+class _Log(AbstractContextManager["_Log"]):
+    """Where reports go: ``metrics.jsonl``, TensorBoard, and a progress bar."""
+
+    def __init__(
+        self, folder: RunFolder, data: AsenDataset, config: TrainConfig, progress: bool | None
+    ) -> None:
+        self._folder = folder
+        self._attributes = data.schema.names
+        self._bar: tqdm[Any] | None = None
+        self._first_step = 0
+        self._stage = ""
+        self._show = sys.stderr.isatty() if progress is None else progress
+        self._writer = _tensorboard(folder.path) if config.run.tensorboard else None
+
+    def __exit__(self, *exception: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def stage(self, trainer: Trainer) -> AbstractContextManager[object]:
+        """Return a progress bar for a stage, to be closed at its end."""
+        self._stage = trainer.stage.name
+        self._first_step = trainer.first_step
+        if not self._show:
+            self._bar = None
+            return nullcontext()
+        self._bar = tqdm(total=trainer.steps, initial=trainer.steps_done, desc=self._stage, unit="step")
+        return self._bar
+
+    def report(self, report: _C.Report) -> None:
+        record: dict[str, Any] = {"step": report.step, "epoch": report.epoch, "stage": self._stage}
+        record |= {"loss": report.loss, "losses": report.losses, "rates": report.rates}
+        record |= {"images_per_second": report.images_per_second, "data_wait": report.data_wait}
+        self._folder.append_metrics(record)
+        scalars = {"loss": report.loss, "images_per_second": report.images_per_second}
+        scalars |= {f"losses/{name}": value for name, value in report.losses.items()}
+        scalars |= {f"rates/{name}": value for name, value in report.rates.items()}
+        self._scalars(scalars, report.step)
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"loss {report.loss:.4f}, {report.images_per_second:.1f} images/s", refresh=False
+            )
+            self._bar.update(report.step - self._first_step - self._bar.n)
+
+    def evaluated(self, evaluation: _C.Evaluation) -> None:
+        per_attribute = {
+            name: 100 * value
+            for name, value in zip(self._attributes, evaluation.per_attribute, strict=True)
+            if value == value  # NaN: no queries
+        }
+        overall = 100 * evaluation.overall
+        record: dict[str, Any] = {"step": evaluation.step, "epoch": evaluation.epoch, "stage": self._stage}
+        record |= {"overall": overall, "per_attribute": per_attribute, "best": evaluation.best}
+        self._folder.append_metrics(record)
+        scalars = {f"map/{name}": value for name, value in per_attribute.items()}
+        self._scalars({"map/overall": overall, **scalars}, evaluation.step)
+        if self._bar is not None:
+            self._bar.write(f"{self._stage}: step {evaluation.step}: MAP {overall:.2f}", file=sys.stderr)
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+
+def _tensorboard(folder: Path) -> Any:
+    """Return a writer of TensorBoard events, or None where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
