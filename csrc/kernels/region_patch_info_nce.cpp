@@ -126,9 +126,10 @@ void contrast_anchor(const ContrastBlock<A>& block, int64_t index, Anchor<A>& an
   const int64_t row = block.first + index, begin = block.begin[row], end = block.end[row];
   const A scale = A(1 / block.temperature);
   anchor.patch = block.patch + index * block.rows;
-  anchor.background =
-      block.background + index * block.backgrounds + (begin - block.backgrounds_first);
   anchor.backgrounds = block.backgrounds == 0 ? 0 : end - begin;
+  anchor.background = block.backgrounds == 0 ? nullptr
+                                             : block.background + index * block.backgrounds +
+                                                   (begin - block.backgrounds_first);
 
   anchor.positives.clear();
   A nearest = A(-INFINITY);
@@ -214,13 +215,12 @@ void contrast_backward_cpu(const ContrastBlock<A>& block, const A* grad) {
     const A share = each / anchor.denominator;
     multiply(anchor.patch, block.rows, share);
     for (const auto& [j, probability] : anchor.positives) anchor.patch[j] -= each * probability;
+    if (block.backgrounds == 0) return;
     multiply(anchor.background, anchor.backgrounds, A(block.alpha) * share);
     // Backgrounds of other attributes have no part in this anchor's loss.
     A* row = block.background + i * block.backgrounds;
-    if (block.backgrounds > 0) {
-      std::fill(row, anchor.background, A(0));
-      std::fill(anchor.background + anchor.backgrounds, row + block.backgrounds, A(0));
-    }
+    std::fill(row, anchor.background, A(0));
+    std::fill(anchor.background + anchor.backgrounds, row + block.backgrounds, A(0));
   });
 }
 

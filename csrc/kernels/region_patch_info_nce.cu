@@ -91,8 +91,10 @@ struct Anchor {
     label = block.labels[row];
     scale = A(1 / block.temperature);
     patch = block.patch + index * block.rows;
-    background = block.background + index * block.backgrounds + (begin - block.backgrounds_first);
     backgrounds = block.backgrounds == 0 ? 0 : end - begin;
+    background = block.backgrounds == 0 ? nullptr
+                                        : block.background + index * block.backgrounds +
+                                              (begin - block.backgrounds_first);
 
     A high = A(-INFINITY), near = A(-INFINITY);
     for (int64_t j = threadIdx.x; j < block.rows; j += kThreads) {

@@ -1,6 +1,6 @@
 """The operators as typed functions: each has a CPU and a CUDA kernel and, where there is a gradient, C++ autograd.
 
-Dimensions: B images, A attributes, C channels of a map of P = h x w positions, N rows, D channels of an embedding.
+Dimensions: B images, A attributes, C channels of a map of P = h x w positions, N rows, D (or E) channels of an embedding.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["attention_pool", "batch_norm_act", "cosine_triplet"]
+__all__ = ["attention_pool", "batch_norm_act", "cosine_triplet", "region_patch_info_nce"]
 
 
 def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,4 +138,66 @@ def _(
         torch.empty_like(anchor, memory_format=torch.contiguous_format),
         torch.empty_like(positive, memory_format=torch.contiguous_format),
         torch.empty_like(negative, memory_format=torch.contiguous_format),
+    )
+
+
+def region_patch_info_nce(
+    region: Tensor,
+    patch: Tensor,
+    background: Tensor,
+    labels: Tensor,
+    attributes: Tensor,
+    temperature: float = 0.07,
+    alpha: float = 12.0,
+) -> Tensor:
+    """Return the E-InfoNCE loss between the region and patch embeddings of a batch (RPF, SIGIR 2023).
+
+    The mean over anchors i of ``-log(sum_pos exp(r_i.p_j / t) / (sum_all exp(r_i.p_j / t) + alpha * sum_same exp(r_i.b_k
+    / t)))``: positives are the patches of the anchor's attribute and label, its own among them; negatives are all
+    patches, those of other attributes too, and the backgrounds of the anchor's attribute.
+
+    Args:
+        region, patch, background: ``[N, E]``, one floating dtype; rows are normalised inside. Three separate forwards of
+            a triplet batch are concatenated to N = 3 x triplets.
+        labels: ``[N]`` int64, the value of the row's attribute (counted by attribute or over all of them).
+        attributes: ``[N]`` int64.
+        temperature: above 0.
+        alpha: weight of the backgrounds, at least 0.
+
+    Returns:
+        A scalar, float32 (float64 for float64 rows); 0 for N = 0, NaN where a row holds a NaN.
+    """
+    return torch.ops.placket.region_patch_info_nce(
+        region, patch, background, labels, attributes, temperature, alpha
+    )
+
+
+@torch.library.register_fake("placket::region_patch_info_nce")
+def _(
+    region: Tensor,
+    patch: Tensor,
+    background: Tensor,
+    labels: Tensor,
+    attributes: Tensor,
+    temperature: float = 0.07,
+    alpha: float = 12.0,
+) -> Tensor:
+    return region.new_empty((), dtype=torch.float64 if region.dtype == torch.float64 else torch.float32)
+
+
+@torch.library.register_fake("placket::_region_patch_info_nce_backward")
+def _(
+    grad: Tensor,
+    region: Tensor,
+    patch: Tensor,
+    background: Tensor,
+    labels: Tensor,
+    attributes: Tensor,
+    temperature: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(region, memory_format=torch.contiguous_format),
+        torch.empty_like(patch, memory_format=torch.contiguous_format),
+        torch.empty_like(background, memory_format=torch.contiguous_format),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,3 +44,26 @@ def batch_norm_act(
 def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2) -> Tensor:
     a, p, n = (F.normalize(x, dim=1) for x in (anchor, positive, negative))
     return F.relu(margin - (a * p).sum(1) + (a * n).sum(1))
+
+
+def region_patch_info_nce(
+    region: Tensor,
+    patch: Tensor,
+    background: Tensor,
+    labels: Tensor,
+    attributes: Tensor,
+    temperature: float = 0.07,
+    alpha: float = 12.0,
+) -> Tensor:
+    wide = torch.float64 if region.dtype == torch.float64 else torch.float32
+    if len(region) == 0:
+        return region.to(wide).sum()
+    r, p, b = (F.normalize(x.to(wide), dim=1) for x in (region, patch, background))
+    same_attribute = attributes[:, None] == attributes
+    positive = same_attribute & (labels[:, None] == labels)
+    patches = r @ p.T / temperature
+    backgrounds = r @ b.T / temperature + (math.log(alpha) if alpha > 0 else -math.inf)
+    numerator = patches.masked_fill(~positive, -math.inf).logsumexp(1)
+    negatives = backgrounds.masked_fill(~same_attribute, -math.inf)
+    denominator = torch.cat([patches, negatives], 1).logsumexp(1)
+    return (denominator - numerator).mean()
