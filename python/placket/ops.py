@@ -1,6 +1,6 @@
 """The operators as typed functions: each has a CPU and a CUDA kernel and, where there is a gradient, C++ autograd.
 
-Dimensions: B images, A attributes, C channels of a map of P = h x w positions, N rows, D channels of an embedding.
+Dimensions: B images, A attributes, C channels of a map of P = h x w positions, N rows, D (or E) channels of an embedding.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ __all__ = [
     "crop_resize",
     "flat_search",
     "region_box",
+    "region_patch_info_nce",
 ]
 
 
@@ -285,3 +286,54 @@ def flat_search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tens
 def _(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
     scores = queries.new_empty(queries.shape[0], k)
     return scores, torch.empty_like(scores, dtype=torch.int64)
+def region_patch_info_nce(
+    region: Tensor,
+    patch: Tensor,
+    background: Tensor,
+    labels: Tensor,
+    attributes: Tensor,
+    temperature: float = 0.07,
+    alpha: float = 12.0,
+    """Return the E-InfoNCE loss between the region and patch embeddings of a batch (RPF, SIGIR 2023).
+
+    The mean over anchors i of ``-log(sum_pos exp(r_i.p_j / t) / (sum_all exp(r_i.p_j / t) + alpha * sum_same exp(r_i.b_k
+    / t)))``: positives are the patches of the anchor's attribute and label, its own among them; negatives are all
+    patches, those of other attributes too, and the backgrounds of the anchor's attribute.
+
+        region, patch, background: ``[N, E]``, one floating dtype; rows are normalised inside. Three separate forwards of
+            a triplet batch are concatenated to N = 3 x triplets.
+        labels: ``[N]`` int64, the value of the row's attribute (counted by attribute or over all of them).
+        attributes: ``[N]`` int64.
+        temperature: above 0.
+        alpha: weight of the backgrounds, at least 0.
+
+        A scalar, float32 (float64 for float64 rows); 0 for N = 0, NaN where a row holds a NaN.
+    return torch.ops.placket.region_patch_info_nce(
+        region, patch, background, labels, attributes, temperature, alpha
+
+
+@torch.library.register_fake("placket::region_patch_info_nce")
+    region: Tensor,
+    patch: Tensor,
+    background: Tensor,
+    labels: Tensor,
+    attributes: Tensor,
+    temperature: float = 0.07,
+    alpha: float = 12.0,
+    return region.new_empty((), dtype=torch.float64 if region.dtype == torch.float64 else torch.float32)
+
+
+@torch.library.register_fake("placket::_region_patch_info_nce_backward")
+    grad: Tensor,
+    region: Tensor,
+    patch: Tensor,
+    background: Tensor,
+    labels: Tensor,
+    attributes: Tensor,
+    temperature: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(region, memory_format=torch.contiguous_format),
+        torch.empty_like(patch, memory_format=torch.contiguous_format),
+        torch.empty_like(background, memory_format=torch.contiguous_format),

@@ -156,3 +156,23 @@ def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: i
 def flat_search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
     scores, rows = (queries @ database.T).sort(dim=1, descending=True, stable=True)
     return scores[:, :k], rows[:, :k]
+def region_patch_info_nce(
+    region: Tensor,
+    patch: Tensor,
+    background: Tensor,
+    labels: Tensor,
+    attributes: Tensor,
+    temperature: float = 0.07,
+    alpha: float = 12.0,
+    wide = torch.float64 if region.dtype == torch.float64 else torch.float32
+    if len(region) == 0:
+        return region.to(wide).sum()
+    r, p, b = (F.normalize(x.to(wide), dim=1) for x in (region, patch, background))
+    same_attribute = attributes[:, None] == attributes
+    positive = same_attribute & (labels[:, None] == labels)
+    patches = r @ p.T / temperature
+    backgrounds = r @ b.T / temperature + (math.log(alpha) if alpha > 0 else -math.inf)
+    numerator = patches.masked_fill(~positive, -math.inf).logsumexp(1)
+    negatives = backgrounds.masked_fill(~same_attribute, -math.inf)
+    denominator = torch.cat([patches, negatives], 1).logsumexp(1)
+    return (denominator - numerator).mean()

@@ -1,0 +1,350 @@
+#include "ops/region_patch_info_nce.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/searchsorted.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "base/checks.h"
+#include "base/dispatch.h"
+#include "base/stream.h"
+#include "kernels/region_patch_info_nce.h"
+#include "ops/autocast.h"
+
+namespace placket {
+
+using at::Tensor;
+
+Tensor region_patch_info_nce(const Tensor& region, const Tensor& patch, const Tensor& background,
+                             const Tensor& labels, const Tensor& attributes, double temperature,
+                             double alpha) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("placket::region_patch_info_nce", "")
+                             .typed<decltype(region_patch_info_nce)>();
+  return op.call(region, patch, background, labels, attributes, temperature, alpha);
+}
+
+namespace {
+
+constexpr const char* kName = "region_patch_info_nce";
+using Triple = std::tuple<Tensor, Tensor, Tensor>;
+
+Triple region_patch_info_nce_backward(const Tensor& grad, const Tensor& region, const Tensor& patch,
+                                      const Tensor& background, const Tensor& labels,
+                                      const Tensor& attributes, double temperature, double alpha) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("placket::_region_patch_info_nce_backward", "")
+                             .typed<decltype(region_patch_info_nce_backward)>();
+  return op.call(grad, region, patch, background, labels, attributes, temperature, alpha);
+}
+
+// Which kernels run, and how much of the matrix of cosines there is at a time.
+struct OnCpu {
+  // A block of 4 MiB stays in the last-level cache between the matrix product and the row kernel.
+  static constexpr int64_t kBlockElements = 1 << 20;
+
+  template <class T>
+  static void unit_rows(const UnitRows<T>& pass) {
+    unit_rows_cpu(pass);
+  }
+  template <class T>
+  static void unit_rows_backward(const UnitRowsBackward<T>& pass) {
+    unit_rows_backward_cpu(pass);
+  }
+  template <class A>
+  static void contrast(const ContrastBlock<A>& block, A* loss) {
+    contrast_cpu(block, loss);
+  }
+  template <class A>
+  static void contrast_backward(const ContrastBlock<A>& block, const A* grad) {
+    contrast_backward_cpu(block, grad);
+  }
+};
+
+#ifdef PLACKET_CUDA
+struct OnCuda {
+  static constexpr int64_t kBlockElements = 1 << 26;
+  Stream stream;
+
+  template <class T>
+  void unit_rows(const UnitRows<T>& pass) const {
+    check_launch(kName, launch_unit_rows(pass, stream));
+  }
+  template <class T>
+  void unit_rows_backward(const UnitRowsBackward<T>& pass) const {
+    check_launch(kName, launch_unit_rows_backward(pass, stream));
+  }
+  template <class A>
+  void contrast(const ContrastBlock<A>& block, A* loss) const {
+    check_launch(kName, launch_contrast(block, loss, stream));
+  }
+  template <class A>
+  void contrast_backward(const ContrastBlock<A>& block, const A* grad) const {
+    check_launch(kName, launch_contrast_backward(block, grad, stream));
+  }
+};
+#endif
+
+// The rows in the order of their attribute, and where each row's attribute begins and ends.
+struct Order {
+  Tensor rows, labels, begin, end;
+
+  Order(const Tensor& given, const Tensor& attributes) {
+    const auto [sorted, order] = at::sort(attributes, /*stable=*/true, 0, /*descending=*/false);
+    rows = order;
+    labels = given.index_select(0, order);
+    begin = at::searchsorted(sorted, sorted);
+    end = at::searchsorted(sorted, sorted, /*out_int32=*/false, /*right=*/true);
+  }
+};
+
+// Unit rows in the order of their attribute.
+template <class T>
+struct Embedding {
+  Tensor unit, inverse;
+
+  template <class Device>
+  Embedding(const Tensor& given, const Order& order, const Device& device) {
+    using A = accumulate_t<T>;
+    const Tensor rows = given.contiguous();
+    const auto wide = rows.options().dtype(c10::CppTypeToScalarType<A>::value);
+    unit = at::empty(rows.sizes(), wide);
+    inverse = at::empty({rows.size(0)}, wide);
+    device.unit_rows(UnitRows<T>{data<T>(rows), data<int64_t>(order.rows), rows.size(0),
+                                 rows.size(1), mutable_data<A>(unit), mutable_data<A>(inverse)});
+  }
+
+  template <class Device>
+  Tensor backward(const Tensor& grad, const Order& order, const Device& device) const {
+    using A = accumulate_t<T>;
+    const Tensor out = at::empty(
+        unit.sizes(),
+        unit.options().dtype(std::is_same_v<T, BFloat16> ? at::kBFloat16 : unit.scalar_type()));
+    device.unit_rows_backward(UnitRowsBackward<T>{data<A>(grad), data<A>(unit), data<A>(inverse),
+                                                  data<int64_t>(order.rows), unit.size(0),
+                                                  unit.size(1), mutable_data<T>(out)});
+    return out;
+  }
+};
+
+// Calls f(block, anchors, patch cosines, background cosines, backgrounds' range) for every block of
+// anchors, the cosines computed.
+template <class T, class Device, class F>
+void for_each_block(const Embedding<T>& region, const Embedding<T>& patch,
+                    const Embedding<T>& background, const Order& order, double temperature,
+                    double alpha, const Device&, const F& f) {
+  using A = accumulate_t<T>;
+  const int64_t rows = region.unit.size(0);
+  const int64_t height = std::min(rows, std::max<int64_t>(64, Device::kBlockElements / rows));
+  const auto options = region.unit.options();
+  const Tensor patches = at::empty({height * rows}, options);
+  const Tensor outside = at::empty({alpha > 0 ? height * rows : 0}, options);
+  for (int64_t first = 0; first < rows; first += height) {
+    const int64_t anchors = std::min(height, rows - first);
+    // On the CPU only backgrounds of the block's attributes are multiplied; on a GPU to know them
+    // would take a synchronisation.
+    int64_t begin = 0, end = rows;
+    if (region.unit.is_cpu()) {
+      begin = data<int64_t>(order.begin)[first];
+      end = data<int64_t>(order.end)[first + anchors - 1];
+    }
+    if (alpha == 0) end = begin;
+    const Tensor r = region.unit.narrow(0, first, anchors);
+    Tensor s = patches.narrow(0, 0, anchors * rows).view({anchors, rows});
+    Tensor t = outside.narrow(0, 0, anchors * (end - begin)).view({anchors, end - begin});
+    at::mm_out(s, r, patch.unit.t());
+    if (end > begin) at::mm_out(t, r, background.unit.narrow(0, begin, end - begin).t());
+    f(ContrastBlock<A>{data<int64_t>(order.labels), data<int64_t>(order.begin),
+                       data<int64_t>(order.end), first, anchors, rows, begin, end - begin,
+                       temperature, alpha, mutable_data<A>(s), mutable_data<A>(t)},
+      r, s, t);
+  }
+}
+
+void check(const Tensor& region, const Tensor& patch, const Tensor& background,
+           const Tensor& labels, const Tensor& attributes, double temperature, double alpha) {
+  check_shape(kName, "region", region, {-1, -1}, "[N, E]");
+  check_floating(kName, "region", region);
+  for (const auto& [name, tensor] : {std::pair{"patch", patch}, {"background", background}}) {
+    check_shape(kName, name, tensor, {region.size(0), region.size(1)}, "[N, E] like region");
+    check_same_dtype(kName, name, tensor, "region", region);
+    check_same_device(kName, name, tensor, "region", region);
+  }
+  for (const auto& [name, tensor] : {std::pair{"labels", labels}, {"attributes", attributes}}) {
+    check_shape(kName, name, tensor, {region.size(0)}, "[N] with the N of region");
+    check_dtype(kName, name, tensor, at::kLong);
+    check_same_device(kName, name, tensor, "region", region);
+  }
+  TORCH_CHECK_VALUE(temperature > 0, kName, ": temperature must be above 0, got ", temperature);
+  TORCH_CHECK_VALUE(alpha >= 0, kName, ": alpha must be at least 0, got ", alpha);
+}
+
+template <class Device>
+Tensor forward(const Tensor& region, const Tensor& patch, const Tensor& background,
+               const Tensor& labels, const Tensor& attributes, double temperature, double alpha,
+               const Device& device) {
+  check(region, patch, background, labels, attributes, temperature, alpha);
+  const bool wide = region.scalar_type() == at::kDouble;
+  const auto options = region.options().dtype(wide ? at::kDouble : at::kFloat);
+  if (region.size(0) == 0) return at::zeros({}, options);
+  const Tensor losses = at::empty({region.size(0)}, options);
+  const Order order(labels, attributes);
+  dispatch_floating(kName, region.scalar_type(), [&]<class T>(TypeTag<T>) {
+    using A = accumulate_t<T>;
+    const Embedding<T> r(region, order, device), p(patch, order, device);
+    const Embedding<T> b(background, order, device);
+    for_each_block(r, p, b, order, temperature, alpha, device,
+                   [&](const ContrastBlock<A>& block, const Tensor&, const Tensor&, const Tensor&) {
+                     device.contrast(block, mutable_data<A>(losses) + block.first);
+                   });
+  });
+  return losses.mean();
+}
+
+template <class Device>
+Triple backward(const Tensor& grad, const Tensor& region, const Tensor& patch,
+                const Tensor& background, const Tensor& labels, const Tensor& attributes,
+                double temperature, double alpha, const Device& device) {
+  if (region.size(0) == 0) {
+    return {at::empty(region.sizes(), region.options()), at::empty(patch.sizes(), patch.options()),
+            at::empty(background.sizes(), background.options())};
+  }
+  const Order order(labels, attributes);
+  Triple out;
+  dispatch_floating(kName, region.scalar_type(), [&]<class T>(TypeTag<T>) {
+    using A = accumulate_t<T>;
+    const Embedding<T> r(region, order, device), p(patch, order, device);
+    const Embedding<T> b(background, order, device);
+    const Tensor of_r = at::empty(r.unit.sizes(), r.unit.options());
+    const Tensor of_p = at::zeros(r.unit.sizes(), r.unit.options());
+    const Tensor of_b = at::zeros(r.unit.sizes(), r.unit.options());
+    for_each_block(r, p, b, order, temperature, alpha, device,
+                   [&](const ContrastBlock<A>& block, const Tensor& anchors, const Tensor& s,
+                       const Tensor& t) {
+                     device.contrast_backward(block, data<A>(grad));
+                     Tensor of_anchors = of_r.narrow(0, block.first, block.anchors);
+                     at::mm_out(of_anchors, s, p.unit);
+                     of_p.addmm_(s.t(), anchors);
+                     if (block.backgrounds == 0) return;
+                     const int64_t begin = block.backgrounds_first;
+                     of_anchors.addmm_(t, b.unit.narrow(0, begin, block.backgrounds));
+                     of_b.narrow(0, begin, block.backgrounds).addmm_(t.t(), anchors);
+                   });
+    out = {r.backward(of_r, order, device), p.backward(of_p, order, device),
+           b.backward(of_b, order, device)};
+  });
+  return out;
+}
+
+Tensor region_patch_info_nce_cpu(const Tensor& region, const Tensor& patch,
+                                 const Tensor& background, const Tensor& labels,
+                                 const Tensor& attributes, double temperature, double alpha) {
+  return forward(region, patch, background, labels, attributes, temperature, alpha, OnCpu{});
+}
+
+Triple region_patch_info_nce_backward_cpu(const Tensor& grad, const Tensor& region,
+                                          const Tensor& patch, const Tensor& background,
+                                          const Tensor& labels, const Tensor& attributes,
+                                          double temperature, double alpha) {
+  return backward(grad, region, patch, background, labels, attributes, temperature, alpha, OnCpu{});
+}
+
+#ifdef PLACKET_CUDA
+Tensor region_patch_info_nce_cuda(const Tensor& region, const Tensor& patch,
+                                  const Tensor& background, const Tensor& labels,
+                                  const Tensor& attributes, double temperature, double alpha) {
+  const at::OptionalDeviceGuard guard(at::device_of(region));
+  return forward(region, patch, background, labels, attributes, temperature, alpha,
+                 OnCuda{current_stream(region)});
+}
+
+Triple region_patch_info_nce_backward_cuda(const Tensor& grad, const Tensor& region,
+                                           const Tensor& patch, const Tensor& background,
+                                           const Tensor& labels, const Tensor& attributes,
+                                           double temperature, double alpha) {
+  const at::OptionalDeviceGuard guard(at::device_of(region));
+  return backward(grad, region, patch, background, labels, attributes, temperature, alpha,
+                  OnCuda{current_stream(region)});
+}
+#endif
+
+struct RegionPatchInfoNceFunction : torch::autograd::Function<RegionPatchInfoNceFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& region,
+                        const Tensor& patch, const Tensor& background, const Tensor& labels,
+                        const Tensor& attributes, double temperature, double alpha) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({region, patch, background, labels, attributes});
+    ctx->saved_data["temperature"] = temperature;
+    ctx->saved_data["alpha"] = alpha;
+    return region_patch_info_nce(region, patch, background, labels, attributes, temperature, alpha);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grad) {
+    const auto saved = ctx->get_saved_variables();
+    const auto [r, p, b] = region_patch_info_nce_backward(
+        grad[0], saved[0], saved[1], saved[2], saved[3], saved[4],
+        ctx->saved_data["temperature"].toDouble(), ctx->saved_data["alpha"].toDouble());
+    return {r, p, b, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor region_patch_info_nce_autograd(const Tensor& region, const Tensor& patch,
+                                      const Tensor& background, const Tensor& labels,
+                                      const Tensor& attributes, double temperature, double alpha) {
+  return RegionPatchInfoNceFunction::apply(region, patch, background, labels, attributes,
+                                           temperature, alpha);
+}
+
+Tensor region_patch_info_nce_autocast(const Tensor& region, const Tensor& patch,
+                                      const Tensor& background, const Tensor& labels,
+                                      const Tensor& attributes, double temperature, double alpha) {
+  const BelowAutocast below;
+  return region_patch_info_nce(at_least_float32(region), at_least_float32(patch),
+                               at_least_float32(background), labels, attributes, temperature,
+                               alpha);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(placket, m) {
+  m.def(
+      "region_patch_info_nce(Tensor region, Tensor patch, Tensor background, Tensor labels, Tensor "
+      "attributes, float temperature=0.07, float alpha=12.0) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "_region_patch_info_nce_backward(Tensor grad, Tensor region, Tensor patch, Tensor "
+      "background, Tensor labels, Tensor attributes, float temperature, float alpha) -> (Tensor, "
+      "Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
+}
+TORCH_LIBRARY_IMPL(placket, CPU, m) {
+  m.impl("region_patch_info_nce", region_patch_info_nce_cpu);
+  m.impl("_region_patch_info_nce_backward", region_patch_info_nce_backward_cpu);
+}
+#ifdef PLACKET_CUDA
+TORCH_LIBRARY_IMPL(placket, CUDA, m) {
+  m.impl("region_patch_info_nce", region_patch_info_nce_cuda);
+  m.impl("_region_patch_info_nce_backward", region_patch_info_nce_backward_cuda);
+}
+#endif
+TORCH_LIBRARY_IMPL(placket, Autograd, m) {
+  m.impl("region_patch_info_nce", region_patch_info_nce_autograd);
+  m.impl("_region_patch_info_nce_backward", torch::autograd::autogradNotImplementedFallback());
+}
+TORCH_LIBRARY_IMPL(placket, AutocastCPU, m) {
+  m.impl("region_patch_info_nce", region_patch_info_nce_autocast);
+}
+TORCH_LIBRARY_IMPL(placket, AutocastCUDA, m) {
+  m.impl("region_patch_info_nce", region_patch_info_nce_autocast);
+}
+
+}  // namespace placket
