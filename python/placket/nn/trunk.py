@@ -20,8 +20,8 @@ class Trunk(SpecModule):
     Args:
         name: ``"name[,key=value...]"``: ``resnet18 | resnet34 | resnet50`` (``stage=2|3``, ``width=``),
             ``squeezenet1_0`` (``stage=4|8|16``), ``efficientnet_lite0`` (``stage=4|8|16|32|head``),
-            ``vit_{tiny,small,base,large}_patchP_R`` or ``vit`` (``width=``, ``depth=``, ``heads=``, ``patch=``,
-            ``image=``, ``mlp=``), both with ``dropout=`` and ``norm=true|false``.
+            ``vit_{tiny,small,base,large}_patchP_R`` or ``vit`` (``width=``, ``depth=``, ``heads=``,
+            ``patch=``, ``image=``, ``mlp=``), both with ``dropout=`` and ``norm=true|false``.
         generator: of the initial values; None takes torch's default generator.
 
     Attributes:
@@ -45,8 +45,8 @@ class Trunk(SpecModule):
 
         Args:
             images: ``[B, 3, H, W]``, normalised.
-            groups: in training, BatchNorm's statistics of this many equal parts of the batch are kept apart, as if
-                each were a forward pass of its own.
+            groups: in training, BatchNorm's statistics of this many equal parts of the batch are kept apart,
+                as if each were a forward pass of its own.
         """
         statistics = self.training and not self.freeze_batch_norm
         return cast(
