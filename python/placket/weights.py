@@ -109,12 +109,8 @@ def read(source: str | os.PathLike[str]) -> dict[str, Tensor]:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         # The reference code keeps its best score beside the weights, a NumPy number in some versions.
-        numbers = [
-            type(np.float64(0)).__reduce__(np.float64(0))[0],
-            np.dtype,
-            type(np.dtype("f8")),
-            type(np.dtype("f4")),
-        ]
+        scalar = np.float64(0).__reduce__()[0]
+        numbers: list[Any] = [scalar, np.dtype, type(np.dtype("f4")), type(np.dtype("f8"))]
         with torch.serialization.safe_globals(numbers):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -84,7 +84,7 @@ def initialize(tensor: Tensor, spec: TensorSpec, generator: torch.Generator | No
 
 @torch.no_grad()
 def _truncated_normal(tensor: Tensor, scale: float, generator: torch.Generator | None) -> None:
-    """Draw again what lies beyond two standard deviations: ten times as fast as torch's inverse error function."""
+    """Draw again what lies beyond two standard deviations: far faster than torch's inverse error function."""
     flat = tensor.view(-1).normal_(0, scale, generator=generator)
     outside = (flat.abs() > 2 * scale).nonzero().squeeze(1)
     while len(outside) > 0:
