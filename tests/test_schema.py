@@ -41,8 +41,10 @@ def test_round_trip_through_json() -> None:
         (lambda: SCHEMA.index(-1), "schema: attribute must be an id from 0 to 1, got -1"),
         (
             lambda: SCHEMA[0].index("v"),
-            "schema: value of attribute 'neckline' must be one of round, v-neck, got 'v'; "
-            "closest is 'v-neck'",
+            (
+                "schema: value of attribute 'neckline' must be one of round, v-neck, got 'v'; "
+                "closest is 'v-neck'"
+            ),
         ),
         (lambda: AttributeSchema(()), "schema: attributes must be at least one, got none"),
         (

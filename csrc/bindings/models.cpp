@@ -55,14 +55,21 @@ void bind_models(py::module_& m) {
       .def_readwrite("heads", &RpfConfig::heads)
       .def_readwrite("dropout", &RpfConfig::dropout)
       .def_readwrite("project_background", &RpfConfig::project_background);
-  m.def("rpf_spec", [](const RpfConfig& config) { return to_python(rpf_spec(config)); });
-  m.def("trunk_spec", [](const std::string& trunk) { return to_python(trunk_spec(trunk)); });
-  m.def("trunk_channels", &trunk_channels);
-  m.def("trunk_normalization", [](const std::string& trunk) {
-    const Normalization n = trunk_normalization(trunk);
-    return py::make_tuple(py::make_tuple(n.mean[0], n.mean[1], n.mean[2]),
-                          py::make_tuple(n.std[0], n.std[1], n.std[2]));
-  });
+  m.def(
+      "rpf_spec", [](const RpfConfig& config) { return to_python(rpf_spec(config)); },
+      py::arg("config"));
+  m.def(
+      "trunk_spec", [](const std::string& trunk) { return to_python(trunk_spec(trunk)); },
+      py::arg("trunk"));
+  m.def("trunk_channels", &trunk_channels, py::arg("trunk"));
+  m.def(
+      "trunk_normalization",
+      [](const std::string& trunk) {
+        const Normalization n = trunk_normalization(trunk);
+        return py::make_tuple(py::make_tuple(n.mean[0], n.mean[1], n.mean[2]),
+                              py::make_tuple(n.std[0], n.std[1], n.std[2]));
+      },
+      py::arg("trunk"));
 }
 
 }  // namespace placket

@@ -25,8 +25,10 @@ constexpr Stage kStages[] = {
     {3, 5, 1, 6, 112}, {4, 5, 2, 6, 192}, {1, 3, 1, 6, 320},
 };
 
-// ReLU6 in place: the BatchNorm before it does not need its output again.
-Tensor activate(Tensor x) { return at::relu6_(x); }
+Tensor layer(const Tensor& x, Weights& weights, const Conv& conv, const Mode& mode,
+             Activation activation, const Tensor& residual = {}) {
+  return conv_norm(x, weights.next_normed_conv(), conv, mode, activation, kBatchNorm, residual);
+}
 
 // An inverted residual: 1x1 up, depthwise, 1x1 down (MobileNetV2).
 struct Block {
@@ -45,14 +47,12 @@ struct Block {
   }
 
   Tensor forward(const Tensor& x, Weights& weights, const Mode& mode) const {
-    const auto layer = [&](const Tensor& input, const Conv& conv) {
-      return batch_norm(conv2d_same(input, weights, conv), weights, mode, kBatchNorm);
-    };
     Tensor y = x;
-    if (inner != in) y = activate(layer(y, {}));
-    y = activate(layer(y, {.stride = stride, .groups = inner}));
-    y = layer(y, {});
-    return stride == 1 && in == out ? y.add_(x) : y;
+    if (inner != in) y = layer(y, weights, {}, mode, Activation::kRelu6);
+    const Conv depthwise{.stride = stride, .groups = inner, .same = true};
+    y = layer(y, weights, depthwise, mode, Activation::kRelu6);
+    const bool residual = stride == 1 && in == out;
+    return layer(y, weights, {}, mode, Activation::kNone, residual ? x : Tensor());
   }
 };
 
@@ -93,12 +93,9 @@ class EfficientNetLite : public TrunkModel {
   }
 
   Tensor features(const Tensor& images, Weights& weights, const Mode& mode) const override {
-    const auto layer = [&](const Tensor& input, const Conv& conv) {
-      return activate(batch_norm(conv2d_same(input, weights, conv), weights, mode, kBatchNorm));
-    };
-    Tensor x = layer(images, {.stride = 2});
+    Tensor x = layer(images, weights, {.stride = 2, .same = true}, mode, Activation::kRelu6);
     for (const Block& block : blocks_) x = block.forward(x, weights, mode);
-    return head_ ? layer(x, {}) : x;
+    return head_ ? layer(x, weights, {}, mode, Activation::kRelu6) : x;
   }
 
  private:

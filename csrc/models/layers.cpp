@@ -1,9 +1,11 @@
 #include "models/layers.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Context.h>
+#include <ATen/core/grad_mode.h>
 
 #include <cmath>
+
+#include "ops/batch_norm_act.h"
 
 namespace placket {
 
@@ -46,20 +48,8 @@ Tensor convolve(const Tensor& x, const Affine& weights, const c10::SymInt& top,
                            c10::SymInt(1), conv.groups);
 }
 
-Affine next_conv(Weights& weights, const Conv& conv) {
-  if (conv.bias) return weights.next_affine();
-  return {weights.next(), Tensor()};
-}
-
-}  // namespace
-
-Tensor conv2d(const Tensor& x, Weights& weights, const Conv& conv) {
-  return convolve(x, next_conv(weights, conv), conv.padding, conv.padding, conv);
-}
-
-Tensor conv2d_same(const Tensor& x, Weights& weights, const Conv& conv) {
-  const Affine affine = next_conv(weights, conv);
-  const int64_t kernel = affine.weight.size(2);
+Tensor convolve_same(const Tensor& x, const Affine& weights, const Conv& conv) {
+  const int64_t kernel = weights.weight.size(2);
   const auto missing = [&](int64_t dim) {
     const c10::SymInt size = x.sym_size(dim);
     const c10::SymInt outputs = (size + (conv.stride - 1)) / conv.stride;
@@ -70,9 +60,20 @@ Tensor conv2d_same(const Tensor& x, Weights& weights, const Conv& conv) {
   const c10::SymInt top = rows / 2;
   const c10::SymInt left = columns / 2;
   // Even padding is the convolution's own; only an odd one costs a copy.
-  if (rows == top * 2 && columns == left * 2) return convolve(x, affine, top, left, conv);
+  if (rows == top * 2 && columns == left * 2) return convolve(x, weights, top, left, conv);
   const Tensor padded = at::constant_pad_nd_symint(x, {left, columns - left, top, rows - top}, 0);
-  return convolve(padded, affine, 0, 0, conv);
+  return convolve(padded, weights, 0, 0, conv);
+}
+
+Tensor conv2d(const Tensor& x, const Affine& weights, const Conv& conv) {
+  return conv.same ? convolve_same(x, weights, conv)
+                   : convolve(x, weights, conv.padding, conv.padding, conv);
+}
+
+}  // namespace
+
+Tensor conv2d(const Tensor& x, Weights& weights, const Conv& conv) {
+  return conv2d(x, conv.bias ? weights.next_affine() : Affine{weights.next(), Tensor()}, conv);
 }
 
 void add_batch_norm(TensorSpecs& specs, const std::string& name, int64_t channels) {
@@ -82,24 +83,59 @@ void add_batch_norm(TensorSpecs& specs, const std::string& name, int64_t channel
   specs.push_back({name + ".running_var", {channels}, Initializer::kOnes, 1.0, true});
 }
 
-Tensor batch_norm(const Tensor& x, Weights& weights, const Mode& mode, const BatchNorm& settings) {
-  const auto [weight, bias] = weights.next_affine();
-  const Tensor& mean = weights.next();
-  const Tensor& variance = weights.next();
-  const auto normalize = [&](const Tensor& part) {
-    return at::batch_norm(part, weight, bias, mean, variance, mode.batch_statistics,
-                          settings.momentum, settings.eps, at::globalContext().userEnabledCuDNN());
-  };
-  if (!mode.batch_statistics) return normalize(x);
+namespace {
+
+Tensor activate(Tensor x, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return at::relu_(x);
+    case Activation::kRelu6:
+      return at::relu6_(x);
+    case Activation::kNone:
+      return x;
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown activation");
+}
+
+Tensor conv_running_norm(const Tensor& x, const NormedConv& weights, const Conv& conv,
+                         const BatchNorm& settings, const Tensor& residual) {
+  const Tensor scale = weights.norm.weight * (weights.running_var + settings.eps).rsqrt();
+  const Tensor bias = weights.norm.bias - weights.running_mean * scale;
+  Tensor y = conv2d(x, {weights.kernel * scale.view({-1, 1, 1, 1}), bias}, conv);
+  return residual.defined() ? y.add_(residual) : y;
+}
+
+// Moves the running statistics towards those of each group, [groups, C], in order.
+void track(const NormedConv& weights, const Tensor& mean, const Tensor& variance,
+           const c10::SymInt& values, double momentum) {
+  const at::NoGradGuard no_grad;
+  const Tensor unbiased = variance * ((values * 1.0) / (values - 1.0));
+  for (int64_t group = 0; group < mean.size(0); ++group) {
+    weights.running_mean.lerp_(mean[group].to(weights.running_mean.scalar_type()), momentum);
+    weights.running_var.lerp_(unbiased[group].to(weights.running_var.scalar_type()), momentum);
+  }
+}
+
+}  // namespace
+
+Tensor conv_norm(const Tensor& x, const NormedConv& weights, const Conv& conv, const Mode& mode,
+                 Activation activation, const BatchNorm& settings, const Tensor& residual) {
+  if (!mode.batch_statistics) {
+    return activate(conv_running_norm(x, weights, conv, settings, residual), activation);
+  }
+  const Tensor y = conv2d(x, {weights.kernel, Tensor()}, conv);
+  const c10::SymInt values = y.sym_size(0) * y.sym_size(2) * y.sym_size(3) / mode.groups;
   // One value has no unbiased variance: the running variance would become NaN.
-  TORCH_CHECK_VALUE(x.sym_numel() > x.sym_size(1) * mode.groups,
+  TORCH_CHECK_VALUE(values > 1,
                     "batch_norm: images must give more than one value for each channel and group "
                     "of the batch, got a map of ",
-                    x.sym_sizes(), " in ", mode.groups, " groups");
-  if (mode.groups == 1) return normalize(x);
-  std::vector<Tensor> parts = x.split_symint(x.sym_size(0) / mode.groups);
-  for (Tensor& part : parts) part = normalize(part);
-  return at::cat(parts);
+                    y.sym_sizes(), " in ", mode.groups, " groups");
+  const bool relu = activation == Activation::kRelu;
+  const auto [output, mean, variance] =
+      batch_norm_act(y, residual.defined() ? std::optional<Tensor>(residual) : std::nullopt,
+                     weights.norm.weight, weights.norm.bias, mode.groups, settings.eps, relu);
+  track(weights, mean, variance, values, settings.momentum);
+  return relu ? output : activate(output, activation);
 }
 
 void add_linear(TensorSpecs& specs, const std::string& name, int64_t out, int64_t in,
@@ -137,5 +173,16 @@ Tensor split_heads(const Tensor& tokens, int64_t heads) {
 }
 
 Tensor join_heads(const Tensor& heads) { return heads.transpose(1, 2).flatten(2); }
+
+std::tuple<Tensor, Tensor, Tensor> attention_pool(const Tensor& logits, const Tensor& values,
+                                                  bool background) {
+  const Tensor weights = logits.softmax(-1);
+  const Tensor pooled = weights.matmul(values.transpose(1, 2));
+  const c10::SymInt others = (values.sym_size(2) - 1).max(1);
+  return {pooled,
+          background ? (values.sum(-1).unsqueeze(1) - pooled) / others
+                     : at::empty({0}, values.options()),
+          weights};
+}
 
 }  // namespace placket

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -21,6 +22,14 @@ struct Affine {
   at::Tensor bias;
 };
 
+// A convolution without bias and the BatchNorm after it.
+struct NormedConv {
+  at::Tensor kernel;  // [out, in / groups, kernel, kernel]
+  Affine norm;        // [out] each
+  at::Tensor running_mean;
+  at::Tensor running_var;
+};
+
 // A cursor over a model's weights, in the order of its spec.
 class Weights {
  public:
@@ -31,6 +40,12 @@ class Weights {
   Affine next_affine() {
     const at::Tensor& weight = next();
     return {weight, next()};
+  }
+  NormedConv next_normed_conv() {
+    const at::Tensor& kernel = next();
+    const Affine norm = next_affine();
+    const at::Tensor& mean = next();
+    return {kernel, norm, mean, next()};
   }
 
  private:
@@ -47,24 +62,31 @@ struct Conv {
   int64_t padding = 0;
   int64_t groups = 1;
   bool bias = false;
+  // Instead of `padding`, TensorFlow's "same": ceil(size / stride) outputs, the odd row or column
+  // of zeros at the end.
+  bool same = false;
 };
 void add_conv(TensorSpecs& specs, const std::string& name, int64_t out, int64_t in, int64_t kernel,
               const Conv& conv = {});
 at::Tensor conv2d(const at::Tensor& x, Weights& weights, const Conv& conv = {});
 
-// Pads as TensorFlow's "same": ceil(size / stride) outputs, the odd row or column at the end.
-at::Tensor conv2d_same(const at::Tensor& x, Weights& weights, const Conv& conv = {});
-
-// BatchNorm: weight, bias, running_mean, running_var, all [channels]. With mode.groups > 1 the
-// batch is cut into that many equal parts, each normalised by its own statistics; the running
-// statistics move once for each part, in order, exactly as separate forward passes would.
+// BatchNorm: weight, bias, running_mean, running_var, all [channels].
 struct BatchNorm {
   double eps = 1e-5;
   double momentum = 0.1;
 };
 void add_batch_norm(TensorSpecs& specs, const std::string& name, int64_t channels);
-at::Tensor batch_norm(const at::Tensor& x, Weights& weights, const Mode& mode,
-                      const BatchNorm& settings = {});
+
+enum class Activation { kNone, kRelu, kRelu6 };
+
+// activation(BatchNorm(conv(x)) + residual); an undefined residual is none. With statistics of the
+// batch and mode.groups > 1 the batch is cut into that many equal parts, each normalised by its
+// own; the running statistics move once for each part, in order, exactly as separate forward passes
+// would. With running statistics BatchNorm is folded into the kernel, which saves a pass over the
+// map forward and two backward.
+at::Tensor conv_norm(const at::Tensor& x, const NormedConv& weights, const Conv& conv,
+                     const Mode& mode, Activation activation, const BatchNorm& settings = {},
+                     const at::Tensor& residual = {});
 
 // Linear: weight [out, in], bias [out].
 enum class LinearInit {
@@ -87,5 +109,12 @@ at::Tensor tokens_to_map(const at::Tensor& tokens, const c10::SymInt& height,
 // [B, N, C] to [B, heads, N, C / heads] and back.
 at::Tensor split_heads(const at::Tensor& tokens, int64_t heads);
 at::Tensor join_heads(const at::Tensor& heads);
+
+// Attention over positions and what it leaves out (RPF): pooled [B, A, C], background [B, A, C]
+// (empty unless asked for), weights = softmax of the logits [B, A, P].
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_pool(
+    const at::Tensor& logits,  // [B, A, P]
+    const at::Tensor& values,  // [B, C, P]
+    bool background);
 
 }  // namespace placket

@@ -6,8 +6,8 @@
 
 #include "models/trunk_model.h"
 
-// "Deep Residual Learning for Image Recognition" (He et al., CVPR 2016), cut after layer3; the
-// stride is in the 3x3 convolution and the names are torchvision's.
+// "Deep Residual Learning for Image Recognition" (He et al., CVPR 2016) without its last
+// layers; the stride is in the 3x3 convolution and the names are torchvision's.
 namespace placket {
 
 using at::Tensor;
@@ -42,36 +42,33 @@ struct Block {
   }
 
   Tensor forward(const Tensor& x, Weights& weights, const Mode& mode) const {
-    const auto layer = [&](const Tensor& input, const Conv& conv) {
-      return batch_norm(conv2d(input, weights, conv), weights, mode);
+    const auto layer = [&](const Tensor& input, const Conv& conv, Activation activation) {
+      return conv_norm(input, weights.next_normed_conv(), conv, mode, activation);
     };
-    Tensor y;
-    if (bottleneck) {
-      y = layer(x, {}).relu_();
-      y = layer(y, {.stride = stride, .padding = 1}).relu_();
-      y = layer(y, {});
-    } else {
-      y = layer(x, {.stride = stride, .padding = 1}).relu_();
-      y = layer(y, {.padding = 1});
-    }
-    return y.add_(projects() ? layer(x, {.stride = stride}) : x).relu_();
+    const Conv spatial{.stride = stride, .padding = 1};
+    Tensor y = bottleneck ? layer(layer(x, {}, Activation::kRelu), spatial, Activation::kRelu)
+                          : layer(x, spatial, Activation::kRelu);
+    const NormedConv last = weights.next_normed_conv();
+    const Tensor shortcut = projects() ? layer(x, {.stride = stride}, Activation::kNone) : x;
+    return conv_norm(y, last, {.padding = bottleneck ? 0 : 1}, mode, Activation::kRelu, {},
+                     shortcut);
   }
 };
 
-using Depths = std::array<int64_t, 3>;  // blocks of layer1, layer2, layer3
+using Depths = std::array<size_t, 3>;  // blocks of layer1, layer2, layer3
 
 class ResNet : public TrunkModel {
  public:
-  ResNet(const Depths& depths, bool bottleneck, double width) {
+  ResNet(const Depths& depths, size_t stage, bool bottleneck, double width) {
     const auto scaled = [&](int64_t channels) {
       return std::max<int64_t>(1, std::llround(width * double(channels)));
     };
     stem_ = scaled(64);
     channels_ = stem_;
-    for (size_t layer = 0; layer < depths.size(); ++layer) {
+    for (size_t layer = 0; layer < stage; ++layer) {
       const int64_t inner = scaled(int64_t(64) << layer);
       const int64_t out = bottleneck ? 4 * inner : inner;
-      for (int64_t i = 0; i < depths[layer]; ++i) {
+      for (size_t i = 0; i < depths[layer]; ++i) {
         const std::string name = "layer" + std::to_string(layer + 1) + "." + std::to_string(i);
         blocks_.push_back({name, channels_, inner, out, layer > 0 && i == 0 ? 2 : 1, bottleneck});
         channels_ = out;
@@ -90,8 +87,8 @@ class ResNet : public TrunkModel {
   }
 
   Tensor features(const Tensor& images, Weights& weights, const Mode& mode) const override {
-    Tensor x = conv2d(images, weights, {.stride = 2, .padding = 3});
-    x = batch_norm(x, weights, mode).relu_();
+    Tensor x = conv_norm(images, weights.next_normed_conv(), {.stride = 2, .padding = 3}, mode,
+                         Activation::kRelu);
     x = at::max_pool2d(x, 3, 2, 1);
     for (const Block& block : blocks_) x = block.forward(x, weights, mode);
     return x;
@@ -109,7 +106,8 @@ std::unique_ptr<TrunkModel> make_resnet(TrunkSettings& settings) {
   const double width = settings.number("width", 1.0, 1.0 / 64, 16);
   const bool bottleneck = settings.name() == "resnet50";
   const Depths depths = settings.name() == "resnet18" ? Depths{2, 2, 2} : Depths{3, 4, 6};
-  return std::make_unique<ResNet>(depths, bottleneck, width);
+  const size_t stage = settings.choice("stage", "3", {"2", "3"}) == "2" ? 2 : 3;
+  return std::make_unique<ResNet>(depths, stage, bottleneck, width);
 }
 
 }  // namespace placket

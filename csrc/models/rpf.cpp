@@ -13,17 +13,6 @@ using at::Tensor;
 
 namespace {
 
-// Weighted sums of the values: pooled [B, A, C], background [B, A, C], weights [B, A, P].
-std::tuple<Tensor, Tensor, Tensor> attention_pool(const Tensor& logits, const Tensor& values,
-                                                  bool background) {
-  const Tensor weights = logits.softmax(-1);
-  const Tensor pooled = weights.matmul(values.transpose(1, 2));
-  return {pooled,
-          background ? (values.sum(-1).unsqueeze(1) - pooled) / (values.size(2) - 1)
-                     : at::empty({0}, values.options()),
-          weights};
-}
-
 constexpr size_t kRegionTensors = 16;
 constexpr size_t kPatchTensors = 21;
 

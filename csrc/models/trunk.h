@@ -11,13 +11,15 @@ namespace placket {
 // A trunk turns images [B, 3, H, W] into a feature map [B, C, h, w]. It is described by one string,
 // "name[,key=value...]":
 //
-//   resnet18 | resnet34 | resnet50     cut after layer3 (stride 16); width=0.5 scales the channels
+//   resnet18 | resnet34 | resnet50     stage=2 | 3: cut after layer2 (stride 8) or layer3 (stride
+//                                      16, the default); width=0.5 scales the channels
 //   squeezenet1_0                      stage=4 | 8 | 16: stride of the map after which it is cut
 //   efficientnet_lite0                 stage=4 | 8 | 16 | 32 | head (the 1,280-channel convolution)
 //   vit_{tiny,small,base,large}_patchP_R, or
 //   vit,width=..,depth=..,heads=..,patch=..,image=..,mlp=..
-//                                      tokens without the class token as a map; dropout=0.1,
-//                                      norm=true adds the LayerNorm after the last block
+//                                      tokens without the class token as a map; heads are width / 64
+//                                      unless given; dropout=0.1, norm=true adds the LayerNorm
+//                                      after the last block
 //   module,channels=..                 computed by the caller: no weights, trunk_features refuses
 //
 // An unknown name or key is an error that lists the known ones.

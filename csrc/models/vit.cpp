@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <regex>
 
 #include "models/trunk_model.h"
@@ -16,7 +17,7 @@ namespace {
 struct VitConfig {
   int64_t width = 768;
   int64_t depth = 12;
-  int64_t heads = 12;
+  int64_t heads = 12;  // width / 64 unless given
   int64_t patch = 16;
   int64_t image = 224;  // side the positions are made for
   int64_t mlp = 3072;   // hidden width
@@ -119,7 +120,7 @@ std::unique_ptr<TrunkModel> make_vit(TrunkSettings& settings) {
   if (settings.name() == "vit") {
     config.width = settings.integer("width", config.width, 1);
     config.depth = settings.integer("depth", config.depth, 1);
-    config.heads = settings.integer("heads", config.heads, 1);
+    config.heads = settings.integer("heads", std::max<int64_t>(1, config.width / 64), 1);
     config.patch = settings.integer("patch", config.patch, 1);
     config.image = settings.integer("image", config.image, 1);
     config.mlp = settings.integer("mlp", 4 * config.width, 1);

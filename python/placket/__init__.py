@@ -8,6 +8,18 @@ load_extension()
 
 __version__ = "0.1.0"
 
-from placket import ops, reference  # noqa: E402  (the operators must be registered first)
+from placket import nn, ops, reference, weights  # noqa: E402  (the operators must be registered first)
+from placket.models import create_model, load  # noqa: E402
+from placket.schema import Attribute, AttributeSchema  # noqa: E402
 
-__all__ = ["__version__", "ops", "reference"]
+__all__ = [
+    "Attribute",
+    "AttributeSchema",
+    "__version__",
+    "create_model",
+    "load",
+    "nn",
+    "ops",
+    "reference",
+    "weights",
+]
