@@ -58,9 +58,9 @@ def centre_squares(sizes: Tensor) -> Tensor:
 
 
 def test_region_box_by_hand(device: torch.device):
-    # Along the peak's row a pixel j steps off the best has 31/32 (31 - 2j)/32, the best itself (31/32)^2. Kept
-    # is what exceeds 25.5/255 of that in 8 bits: j <= 13 on either side of the middle, 168 for column 10 and
-    # 56 for row 3. So columns 154 to 181 and rows 42 to 69.
+    # Along the peak's row the pixel j steps off the best has 31/32 (31 - 2j)/32, the best itself (31/32)^2.
+    # At least 26/255 of that is kept: j <= 13 on either side of the middle, 168 for column 10 and 56 for
+    # row 3. So columns 154 to 181 and rows 42 to 69.
     attention = torch.zeros(1, 14, 14, device=device)
     attention[0, 3, 10] = 1
     sizes = torch.tensor([[448, 224 * 3]], device=device)
