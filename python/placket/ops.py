@@ -258,7 +258,7 @@ def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: i
         view: side of the model's input.
 
     Returns:
-        ``[N, 4]`` int64, x0 y0 x1 y1 in pixels of the original with x1 and y1 exclusive. As published, a square
+        ``[N, 4]`` int64, x0 y0 x1 y1 in pixels of the original, x1 and y1 exclusive. As published, a square
         of odd side may end one pixel of the view behind its border; ``crop_resize`` reads black there.
     """
     return torch.ops.placket.region_box(attention, sizes, threshold, view)

@@ -117,8 +117,8 @@ def crop_resize(
     return crops.to(pixels.device)
 
 
-def upsample_map(map: Tensor, view: int) -> Tensor:
-    """``[h, w]`` float32 to ``[view, view]`` as OpenCV's INTER_LINEAR, each operation rounded by itself."""
+def upsample_maps(maps: Tensor, view: int) -> Tensor:
+    """``[N, h, w]`` float32 to ``[N, view, view]`` as OpenCV's INTER_LINEAR, no operations joined."""
 
     def taps(source: int) -> tuple[Tensor, Tensor, Tensor]:
         scale = 1 / (view / source)
@@ -127,23 +127,23 @@ def upsample_map(map: Tensor, view: int) -> Tensor:
         weight = torch.where((position < 0) | (low == source - 1), 0.0, position - low)
         return low.long(), (low.long() + 1).clamp(max=source - 1), weight
 
-    low, high, weight = taps(map.shape[1])
-    map = map[:, low] * (1 - weight) + map[:, high] * weight
-    low, high, weight = taps(map.shape[0])
-    return map[low] * (1 - weight[:, None]) + map[high] * weight[:, None]
+    low, high, weight = taps(maps.shape[2])
+    maps = maps[:, :, low] * (1 - weight) + maps[:, :, high] * weight
+    low, high, weight = taps(maps.shape[1])
+    return maps[:, low] * (1 - weight[:, None]) + maps[:, high] * weight[:, None]
 
 
 def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224) -> Tensor:
+    maps = upsample_maps(attention.cpu(), view)
+    least, greatest = maps.amin((1, 2), True), maps.amax((1, 2), True)
+    extent = greatest - least
+    usable = extent.isfinite() & (extent > 0)  # false where a value is not finite
+    kept = ((maps - least) / extent * 255).nan_to_num().byte() > math.floor(255 * threshold)
+    kept |= ~usable
     boxes = []
-    for map, (height, width) in zip(attention.cpu(), sizes.tolist(), strict=True):
-        left, top, w, h = 0, 0, view, view
-        up = upsample_map(map, view)
-        extent = up.max() - up.min()
-        if map.isfinite().all() and extent.isfinite() and extent > 0:
-            kept = ((up - up.min()) / extent * 255).byte() > math.floor(255 * threshold)
-            columns, rows = kept.any(0).nonzero(), kept.any(1).nonzero()
-            left, top = int(columns[0]), int(rows[0])
-            w, h = int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+    for columns, rows, (height, width) in zip(kept.any(1), kept.any(2), sizes.tolist(), strict=True):
+        left, top = int(columns.nonzero()[0]), int(rows.nonzero()[0])
+        w, h = int(columns.nonzero()[-1]) + 1 - left, int(rows.nonzero()[-1]) + 1 - top
         d = max(w, h)
         x, y = left + w // 2, top + h // 2
         x = view - d if x + d // 2 > view else max(0, x - d // 2)

@@ -21,7 +21,7 @@ def random_sizes(count: int) -> Tensor:
     return torch.randint(1, 900, (count, 2))
 
 
-def special_maps(h: int = 14, w: int = 14) -> Tensor:
+def special_maps(h: int, w: int) -> Tensor:
     """A single bright position, at every place; one dark position; rows and columns along the borders."""
     single = torch.eye(h * w).view(-1, h, w)
     borders = torch.zeros(4, h, w)
@@ -58,8 +58,9 @@ def centre_squares(sizes: Tensor) -> Tensor:
 
 
 def test_region_box_by_hand(device: torch.device):
-    # The peak at row 3, column 10 of 14 reaches 15 pixels either way at more than a tenth: weights above
-    # 26/255 of the peak's own 31/32 squared. Columns 154 to 181, rows 42 to 69: a square of 28 at (154, 42).
+    # Along the peak's row the pixel j steps off the best has 31/32 (31 - 2j)/32, the best itself (31/32)^2.
+    # At least 26/255 of that is kept: j <= 13 on either side of the middle, 168 for column 10 and 56 for
+    # row 3. So columns 154 to 181 and rows 42 to 69.
     attention = torch.zeros(1, 14, 14, device=device)
     attention[0, 3, 10] = 1
     sizes = torch.tensor([[448, 224 * 3]], device=device)
@@ -87,7 +88,7 @@ def test_region_box_matches_reference(h: int, w: int, view: int, threshold: floa
 
 @pytest.mark.parametrize("threshold", [0.1, 0.4])
 def test_region_box_equals_opencv(threshold: float, device: torch.device):
-    attention = torch.cat([random_maps(2000, 14, 14), special_maps()])
+    attention = torch.cat([random_maps(2000, 14, 14), special_maps(14, 14)])
     sizes = random_sizes(len(attention))
     expected = [
         opencv_box(m.numpy(), s, threshold, 224) for m, s in zip(attention, sizes.tolist(), strict=True)
@@ -97,7 +98,7 @@ def test_region_box_equals_opencv(threshold: float, device: torch.device):
 
 
 def test_region_box_reference_on_special_maps():
-    attention = special_maps()
+    attention = special_maps(4, 5)
     sizes = random_sizes(len(attention))
     assert torch.equal(reference.region_box(attention, sizes), ops.region_box(attention, sizes))
 
@@ -121,7 +122,7 @@ def test_region_box_range_beyond_float32_is_centre_square(device: torch.device):
 
 
 def test_region_box_has_an_area_in_tiny_images(device: torch.device):
-    attention = special_maps().to(device)
+    attention = special_maps(2, 3).to(device)
     for h, w in ((1, 1), (1, 900), (3, 2)):
         sizes = torch.tensor([[h, w]], device=device).expand(len(attention), 2)
         box = ops.region_box(attention, sizes)
