@@ -176,18 +176,6 @@ def test_lists_without_images(layout: Path) -> None:
         _ = train.paths
 
 
-def test_labels_numbered_across_attributes(layout: Path) -> None:
-    """DeepFashion's label_test.txt: attributes from 1; here 7, 5 and 6 stand for values 0, 1 and 2 of sleeve."""
-    write(layout, "filenames_test", *(f"img/{i}.jpg" for i in range(5)))
-    write(layout, "bbox_test", *["0 0 9 9"] * 5)
-    write(layout, "label_test", "0 1 7 2 3", "1\t1\t5\t2\t4\t\t", "2 1 5 1 7 2 4", "3 1 6", "4 1 5")
-    (layout / "captions_test.txt").unlink()
-    with pytest.raises(
-        DatasetError, match=r"label_test\.txt:1: value of attribute 1 must be from 0 to 1, got 7"
-    ):
-        placket.data.open(layout).split("test")  # eight numbers at most are possible, but 3 + 2 values exist
-
-
 def test_labels_numbered_across_attributes_are_renumbered(layout: Path) -> None:
     """Attributes from 1; 4, 1 and 0 stand for values 0, 1 and 2 of sleeve, 3 and 2 for 0 and 1 of collar."""
     write(layout, "filenames_test", *(f"img/{i}.jpg" for i in range(5)))
@@ -198,10 +186,19 @@ def test_labels_numbered_across_attributes_are_renumbered(layout: Path) -> None:
     split = placket.data.open(layout).split("test")
     expected = [[(0, 0), (1, 0)], [(0, 1), (1, 1)], [(0, 1), (0, 0), (1, 1)], [(0, 2)], [(0, 1)]]
     assert [split.labels[i] for i in range(5)] == expected
-    assert split.warnings == (
-        f"{layout / 'label_test.txt'}: labels are numbered across attributes; the query and candidate lists tell the "
-        "numbers of 4 of 5 values, and the others got those left over",
+    (warning,) = split.warnings
+    assert warning == (
+        f"{layout / 'label_test.txt'}: labels are numbered across attributes; the query and candidate lists "
+        "tell the numbers of 4 of 5 values, and the others got those left over"
     )
+
+    # A list that the labels contradict, or none to tell the numbers by: the labels are out of range then.
+    write(layout, "candidate_test", "3 0 0")
+    for _ in range(2):
+        with pytest.raises(DatasetError, match=r"label_test\.txt:1: value of attribute 1 must be .*, got 4"):
+            placket.data.open(layout).split("test")
+        (layout / "query_test.txt").unlink(missing_ok=True)
+        (layout / "candidate_test.txt").unlink(missing_ok=True)
 
 
 def test_what_is_no_data_set_says_what_is_missing(tmp_path: Path, layout: Path) -> None:
@@ -231,7 +228,10 @@ def test_what_is_no_data_set_says_what_is_missing(tmp_path: Path, layout: Path) 
             '{"a": {"ATTRIBUTES": ["x"], "ATTRIBUTES_NUM": {"x": 2}, "VALUES": {"x": ["y"]}}}',
             r"VALUES of 'x' must be 2 names, got \['y'\]",
         ),
-        ('{"a": {"ATTRIBUTES": ["x", "x"], "ATTRIBUTES_NUM": {"x": 2}}}', ""),
+        (
+            '{"a": {"ATTRIBUTES": ["x", "x"], "ATTRIBUTES_NUM": {"x": 2}}}',
+            "schema: .*different names, got 'x' twice",
+        ),
     ],
 )
 def test_meta_is_checked(layout: Path, meta: str | None, message: str) -> None:

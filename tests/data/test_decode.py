@@ -12,8 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-import placket.data
-from placket import _build, _C
+from placket import _C, _build
 from placket.data import _pillow
 
 Photograph = Callable[..., NDArray[np.uint8]]

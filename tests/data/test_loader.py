@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,7 +89,7 @@ def test_a_triplet_batch_has_anchors_positives_negatives(train: Split) -> None:
 
 
 def test_kept_pixels_give_the_images(train: Split) -> None:
-    """What a row was made from, prepared again without box, is the row; where flipped, of its mirror image."""
+    """What a row was made from, prepared again, is the row; where flipped, mirror image of mirror image."""
     for augment in (Augment(crop_scale=0.4), Augment(flip=1.0, crop_scale=0.4)):
         loader = Loader(train, batch=6, preprocess=SMALL, augment=augment, keep_pixels=True)
         (batch,) = loader
@@ -230,6 +232,22 @@ def test_a_decoder_in_python_runs_on_the_loaders_threads(tmp_path: Path, slow_fa
     asked = len(slow_fallback)
     assert asked < 60
     assert threading.main_thread().name not in slow_fallback
+
+
+def test_the_interpreter_may_end_while_loading(tmp_path: Path) -> None:
+    """Threads that wait for the GIL when it ends would otherwise abort the process."""
+    pngs(tmp_path, 20)
+    program = f"""
+import placket.data, time
+from placket import _C, data
+decode = data._pillow.decode
+_C.set_decode_fallback(lambda path: time.sleep(0.03) or decode(path))
+images = _C.ImageList([f"{tmp_path}/{{i}}.png" for i in range(20)])
+loader = _C.Loader(images, None, _C.image_source(20, batch=4), threads=4, prefetch=5)
+print(len(loader.next().images), flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "4\n", "")
 
 
 def test_no_more_is_read_ahead_than_prefetch(tmp_path: Path, slow_fallback: list[str]) -> None:

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placket import _C
-from placket.schema import AttributeSchema
+from placket.schema import Attribute, AttributeSchema
 
 __all__ = ["AsenDataset", "DatasetError", "Labels", "Problem", "Record", "Split"]
 
@@ -295,7 +295,7 @@ def read_schema(root: Path) -> AttributeSchema:
     attributes, numbers, values = (entry.get(key) for key in ("ATTRIBUTES", "ATTRIBUTES_NUM", "VALUES"))
     if not isinstance(attributes, list) or not all(isinstance(a, str) for a in attributes):
         raise DatasetError(f"{path}: ATTRIBUTES must be a list of names, got {_brief(attributes)}")
-    named: dict[str, list[str]] = {}
+    named: list[Attribute] = []
     for attribute in attributes:
         number = numbers.get(attribute) if isinstance(numbers, dict) else None
         if type(number) is not int or number < 1:
@@ -303,9 +303,12 @@ def read_schema(root: Path) -> AttributeSchema:
         names = values.get(attribute) if isinstance(values, dict) else [str(v) for v in range(number)]
         if not isinstance(names, list) or len(names) != number or not all(isinstance(n, str) for n in names):
             raise DatasetError(f"{path}: VALUES of '{attribute}' must be {number} names, got {_brief(names)}")
-        named[attribute] = names
+        try:
+            named.append(Attribute(attribute, tuple(names)))
+        except ValueError as error:
+            raise DatasetError(f"{path}: {error}") from None
     try:
-        return AttributeSchema.of(named)
+        return AttributeSchema(tuple(named))
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from None
 
@@ -329,7 +332,7 @@ def read_split(root: Path, name: str, schema: AttributeSchema) -> tuple[Split, l
         message = f"split '{name}' must have at least one image, got none; fill the list or remove it"
         problems.append(Problem("unparsable", place, None, message))
 
-    if _numbered_across(labelled, counts):
+    if len(queries) + len(candidates) > 0 and _numbered_across(labelled, counts):
         renumbered = _renumber(labelled, np.concatenate([queries, candidates]), counts, label_list)
         labelled = labelled if renumbered is None else renumbered
     _check_labels(labelled, counts, label_list)
@@ -539,7 +542,7 @@ def _numbered_across(rows: Rows, counts: tuple[int, ...]) -> bool:
     if all(a < len(counts) and v < counts[a] for a, v in pairs):
         return False
     attributes, values = {a for a, _ in pairs}, {v for _, v in pairs}
-    one_attribute_each = len(values) == len(pairs) <= sum(counts)
+    one_attribute_each = len(values) == len(pairs) and max(values) < sum(counts)
     return one_attribute_each and min(attributes) >= 1 and max(attributes) <= len(counts)
 
 

@@ -152,6 +152,6 @@ def _check_variety(split: Split) -> None:
             return
         found.append(f"'{name}' with {counts.sum()} labels of {(counts >= 1).sum()}")
     raise DatasetError(
-        f"{split.root / f'label_{split.name}.txt'}: an attribute must have images of two values, two of one of "
-        f"them, to give triplets, got {', '.join(found)} values; label more images"
+        f"{split.root / f'label_{split.name}.txt'}: an attribute must have images of two values, two of one "
+        f"of them, to give triplets, got {', '.join(found)} values; label more images"
     )
