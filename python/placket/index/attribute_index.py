@@ -269,9 +269,11 @@ class AttributeIndex:
         write_json(manifest_path, manifest)
         self._manifest_on_disk = manifest_path.read_bytes()
         used = {entry["file"] for entry in [*spaces.values(), items]}
-        for file in [*self.path.glob("space*-*.npy"), *self.path.glob("items-*.jsonl")]:
-            if file.name not in used:
-                file.unlink()
+        # Files of earlier savings, and what a kill left of one.
+        for pattern in ("space*-*.npy", "items-*.jsonl", ".*.tmp"):
+            for file in self.path.glob(pattern):
+                if file.name not in used:
+                    file.unlink()
 
     def info(self) -> dict[str, Any]:
         """Return what the index holds: count, spaces and their dimensions, engine and bytes of vectors."""
