@@ -56,12 +56,13 @@ def attention_overlay(
     pixels, heat = np.asarray(picture), _as_array(attention).astype(np.float32)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(
-            f"attention_overlay: picture must be uint8 of shape [H, W, 3], got {pixels.dtype} {list(pixels.shape)}"
+            f"attention_overlay: picture must be uint8 of shape [H, W, 3], got {pixels.dtype} "
+            f"{list(pixels.shape)}"
         )
     if heat.ndim != 2 or not heat.size or not np.isfinite(heat).all():
         raise ValueError(
-            f"attention_overlay: attention must be finite numbers of shape [h, w], got {list(heat.shape)} with "
-            f"{int((~np.isfinite(heat)).sum())} that are not finite"
+            f"attention_overlay: attention must be finite numbers of shape [h, w], got {list(heat.shape)} "
+            f"with {int((~np.isfinite(heat)).sum())} that are not finite"
         )
     if not 0 <= strength <= 1:
         raise ValueError(f"attention_overlay: strength must be in [0, 1], got {strength}")

@@ -39,15 +39,16 @@ Hit = tuple[Picture, str, bool | None]
 """Picture, caption, and whether it is right; None where that is not known."""
 
 _STYLE = """
-:root { color-scheme: light dark; --ground: #fff; --ink: #1c1f23; --faint: #6a727c; --line: #d9dde2; --right: #1a8f3c;
-  --wrong: #cf3030; --c0: #2563b8; --c1: #c2571a; --c2: #21865b; --c3: #8a3fb0; --c4: #a8861d; --c5: #b03060;
-  --c6: #3a7d8c; --c7: #6b6b6b; }
-@media (prefers-color-scheme: dark) { :root { --ground: #15181c; --ink: #e6e8eb; --faint: #9aa3ad; --line: #343a41;
-  --right: #4cc470; --wrong: #ff6b6b; --c0: #6fa8f5; --c1: #f09a63; --c2: #5fce9c; --c3: #c58ae6; --c4: #e0c15a;
-  --c5: #ef7fa5; --c6: #7fc4d4; --c7: #b0b0b0; } }
+:root { color-scheme: light dark; --ground: #fff; --ink: #1c1f23; --faint: #6a727c; --line: #d9dde2;
+  --right: #1a8f3c; --wrong: #cf3030; --c0: #2563b8; --c1: #c2571a; --c2: #21865b; --c3: #8a3fb0;
+  --c4: #a8861d; --c5: #b03060; --c6: #3a7d8c; --c7: #6b6b6b; }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #15181c; --ink: #e6e8eb; --faint: #9aa3ad; --line: #343a41;
+    --right: #4cc470; --wrong: #ff6b6b; --c0: #6fa8f5; --c1: #f09a63; --c2: #5fce9c; --c3: #c58ae6;
+    --c4: #e0c15a; --c5: #ef7fa5; --c6: #7fc4d4; --c7: #b0b0b0; } }
 * { box-sizing: border-box; }
-body { background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto;
-  padding: 1.5rem; }
+body { background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
+  max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; }
 p { max-width: 46rem; margin: .4rem 0; white-space: pre-line; } .faint, figcaption { color: var(--faint); }
 .scroll { overflow-x: auto; }
@@ -55,14 +56,17 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 th.number, td.number { text-align: right; }
 svg { max-width: 100%; height: auto; display: block; margin: .6rem 0; font: 12px system-ui, sans-serif; }
-svg text { fill: var(--faint); } svg .heading, svg .name { fill: var(--ink); } svg .grid { stroke: var(--line); }
+svg text { fill: var(--faint); } svg .heading, svg .name { fill: var(--ink); }
+svg .grid { stroke: var(--line); }
 svg polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .gallery { display: flex; gap: .5rem; overflow-x: auto; padding: .3rem 0 .6rem; align-items: flex-start; }
-figure { margin: 0; flex: none; } figure img { display: block; height: 8.5rem; border: 3px solid var(--line); border-radius: 4px; }
+figure { margin: 0; flex: none; }
+figure img { display: block; height: 8.5rem; border: 3px solid var(--line); border-radius: 4px; }
 figcaption { font-size: .8rem; max-width: 9rem; overflow-wrap: anywhere; }
 .right img { border-color: var(--right); } .wrong img { border-color: var(--wrong); }
 .right .mark { color: var(--right); } .wrong .mark { color: var(--wrong); } .mark { font-weight: bold; }
-.asked { padding-right: .7rem; margin-right: .3rem; border-right: 2px solid var(--line); display: flex; gap: .5rem; }
+.asked { display: flex; gap: .5rem; padding-right: .7rem; margin-right: .3rem;
+  border-right: 2px solid var(--line); }
 """
 
 
@@ -156,7 +160,8 @@ def curves_svg(
     every = [point for runs in lines.values() for run in runs for point in run]
     heading = f'<text class="heading" x="56" y="16">{_text(title)}</text>'
     if not every:
-        return f'<svg viewBox="0 0 {width} 48" width="{width}">{heading}<text x="56" y="38">no points</text></svg>'
+        empty = '<text x="56" y="38">no points</text>'
+        return f'<svg viewBox="0 0 {width} 48" width="{width}">{heading}{empty}</svg>'
     left, right, top, bottom = 56, width - 12, 30, height - 56
     x_ticks, y_ticks = _ticks([x for x, _ in every]), _ticks([y for _, y in every])
     x_low, x_high = min(x for x, _ in every), max(x for x, _ in every)
@@ -195,7 +200,8 @@ def curves_svg(
         parts.append(f'<text class="name" x="{legend + 21}" y="{height - 4}">{_text(name)}</text>')
         legend += 40 + 7 * len(name)
     wide = max(width, legend)
-    return f'<svg viewBox="0 0 {wide} {height}" width="{wide}" role="img" aria-label="{_text(title)}">{"".join(parts)}</svg>'
+    frame = f'viewBox="0 0 {wide} {height}" width="{wide}" role="img" aria-label="{_text(title)}"'
+    return f"<svg {frame}>{''.join(parts)}</svg>"
 
 
 def picture_html(picture: Picture, caption: str = "", right: bool | None = None, height: int = 200) -> str:
