@@ -11,19 +11,9 @@ from PIL import Image, ImageDraw
 
 __all__ = ["attention_overlay"]
 
-# Black to purple to orange to pale yellow with evenly rising lightness, so that it reads without colour too.
+# Violet over red to yellow: lightness rises all the way, and no end is lost on a white or a black ground.
 _COLOURS = np.array(
-    [
-        (0, 0, 4),
-        (40, 11, 84),
-        (101, 21, 110),
-        (159, 42, 99),
-        (212, 72, 66),
-        (245, 125, 21),
-        (250, 193, 39),
-        (252, 255, 164),
-    ],
-    dtype=np.float32,
+    [(70, 0, 110), (190, 10, 90), (235, 60, 20), (255, 140, 0), (255, 215, 0)], dtype=np.float32
 )
 _BOX, _REGION, _EDGE = (255, 255, 255), (60, 220, 90), (0, 0, 0)
 
@@ -35,7 +25,7 @@ def attention_overlay(
     *,
     window: Sequence[float] | None = None,
     regions: Sequence[Sequence[float]] = (),
-    strength: float = 0.6,
+    strength: float = 0.75,
 ) -> NDArray[np.uint8]:
     """Lay an attention map over a picture as heat, and draw the box found from it.
 
