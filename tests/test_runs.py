@@ -1,9 +1,8 @@
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -59,22 +58,23 @@ def test_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def rewrite_for_ever(path: Path) -> None:
+    for i in itertools.count():
+        write_bytes(path, bytes([i % 256]) * 300_000)
+
+
 def test_kill_leaves_a_whole_file(tmp_path: Path):
-    """A process that rewrites a file without end is killed at some moments; each time the file is whole."""
-    program = (
-        "import sys, itertools; from placket.runs import write_bytes\n"
-        "for i in itertools.count(): write_bytes(sys.argv[1], bytes([i % 256]) * 300_000)"
-    )
     path = tmp_path / "a.bin"
     for pause in (0.0, 0.011, 0.037):
-        process = subprocess.Popen([sys.executable, "-c", program, str(path)])
+        process = multiprocessing.get_context("fork").Process(target=rewrite_for_ever, args=(path,))
         path.unlink(missing_ok=True)
+        process.start()
         while not path.exists():
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.005)
         time.sleep(pause)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         content = path.read_bytes()
         assert len(content) == 300_000
         assert len(set(content)) == 1

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 Embed = Callable[[NDArray[np.int64], int], "Tensor | NDArray[Any]"]
-"""``embed(image_ids [n] int64, attribute id)`` returns L2-normalised rows ``[n, D]``; zero rows may stay zero."""
+"""``embed(image_ids [n] int64, attribute id)`` returns rows ``[n, D]``, L2-normalised or zero."""
 
 Interval = tuple[float, float]
 

@@ -1,0 +1,306 @@
+"""A report as one HTML file: curves, tables and pictures inside it, readable on light and dark screens.
+
+The file asks nothing of any server; a content security policy in it forbids it. All text is escaped, except
+what ``Section.body_html`` holds, which the functions here make.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from placket import __version__
+from placket.runs import write_text
+
+__all__ = [
+    "Hit",
+    "Section",
+    "curves_svg",
+    "gallery_html",
+    "metric_curves",
+    "picture_html",
+    "table_html",
+    "write_report",
+]
+
+Picture = NDArray[np.uint8] | Image.Image
+Curve = Sequence[tuple[float, float]]
+Hit = tuple[Picture, str, bool | None]
+"""Picture, caption, and whether it is right; None where that is not known."""
+
+_STYLE = """
+:root { color-scheme: light dark; --ground: #fff; --ink: #1c1f23; --faint: #6a727c; --line: #d9dde2;
+  --right: #1a8f3c; --wrong: #cf3030; --c0: #2563b8; --c1: #c2571a; --c2: #21865b; --c3: #8a3fb0;
+  --c4: #a8861d; --c5: #b03060; --c6: #3a7d8c; --c7: #6b6b6b; }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #15181c; --ink: #e6e8eb; --faint: #9aa3ad; --line: #343a41;
+    --right: #4cc470; --wrong: #ff6b6b; --c0: #6fa8f5; --c1: #f09a63; --c2: #5fce9c; --c3: #c58ae6;
+    --c4: #e0c15a; --c5: #ef7fa5; --c6: #7fc4d4; --c7: #b0b0b0; } }
+* { box-sizing: border-box; }
+body { background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
+  max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; }
+p { max-width: 46rem; margin: .4rem 0; white-space: pre-line; } .faint, figcaption { color: var(--faint); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
+th.number, td.number { text-align: right; }
+svg { max-width: 100%; height: auto; display: block; margin: .6rem 0; font: 12px system-ui, sans-serif; }
+svg text { fill: var(--faint); } svg .heading, svg .name { fill: var(--ink); }
+svg .grid { stroke: var(--line); }
+svg polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+.gallery { display: flex; gap: .5rem; overflow-x: auto; padding: .3rem 0 .6rem; align-items: flex-start; }
+figure { margin: 0; flex: none; }
+figure img { display: block; height: 8.5rem; border: 3px solid var(--line); border-radius: 4px; }
+figcaption { font-size: .8rem; max-width: 9rem; overflow-wrap: anywhere; }
+.right img { border-color: var(--right); } .wrong img { border-color: var(--wrong); }
+.right .mark { color: var(--right); } .wrong .mark { color: var(--wrong); } .mark { font-weight: bold; }
+.asked { display: flex; gap: .5rem; padding-right: .7rem; margin-right: .3rem;
+  border-right: 2px solid var(--line); }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: a title, plain text below it, then HTML."""
+
+    title: str
+    text: str = ""
+    body_html: str = ""
+
+
+def write_report(
+    path: str | os.PathLike[str], title: str, sections: Iterable[Section], subtitle: str = ""
+) -> None:
+    """Write a report to one HTML file, at once and whole."""
+    parts = [f"<h1>{_text(title)}</h1>"]
+    if subtitle:
+        parts.append(f'<p class="faint">{_text(subtitle)}</p>')
+    for section in sections:
+        text = f"<p>{_text(section.text)}</p>" if section.text else ""
+        parts.append(f"<section><h2>{_text(section.title)}</h2>{text}{section.body_html}</section>")
+    body = "\n".join(parts)
+    write_text(
+        path,
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n"
+        f'<p class="faint">placket {_text(__version__)}</p></body></html>\n',
+    )
+
+
+def table_html(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str] | Mapping[str, str] | None = None,
+    digits: int = 2,
+) -> str:
+    """Return a table.
+
+    Args:
+        rows: one mapping a row; a key that is absent leaves an empty cell. Floats get ``digits`` decimals,
+            pairs of floats are written as intervals, None is empty.
+        columns: keys in order, or keys with their headings; the keys of the first row where None.
+        digits: of floats.
+    """
+    if columns is None:
+        columns = list(rows[0]) if rows else []
+    headings = dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
+    numbers = {key: any(_is_number(row.get(key)) for row in rows) for key in headings}
+
+    def cell(tag: str, key: str, text: str) -> str:
+        kind = ' class="number"' if numbers[key] else ""
+        return f"<{tag}{kind}>{_text(text)}</{tag}>"
+
+    head = "".join(cell("th", key, heading) for key, heading in headings.items())
+    lines = ["".join(cell("td", key, _shown(row.get(key), digits)) for key in headings) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def metric_curves(
+    metrics: Iterable[Mapping[str, Any]], keys: Sequence[str], x: str = "step"
+) -> dict[str, list[tuple[float, float]]]:
+    """Return the curves of some keys of a run's ``metrics.jsonl`` (``RunFolder.read_metrics``).
+
+    Lines without a key are left out of its curve.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {key: [] for key in keys}
+    for record in metrics:
+        for key in keys:
+            if record.get(key) is not None and record.get(x) is not None:
+                curves[key].append((float(record[x]), float(record[key])))
+    return curves
+
+
+def curves_svg(
+    series: Mapping[str, Curve], title: str, x_label: str = "step", width: int = 720, height: int = 300
+) -> str:
+    """Return line charts of several curves in one frame, as inline SVG.
+
+    Args:
+        series: name -> points (x, y) by rising x. A point that is not finite breaks its line. Of a curve with
+            more than 800 points the mean of each stretch is drawn.
+        title: above the chart.
+        x_label: below it.
+        width, height: in pixels; the chart shrinks on narrow screens.
+    """
+    lines = {name: [run for run in _runs(_thinned(points)) if run] for name, points in series.items()}
+    every = [point for runs in lines.values() for run in runs for point in run]
+    heading = f'<text class="heading" x="56" y="16">{_text(title)}</text>'
+    if not every:
+        empty = '<text x="56" y="38">no points</text>'
+        return f'<svg viewBox="0 0 {width} 48" width="{width}">{heading}{empty}</svg>'
+    left, right, top, bottom = 56, width - 12, 30, height - 56
+    x_ticks, y_ticks = _ticks([x for x, _ in every]), _ticks([y for _, y in every])
+    x_low, x_high = min(x for x, _ in every), max(x for x, _ in every)
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
+        return left + across * (right - left), bottom - (y - y_low) / (y_high - y_low) * (bottom - top)
+
+    parts = [heading]
+    for y in y_ticks:
+        level = at(x_low, y)[1]
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{level:.1f}" y2="{level:.1f}"/>')
+        parts.append(f'<text x="{left - 8}" y="{level + 4:.1f}" text-anchor="end">{_number(y)}</text>')
+    for x in x_ticks:
+        if x_low <= x <= x_high:
+            place = at(x, y_low)[0]
+            parts.append(f'<text x="{place:.1f}" y="{bottom + 18}" text-anchor="middle">{_number(x)}</text>')
+    parts.append(f'<text x="{right}" y="{bottom + 34}" text-anchor="end">{_text(x_label)}</text>')
+    legend = left
+    for number, (name, runs) in enumerate(lines.items()):
+        colour = f"var(--c{number % 8})"
+        dash = ' stroke-dasharray="6 3"' if number >= 8 else ""
+        for run in runs:
+            # A run of one point is drawn as a short stroke.
+            spots = [at(*point) for point in run]
+            spots = (
+                [(spots[0][0] - 2, spots[0][1]), (spots[0][0] + 2, spots[0][1])] if len(run) == 1 else spots
+            )
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+            parts.append(f'<polyline style="stroke:{colour}"{dash} points="{path}"/>')
+        parts.append(
+            f'<line x1="{legend}" x2="{legend + 16}" y1="{height - 8}" y2="{height - 8}" '
+            f'style="stroke:{colour};stroke-width:2.5"{dash}/>'
+        )
+        parts.append(f'<text class="name" x="{legend + 21}" y="{height - 4}">{_text(name)}</text>')
+        legend += 40 + 7 * len(name)
+    wide = max(width, legend)
+    frame = f'viewBox="0 0 {wide} {height}" width="{wide}" role="img" aria-label="{_text(title)}"'
+    return f"<svg {frame}>{''.join(parts)}</svg>"
+
+
+def picture_html(picture: Picture, caption: str = "", right: bool | None = None, height: int = 200) -> str:
+    """Return a picture inside the page, marked right or wrong by frame and sign, or not at all where None.
+
+    Args:
+        picture: ``[h, w, 3]`` uint8 or a Pillow image.
+        caption: below it.
+        right: whether it is.
+        height: in pixels that a taller picture is reduced to.
+    """
+    kind, mark = {None: ("", ""), True: ("right", "✓ "), False: ("wrong", "✗ ")}[right]
+    sign = f'<span class="mark">{mark}</span>' if mark else ""
+    return (
+        f'<figure class="{kind}"><img src="{_data_url(picture, height)}" alt="{_text(caption)}">'
+        f"<figcaption>{sign}{_text(caption)}</figcaption></figure>"
+    )
+
+
+def gallery_html(
+    query: Picture,
+    attention: Picture | None,
+    crop: Picture | None,
+    hits: Sequence[Hit],
+    caption: str = "query",
+) -> str:
+    """Return a row of pictures: the query, its attention and its crop where given, then the hits in order.
+
+    Args:
+        query, attention, crop: pictures of the query; ``placket.explain.attention_overlay`` makes the second.
+        hits: picture, caption, and whether it is right (None: not known).
+        caption: of the query.
+    """
+    asked = [(query, caption), (attention, "attention"), (crop, "crop")]
+    first = "".join(picture_html(picture, text) for picture, text in asked if picture is not None)
+    found = "".join(picture_html(picture, text, right) for picture, text, right in hits)
+    return f'<div class="gallery"><div class="asked">{first}</div>{found}</div>'
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number, tuple, list)) and not isinstance(value, bool)
+
+
+def _shown(value: Any, digits: int) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (tuple, list)):
+        return " – ".join(_shown(item, digits) for item in value)
+    return f"{value:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
+
+
+def _data_url(picture: Picture, height: int) -> str:
+    image = (picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))).convert(
+        "RGB"
+    )
+    if image.height > height:
+        image = image.resize(
+            (max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS
+        )
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _thinned(points: Curve, most: int = 800) -> list[tuple[float, float]]:
+    """Return the means of equal stretches where there are more points than can be seen."""
+    if len(points) <= most:
+        return [(float(x), float(y)) for x, y in points]
+    stretch = math.ceil(len(points) / most)
+    parts = (np.asarray(points[i : i + stretch], dtype=np.float64) for i in range(0, len(points), stretch))
+    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts]
+
+
+def _runs(points: list[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """Split a curve at points that are not finite."""
+    runs: list[list[tuple[float, float]]] = [[]]
+    for x, y in points:
+        if math.isfinite(x) and math.isfinite(y):
+            runs[-1].append((x, y))
+        elif runs[-1]:
+            runs.append([])
+    return runs
+
+
+def _ticks(values: Sequence[float], most: int = 6) -> list[float]:
+    """Return round numbers, evenly spaced, from below the smallest value to above the largest."""
+    low, high = min(values), max(values)
+    if high == low:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"
