@@ -78,7 +78,7 @@ _HEM = (0.375, 0.50, 0.635, 0.77)
 _SLEEVE = (0.0, 0.105, 0.20, 0.315)  # lengths along an arm of 0.34
 _NECK_DEPTH = (0.10, 0.175, 0.105, 0.0, 0.125)
 _NECK = 0.108  # half width of the neck opening
-_POCKET = (0.142, 0.255, 0.072)  # centre x, centre y, half width; always the wearer's left, as on shirts
+_POCKET = (0.148, 0.255, 0.074)  # centre x, centre y, half width; always the wearer's left, as on shirts
 _FEET = 0.83
 
 
@@ -98,7 +98,7 @@ def generate(
 
     Raises `FileExistsError` where `directory` holds anything else, `ValueError` for arguments out of range.
     """
-    target = Path(directory)
+    target = Path(directory).absolute()
     counts = _split_sizes(items)
     if not 32 <= size <= 4096:
         raise ValueError(f"generate: size must be from 32 to 4096 pixels, got {size}")
@@ -167,7 +167,7 @@ def _split_sizes(items: int) -> list[int]:
 
 
 def _labels(counts: Sequence[int], seed: int) -> NDArray[np.int64]:
-    """Values [items, attributes]; in each split those of an attribute are equally frequent, give or take one."""
+    """Values [items, attributes], those of an attribute equally frequent in each split, give or take one."""
     columns = []
     for attribute, names in enumerate(ATTRIBUTES.values()):
         rng = _stream(seed, _LABEL_STREAM + attribute)
@@ -304,7 +304,7 @@ class _Pose:
         self.flare = rng.uniform(0.0, 0.3)
         self.waist = rng.uniform(0.9, 1.08)
 
-        angle, shear, stretch = rng.normal(0.0, 0.08), rng.uniform(-0.08, 0.08), rng.uniform(0.92, 1.1)
+        angle, shear, stretch = rng.normal(0.0, 0.06), rng.uniform(-0.08, 0.08), rng.uniform(0.92, 1.1)
         rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         self.matrix = rotation @ np.array([[stretch, shear], [0.0, 1.0]])
         # What must be inside the image is the same for every value of every attribute, so that neither scale
@@ -312,7 +312,7 @@ class _Pose:
         extent = np.concatenate([*self.arms, [[-0.27, _FEET], [0.27, _FEET], [-0.13, -0.09], [0.13, -0.09]]])
         placed = extent @ self.matrix.T
         low, high = placed.min(axis=0), placed.max(axis=0)
-        scale = rng.uniform(0.8, 0.98) / (high - low).max()
+        scale = rng.uniform(0.86, 0.98) / (high - low).max()
         self.matrix *= scale
         self.offset = rng.uniform(0.01, 0.99 - scale * (high - low)) - scale * low
         self.box = (*(scale * low + self.offset), *(scale * high + self.offset))
@@ -390,10 +390,7 @@ def _draw(
     cover = np.asarray(cloth.reduce(2))
     parts = [*_regions(pose, size, hem, closure_end), ("pattern", cover > 127)]
     _draw_occluders(canvas, parts, rng)
-    folds: NDArray[np.float32] = 1.0 + (_folds(pose, size, rng) - 1.0) * (
-        cover.astype(np.float32) / np.float32(255.0)
-    )
-    image = _photograph(canvas.image.reduce(2), folds, rng)
+    image = _photograph(canvas.image.reduce(2), _folds(pose, cover, rng), rng)
 
     names = list(ATTRIBUTES)
     bits = np.zeros((size, size), dtype=np.uint8)
@@ -402,8 +399,8 @@ def _draw(
         bits[part] |= 1 << names.index(name)
         (ys,), (xs,) = np.nonzero(part.any(axis=1)), np.nonzero(part.any(axis=0))
         regions.append([names.index(name), int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1])
-    x1, y1, x2, y2 = (size * edge for edge in pose.box)
-    place = [math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)]
+    x0, y0, x1, y1 = (size * edge for edge in pose.box)
+    place = [math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)]
     return image, Image.fromarray(bits), int(rng.integers(60, 96)), [place, *sorted(regions)]
 
 
@@ -416,7 +413,7 @@ def _regions(pose: _Pose, size: int, hem: float, closure_end: float) -> list[tup
         ("sleeve", _limb(pose.arms[0], [0.09, 0.085, 0.08])),
         ("sleeve", _limb(pose.arms[1], [0.09, 0.085, 0.08])),
         ("hem", _rectangle(-width, hem - 0.09, width, hem + 0.08)),
-        ("closure", _rectangle(-0.065, 0.16, 0.065, closure_end + 0.03)),
+        ("closure", _rectangle(-0.085, 0.16, 0.085, closure_end + 0.03)),
         ("pocket", _rectangle(x - half - 0.02, y - half - 0.02, x + half + 0.02, y + half + 0.02)),
     ]
     parts = []
@@ -427,8 +424,8 @@ def _regions(pose: _Pose, size: int, hem: float, closure_end: float) -> list[tup
     return parts
 
 
-def _rectangle(x1: float, y1: float, x2: float, y2: float) -> Array:
-    return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+def _rectangle(x0: float, y0: float, x1: float, y1: float) -> Array:
+    return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
 
 
 def _limb(joints: Array, half_widths: Sequence[float]) -> Array:
@@ -459,7 +456,7 @@ class _Colours:
         cloth = rng.uniform(0.15, 0.85)
         while True:
             ink, detail = rng.uniform(0.02, 0.98, 2)
-            if 0.18 <= abs(ink - cloth) <= 0.34 and abs(detail - cloth) >= 0.36 and abs(detail - ink) >= 0.25:
+            if 0.22 <= abs(ink - cloth) <= 0.38 and abs(detail - cloth) >= 0.36 and abs(detail - ink) >= 0.25:
                 break
         self.cloth = _colour(rng, cloth)
         self.ink = _colour(rng, ink)
@@ -588,14 +585,14 @@ def _draw_occluders(
             canvas.image.paste(_colour(rng, rng.uniform(0.05, 0.95)), mask=layer.image)
 
 
-def _folds(pose: _Pose, size: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Brightness [size, size], 1 on average, that folds and weave give to cloth."""
-    x, y = pose.body(size)
+def _folds(pose: _Pose, cover: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Brightness that folds and weave give to the cloth; 1 where `cover` [size, size] is 0 and on average."""
+    x, y = pose.body(len(cover))
     phase = rng.uniform(0.0, 2.0 * math.pi, 2)
     fold = np.sin(rng.uniform(8.0, 22.0) * x + phase[0] + 2.0 * np.sin(5.0 * y + phase[1]))
     weave = rng.standard_normal(fold.shape, dtype=np.float32)
-    folds: NDArray[np.float32] = (1.0 + rng.uniform(0.0, 0.1) * fold) * (1.0 + rng.uniform(0.0, 0.05) * weave)
-    return folds
+    relief = rng.uniform(0.0, 0.1) * fold + rng.uniform(0.0, 0.05) * weave
+    return np.asarray(1.0 + relief * (cover / 255.0), dtype=np.float32)
 
 
 def _photograph(image: Image.Image, brightness: NDArray[np.float32], rng: np.random.Generator) -> Image.Image:
@@ -726,20 +723,23 @@ def _draw_neckline(canvas: _Canvas, neckline: int, colours: _Colours, rng: np.ra
 def _draw_closure(
     canvas: _Canvas, closure: int, end: float, colours: _Colours, rng: np.random.Generator
 ) -> None:
-    start, detail, edge = 0.195, colours.detail, colours.edge
-    match ATTRIBUTES["closure"][closure]:
+    start, half, detail, edge = 0.19, 0.06, colours.detail, colours.edge
+    name = ATTRIBUTES["closure"][closure]
+    if name != "none":
+        canvas.polygon(_rectangle(-half, start - 0.015, half, end + 0.01), colours.cloth, edge)
+    match name:
         case "buttons":
-            for y in np.arange(start + 0.015, end, rng.uniform(0.066, 0.076)):
-                canvas.disc([0.0, y], 0.027, detail, edge)
+            for y in np.arange(start + 0.025, end, rng.uniform(0.07, 0.08)):
+                canvas.disc([0.0, y], 0.03, detail)
         case "zip":
-            canvas.line([[0.0, start], [0.0, end]], detail, 0.02)
-            for y in np.arange(start, end, 0.034):
-                canvas.line([[-0.034, y], [0.034, y]], detail, 0.013)
+            canvas.line([[0.0, start], [0.0, end]], detail, 0.022)
+            for y in np.arange(start + 0.01, end, 0.036):
+                canvas.line([[-0.042, y], [0.042, y]], detail, 0.014)
         case "laces":
-            rungs = np.linspace(start, end, max(2, round((end - start) / 0.07)) + 1)
+            rungs = np.linspace(start, end, max(2, round((end - start) / 0.08)) + 1)
             for upper, lower in pairwise(rungs):
-                canvas.line([[-0.045, upper], [0.045, lower]], detail, 0.016)
-                canvas.line([[0.045, upper], [-0.045, lower]], detail, 0.016)
+                canvas.line([[-half, upper], [half, lower]], detail, 0.02)
+                canvas.line([[half, upper], [-half, lower]], detail, 0.02)
 
 
 def _draw_pocket(canvas: _Canvas, pocket: int, colours: _Colours, rng: np.random.Generator) -> None:
