@@ -6,8 +6,10 @@ from typing import SupportsInt
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 MAX_PIXELS: int
+_Spec = tuple[str, tuple[int, ...], str, float, bool]
 
 class Augment:
     def __init__(self, flip: float = ..., crop_scale: float = ...) -> None: ...
@@ -50,6 +52,39 @@ class BatchSource:
     def plan(self, step: int) -> BatchPlan: ...
     @property
     def steps_per_epoch(self) -> int: ...
+
+class Checkpoint:
+    @staticmethod
+    def load(folder: str) -> Checkpoint: ...
+    @property
+    def model(self) -> dict[str, Tensor]: ...
+    @property
+    def trainer(self) -> dict[str, Tensor]: ...
+    @property
+    def metadata(self) -> dict[str, str]: ...
+    @property
+    def config(self) -> str: ...
+
+class Evaluation:
+    @property
+    def step(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def per_attribute(self) -> list[float]: ...
+    @property
+    def overall(self) -> float: ...
+    @property
+    def best(self) -> bool: ...
+
+class EvaluationSet:
+    def __init__(
+        self,
+        images: ImageList,
+        queries: tuple[Sequence[int], Sequence[int], Sequence[int]],
+        candidates: tuple[Sequence[int], Sequence[int], Sequence[int]],
+        attributes: int,
+    ) -> None: ...
 
 class ImageList:
     def __init__(self, paths: Sequence[str], boxes: ArrayLike | None = ...) -> None: ...
@@ -102,33 +137,22 @@ class Preprocess:
     @property
     def std(self) -> list[float]: ...
 
-def decode_file(path: str) -> NDArray[np.uint8]: ...
-def image_source(
-    images: int,
-    *,
-    seed: int = ...,
-    batch: int = ...,
-    shuffle: bool = ...,
-    drop_last: bool = ...,
-    rank: int = ...,
-    world_size: int = ...,
-) -> BatchSource: ...
-def load_image(path: str, box: Sequence[SupportsInt] | None = ..., preprocess: Preprocess = ...) -> Batch: ...
-def prepare_image(
-    pixels: ArrayLike, box: Sequence[SupportsInt] | None = ..., preprocess: Preprocess = ...
-) -> Batch: ...
-def set_decode_fallback(decode: Callable[[str], ArrayLike] | None) -> None: ...
-def triplet_source(
-    labels: LabelTable,
-    *,
-    seed: int = ...,
-    batch: int = ...,
-    triplets: int = ...,
-    negative_by_value: bool = ...,
-    exclude_shared: bool = ...,
-    rank: int = ...,
-    world_size: int = ...,
-) -> BatchSource: ...
+class Report:
+    @property
+    def step(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def losses(self) -> dict[str, float]: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def rates(self) -> dict[str, float]: ...
+    @property
+    def images_per_second(self) -> float: ...
+    @property
+    def data_wait(self) -> float: ...
+
 class RpfConfig:
     """Configuration of RPF; see csrc/models/rpf.h."""
 
@@ -144,16 +168,156 @@ class RpfConfig:
     def __init__(self) -> None: ...
 
 # Name, shape, initializer, scale, whether it is a buffer.
-_Spec = tuple[str, tuple[int, ...], str, float, bool]
 
+class RpfOptions:
+    margin: float
+    temperature: float
+    alpha: float
+    contrast_temperature: float
+    classify_scale: float
+    region_weight: float
+    box_threshold: float
+    patch_size: int
+    def __init__(self) -> None: ...
+
+class Schedule:
+    kind: str
+    factor: float
+    every: int
+    warmup_steps: int
+    def __init__(self) -> None: ...
+
+class StageConfig:
+    name: str
+    branches: list[str]
+    losses: list[tuple[str, float]]
+    rates: list[tuple[str, float]]
+    schedule: Schedule
+    weight_decay: float
+    decoupled_decay: bool
+    epochs: int
+    batch_norm: str
+    sampler: str
+    batch: int
+    triplets: int
+    negative_by_value: bool
+    exclude_shared: bool
+    views_per_image: int
+    augment: Augment
+    def __init__(self) -> None: ...
+
+class System:
+    def parameters(self) -> dict[str, Tensor]: ...
+    def buffers(self) -> dict[str, Tensor]: ...
+    def begin_encoding(self, branches: Sequence[str]) -> None: ...
+
+class Trainer:
+    def __init__(
+        self,
+        system: System,
+        images: ImageList,
+        labels: LabelTable,
+        evaluation: EvaluationSet | None,
+        config: TrainerConfig,
+        *,
+        report: Callable[[Report], object] | None = ...,
+        evaluated: Callable[[Evaluation], object] | None = ...,
+        process_group: ProcessGroup | None = ...,
+    ) -> None: ...
+    def step(self) -> dict[str, float]: ...
+    def run(self, steps: int | None = ...) -> None: ...
+    def evaluate(self) -> Evaluation: ...
+    def state(self) -> Checkpoint: ...
+    def load_state(self, state: Checkpoint) -> None: ...
+    def save(self) -> None: ...
+    @property
+    def steps_done(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def steps_per_epoch(self) -> int: ...
+    @property
+    def done(self) -> bool: ...
+    @property
+    def best(self) -> float | None: ...
+
+class TrainerConfig:
+    stage: StageConfig
+    stage_index: int
+    first_step: int
+    seed: int
+    bfloat16: bool
+    preprocess: Preprocess
+    loader_threads: int
+    report_every: int
+    evaluate_every: int
+    checkpoint_every: int
+    poll_milliseconds: int
+    run: str
+    model_config: str
+    def __init__(self) -> None: ...
+
+def centre_cross_entropy(
+    embeddings: Tensor, centres: Tensor, owners: Tensor, attributes: Tensor, classes: Tensor, scale: float
+) -> Tensor: ...
+def decode_file(path: str) -> NDArray[np.uint8]: ...
+def encode_rows(
+    system: System,
+    images: ImageList,
+    rows: Sequence[int],
+    attributes: Sequence[int],
+    *,
+    preprocess: Preprocess,
+    batch: int = ...,
+    threads: int = ...,
+    bfloat16: bool = ...,
+) -> Tensor: ...
+def image_source(
+    images: int,
+    *,
+    seed: int = ...,
+    batch: int = ...,
+    shuffle: bool = ...,
+    drop_last: bool = ...,
+    rank: int = ...,
+    world_size: int = ...,
+) -> BatchSource: ...
+def load_image(path: str, box: Sequence[SupportsInt] | None = ..., preprocess: Preprocess = ...) -> Batch: ...
+def prepare_image(
+    pixels: ArrayLike, box: Sequence[SupportsInt] | None = ..., preprocess: Preprocess = ...
+) -> Batch: ...
+def rate_factor(schedule: Schedule, step: int, steps_per_epoch: int, steps: int) -> float: ...
 def rpf_spec(config: RpfConfig) -> list[_Spec]:
     """The tensors of RPF, in the order its operators take them."""
 
-def trunk_spec(trunk: str) -> list[_Spec]:
-    """The tensors of a trunk, in the order placket::trunk_features takes them."""
-
+def rpf_system(
+    config: RpfConfig,
+    options: RpfOptions,
+    tensors: dict[str, Tensor],
+    values: Sequence[int],
+    preprocess: Preprocess,
+    seed: int = ...,
+) -> System: ...
+def set_decode_fallback(decode: Callable[[str], ArrayLike] | None) -> None: ...
+def supervised_contrastive(
+    embeddings: Tensor, groups: Tensor, labels: Tensor, temperature: float
+) -> Tensor: ...
+def triplet_source(
+    labels: LabelTable,
+    *,
+    seed: int = ...,
+    batch: int = ...,
+    triplets: int = ...,
+    negative_by_value: bool = ...,
+    exclude_shared: bool = ...,
+    rank: int = ...,
+    world_size: int = ...,
+) -> BatchSource: ...
 def trunk_channels(trunk: str) -> int:
     """Channels of a trunk's map."""
 
 def trunk_normalization(trunk: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of RGB in [0, 1] that a trunk's weights were made with."""
+
+def trunk_spec(trunk: str) -> list[_Spec]:
+    """The tensors of a trunk, in the order placket::trunk_features takes them."""

@@ -8,18 +8,32 @@ load_extension()
 
 __version__ = "0.1.0"
 
-from placket import nn, ops, reference, weights  # noqa: E402  (the operators must be registered first)
+from placket import data, nn, ops, reference, weights  # noqa: E402  (the operators must be registered first)
+from placket.config import TrainConfig, load_config  # noqa: E402
+from placket.evaluate import embed_image, embed_split, evaluate  # noqa: E402
+from placket.index import AttributeIndex  # noqa: E402
 from placket.models import create_model, load  # noqa: E402
 from placket.schema import Attribute, AttributeSchema  # noqa: E402
+from placket.train import Trainer, TrainResult, train  # noqa: E402
 
 __all__ = [
     "Attribute",
+    "AttributeIndex",
     "AttributeSchema",
+    "TrainConfig",
+    "TrainResult",
+    "Trainer",
     "__version__",
     "create_model",
+    "data",
+    "embed_image",
+    "embed_split",
+    "evaluate",
     "load",
+    "load_config",
     "nn",
     "ops",
     "reference",
+    "train",
     "weights",
 ]

@@ -21,7 +21,7 @@ __all__ = [
     "DataConfig",
     "LossConfig",
     "ModelConfig",
-    "RunConfig",
+    "TrainerConfig",
     "ScheduleConfig",
     "StageConfig",
     "TrainConfig",
@@ -166,7 +166,7 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class TrainerConfig:
     """How a training runs; nothing here but ``seed`` and ``bfloat16`` changes what it gives on a CPU.
 
     Attributes:
@@ -198,7 +198,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     stages: tuple[StageConfig, ...] = (StageConfig(),)
-    run: RunConfig = field(default_factory=RunConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -238,7 +238,9 @@ def load_config(path: str | os.PathLike[str]) -> TrainConfig:
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"config: {file} must be YAML, got an error: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"config: {file} must be YAML, got an error: {' '.join(str(error).split())}"
+        ) from error
     try:
         return from_dict({} if data is None else data)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from placket.nn import Pictures, Rpf
 from placket.protocols import PROTOCOLS, Result
 from placket.train import is_native, native_system
 
-__all__ = ["embed_pairs", "embed_split", "evaluate"]
+__all__ = ["embed_image", "embed_pairs", "embed_split", "evaluate"]
 
 
 def evaluate(
@@ -54,11 +55,11 @@ def evaluate(
         )
     part = data.split(split)
     if not len(part.queries) or not len(part.candidates):
-        raise ValueError(f"evaluate: split must have query and candidate lists, got '{split}' of {data.root} without")
+        raise ValueError(
+            f"evaluate: split must have query and candidate lists, got '{split}' of {data.root} without"
+        )
     pairs = np.unique(np.concatenate([part.queries[:, :2], part.candidates[:, :2]]), axis=0)
-    rows = embed_pairs(
-        model, part, pairs[:, 0], pairs[:, 1], batch=batch, threads=threads, bfloat16=bfloat16
-    )
+    rows = embed_pairs(model, part, pairs[:, 0], pairs[:, 1], batch=batch, threads=threads, bfloat16=bfloat16)
     keys = pairs[:, 0] * len(model.schema) + pairs[:, 1]  # sorted, as np.unique leaves them
 
     def embed(images: NDArray[np.int64], attribute: int) -> Tensor:
@@ -90,6 +91,35 @@ def embed_split(
         model, split, images, np.tile(ids, len(split)), batch=batch, threads=threads, bfloat16=bfloat16
     )
     return rows.unflatten(0, (len(split), len(ids)))
+
+
+@torch.no_grad()
+def embed_image(
+    model: Rpf,
+    image: str | os.PathLike[str],
+    attributes: Sequence[str | int],
+    box: Sequence[int] | None = None,
+) -> Tensor:
+    """Embed one photograph, preprocessed as in training.
+
+    Args:
+        image: path of the file.
+        attributes: K names or ids.
+        box: x0 y0 x1 y1 of the garment in pixels, x1 and y1 exclusive; the whole image without one.
+
+    Returns:
+        ``[K, D]`` float32, L2-normalised.
+
+    Raises:
+        RuntimeError: the image cannot be read; the text names file and cause.
+    """
+    batch = _C.load_image(os.fspath(image), box, _C.Preprocess(**model.preprocess))
+    device = next(model.parameters()).device
+    pictures = Pictures(batch.pixels.to(device), batch.offsets.to(device), batch.sizes.to(device))
+    training = model.training
+    embedding = model.eval().encode(batch.images.to(device), attributes, pictures)[0].float().cpu()
+    model.train(training)
+    return embedding
 
 
 def embed_pairs(

@@ -20,7 +20,7 @@ from placket import _C, checkpoint, weights
 from placket.config import (
     LossConfig,
     ModelConfig,
-    RunConfig,
+    TrainerConfig,
     StageConfig,
     TrainConfig,
     dump,
@@ -52,12 +52,12 @@ class Trainer:
     Args:
         model: with trunks of this package; on the device to train on.
         data: the data set.
-        stage, loss, run: see ``placket.config``.
+        stage, loss, trainer: see ``placket.config``.
         split: to learn from.
         evaluation: split whose lists are evaluated; None for never.
         folder: of the run, for checkpoints; None for none.
         stage_index, first_step: the stage's place in a training of several, and the steps before it.
-        on_report: called with a report every ``run.report_every`` steps; what it raises ends ``run()`` unchanged.
+        on_report: called with a report every ``trainer.report_every`` steps; what it raises ends ``run()`` unchanged.
         on_evaluation: the same after each evaluation.
         process_group: of ``torch.distributed``; the batch is shared out among its ranks, and gradients averaged.
 
@@ -72,7 +72,7 @@ class Trainer:
         stage: StageConfig | None = None,
         *,
         loss: LossConfig | None = None,
-        run: RunConfig | None = None,
+        trainer: TrainerConfig | None = None,
         split: str = "train",
         evaluation: str | None = None,
         folder: Path | None = None,
@@ -85,20 +85,20 @@ class Trainer:
         self.model = model
         self.stage = stage or StageConfig()
         self.first_step = first_step
-        run = run or RunConfig()
+        settings = trainer or TrainerConfig()
         images = data.split(split)
         config = _C.TrainerConfig()
         config.stage = _native_stage(self.stage)
         config.stage_index = stage_index
         config.first_step = first_step
         config.preprocess = _C.Preprocess(**model.preprocess)
-        config.evaluate_every = _evaluate_every(run, self.stage, images) if evaluation is not None else 0
-        config.run = "" if folder is None else str(folder)
+        config.evaluate_every = _evaluate_every(settings, self.stage, images) if evaluation is not None else 0
+        config.trainer = "" if folder is None else str(folder)
         config.model_config = json.dumps(model.config_dict(), indent=2) + "\n"
         for key in ("seed", "bfloat16", "loader_threads", "report_every", "checkpoint_every"):
-            setattr(config, key, getattr(run, key))
+            setattr(config, key, getattr(settings, key))
         self._native = _C.Trainer(
-            native_system(model, loss, run.seed),
+            native_system(model, loss, settings.seed),
             images.image_list(),
             images.labels.to_native(),
             None if evaluation is None else _evaluation_set(data.split(evaluation)),
@@ -212,7 +212,7 @@ def train(
     if start is not None:
         stage_index = int(start.metadata["stage_index"])
         first_step = int(start.metadata["first_step"])
-    evaluation = None if config.run.evaluate_every == 0 else config.data.evaluation
+    evaluation = None if config.trainer.evaluate_every == 0 else config.data.evaluation
     with _Log(folder, data, config, progress) as log:
         for index, stage in enumerate(config.stages[stage_index:], stage_index):
             model = _stage_model(config, data, index, folder.path)
@@ -221,7 +221,7 @@ def train(
                 data,
                 stage,
                 loss=config.loss,
-                run=config.run,
+                trainer=config.trainer,
                 split=config.data.train,
                 evaluation=evaluation,
                 folder=folder.path,
@@ -293,9 +293,9 @@ def _native_stage(stage: StageConfig) -> _C.StageConfig:
     return native
 
 
-def _evaluate_every(run: RunConfig, stage: StageConfig, images: Split) -> int:
-    if run.evaluate_every is not None:
-        return run.evaluate_every
+def _evaluate_every(trainer: TrainerConfig, stage: StageConfig, images: Split) -> int:
+    if trainer.evaluate_every is not None:
+        return trainer.evaluate_every
     epoch = stage.triplets if stage.sampler == "triplets" else len(images)
     return max(1, epoch // max(1, stage.batch))
 
@@ -304,7 +304,7 @@ def _evaluation_set(split: Split) -> _C.EvaluationSet:
     if not len(split.queries) or not len(split.candidates):
         raise ValueError(
             f"{split.root}: split '{split.name}' must have query and candidate lists to be evaluated, got none; "
-            "set run.evaluate_every to 0 to train without"
+            "set trainer.evaluate_every to 0 to train without"
         )
     queries, candidates = (
         (rows[:, 0].tolist(), rows[:, 1].tolist(), rows[:, 2].tolist())
@@ -324,14 +324,22 @@ def _begin(folder: RunFolder, config: TrainConfig) -> None:
 def _resume(folder: RunFolder, config: TrainConfig) -> _C.Checkpoint | None:
     """Return the run's last checkpoint, if it has one already."""
     if not folder.config.exists():
-        raise FileNotFoundError(f"train: run must hold a run to resume, got {folder.path} without config.yaml")
+        raise FileNotFoundError(
+            f"train: run must hold a run to resume, got {folder.path} without config.yaml"
+        )
     saved = _flat(to_dict(load_config(folder.config)))
     for key, value in _flat(to_dict(config)).items():
         # What neither changes the result nor was fixed when the run began.
-        if key.startswith("run.") and key not in ("run.seed", "run.bfloat16", "run.evaluate_every"):
+        if key.startswith("trainer.") and key not in (
+            "trainer.seed",
+            "trainer.bfloat16",
+            "trainer.evaluate_every",
+        ):
             continue
         if saved.get(key) != value:
-            raise ValueError(f"train: {key} must be the run's own, {saved.get(key)!r}, to resume it, got {value!r}")
+            raise ValueError(
+                f"train: {key} must be the run's own, {saved.get(key)!r}, to resume it, got {value!r}"
+            )
     if not (folder.path / "last").exists():
         folder.keep_metrics(0)
         return None
@@ -357,7 +365,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
 def _stage_model(config: TrainConfig, data: AsenDataset, index: int, run: Path) -> Rpf:
     """Make the model of a stage with the weights it begins with."""
     settings = config.model
-    generator = torch.Generator().manual_seed(config.run.seed)
+    generator = torch.Generator().manual_seed(config.trainer.seed)
     with_patch = any("patch" in stage.branches for stage in config.stages[: index + 1])
     model = _make_model(config, data, generator, with_patch=with_patch)
     start = settings.start if index == 0 else run / "stages" / config.stages[index - 1].name
@@ -371,9 +379,11 @@ def _stage_model(config: TrainConfig, data: AsenDataset, index: int, run: Path) 
         state = model.state_dict()
         # The branch that begins with this stage keeps its initial weights.
         begun = {name: tensor for name, tensor in state.items() if name.startswith("patch.")}
-        taken = {name: tensor for name, tensor in known.items() if name in state or not name.startswith("patch.")}
+        taken = {
+            name: tensor for name, tensor in known.items() if name in state or not name.startswith("patch.")
+        }
         checkpoint.fill(model, begun | taken, str(start))
-    return model.to(config.run.device)
+    return model.to(config.trainer.device)
 
 
 def _make_model(
@@ -410,7 +420,7 @@ class _Log(AbstractContextManager["_Log"]):
         self._first_step = 0
         self._stage = ""
         self._show = sys.stderr.isatty() if progress is None else progress
-        self._writer = _tensorboard(folder.path) if config.run.tensorboard else None
+        self._writer = _tensorboard(folder.path) if config.trainer.tensorboard else None
 
     def __exit__(self, *exception: object) -> None:
         if self._writer is not None:

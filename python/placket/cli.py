@@ -1,0 +1,449 @@
+"""The command line: thin functions over the package, and the only place with jsonargparse."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from placket.config import TrainConfig
+
+__all__ = ["main"]
+
+
+class Failure(Exception):
+    """A command found what it looked for to be wrong; the text is for people, and may be empty."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return 0 on success, 1 on failure. Wrong usage ends the process with 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = _parser(arguments)
+    except ModuleNotFoundError as error:
+        if error.name != "jsonargparse":
+            raise
+        print('placket: the command line needs jsonargparse; pip install "placket[cli]"', file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:  # the file of --config
+        print(f"placket: {_sentence(error)}", file=sys.stderr)
+        return 1
+    options = parser.parse_args(arguments)
+    run, given = _chosen(options)
+    try:
+        run(given)
+    except KeyboardInterrupt:
+        print("placket: stopped by the keyboard", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output, head for example, has had enough
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if given.debug:
+            traceback.print_exc()
+        elif text := _sentence(error):
+            print(f"placket: {text}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _demo(options: Namespace) -> None:
+    from placket import demo
+
+    demo.run(options.out, options.seed)
+
+
+def _doctor(options: Namespace) -> None:
+    from placket import doctor
+
+    findings = doctor.examine()
+    _show(options, doctor.as_dicts(findings), doctor.table(findings))
+
+
+def _data_generate(options: Namespace) -> None:
+    from placket.data import garments
+
+    garments.generate(options.dir, items=options.items, size=options.size, seed=options.seed)
+
+
+def _data_verify(options: Namespace) -> None:
+    from placket import data
+
+    report = data.verify(options.dir)
+    _show(options, report.as_dicts(), report.table())
+    if not report.ok:
+        raise Failure
+
+
+def _train(options: Namespace) -> None:
+    from placket.train import train
+
+    config = _train_config(options)
+    result = train(config, run=options.run_dir, resume=options.resume)
+    for stage, best in result.best.items():
+        print(f"{stage}: " + ("not evaluated" if best is None else f"MAP {best:.2f}"))
+    print(result.folder)
+
+
+def _evaluate(options: Namespace) -> None:
+    import placket
+    from placket.runs import write_json
+
+    model = placket.load(options.checkpoint, device=options.device)
+    result = placket.evaluate(model, placket.data.open(options.data), options.split, options.protocol)
+    if options.json == "-":
+        print(result.to_json())
+        return
+    if options.json is not None:
+        write_json(options.json, result.to_dict())
+    print(result.table())
+
+
+def _embed(options: Namespace) -> None:
+    import numpy as np
+
+    import placket
+    from placket.runs import replacing
+
+    model = placket.load(options.checkpoint, device=options.device)
+    split = placket.data.open(options.data).split(options.split)
+    embeddings = placket.embed_split(model, split).numpy()
+    with replacing(options.out) as file:
+        np.savez(
+            file,
+            embeddings=embeddings,
+            filenames=np.array(split.filenames),
+            attributes=np.array(model.schema.names),
+        )
+    print(f"{options.out}: embeddings {list(embeddings.shape)} of images, attributes and dimensions")
+
+
+def _index_build(options: Namespace) -> None:
+    import placket
+
+    model = placket.load(options.checkpoint, device=options.device)
+    data = placket.data.open(options.data)
+    split = data.split(options.split)
+    names = model.schema.names
+    index = placket.AttributeIndex.create(
+        options.out, spaces=dict.fromkeys(names, model.embedding_dim), engine=options.engine
+    )
+    embeddings = placket.embed_split(model, split).numpy()
+    rows = [
+        {"path": path, "labels": record.labels}
+        for path, record in zip(split.paths, split.records, strict=True)
+    ]
+    index.add(list(split.filenames), {name: embeddings[:, i] for i, name in enumerate(names)}, metadata=rows)
+    # Whoever searches needs the model that made the vectors.
+    model.save(index.path / "model")
+    index.save()
+    print(f"{options.out}: {len(index)} images in the spaces {', '.join(names)}")
+
+
+def _index_info(options: Namespace) -> None:
+    from placket import AttributeIndex
+
+    info = AttributeIndex.load(options.index).info()
+    _show(options, info, "\n".join(f"{key}: {value}" for key, value in info.items()))
+
+
+def _index_verify(options: Namespace) -> None:
+    from placket import AttributeIndex
+
+    problems = AttributeIndex.load(options.index).verify()
+    _show(options, problems, "\n".join(problems or ["ok"]))
+    if problems:
+        raise Failure
+
+
+def _search(options: Namespace) -> None:
+    import placket
+
+    index = placket.AttributeIndex.load(options.index)
+    model = placket.load(index.path / "model")
+    weights = dict(_weighted(text) for text in options.attribute or model.schema.names)
+    embedding = placket.embed_image(model, options.image, list(weights)).numpy()
+    queries = dict(zip(weights, embedding, strict=True))
+    hits = index.search(queries, weights=weights, k=options.k)
+    lines = [f"{hit.score:8.4f}  {hit.id}" for hit in hits]
+    _show(options, [dataclasses.asdict(hit) for hit in hits], "\n".join(lines))
+
+
+def _convert(options: Namespace) -> None:
+    from placket import weights
+
+    print(weights.convert(options.source, options.checkpoint, trunk=options.trunk))
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    """Read ``NAME`` or ``NAME=WEIGHT``."""
+    name, equals, weight = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise ValueError(f"search: weight of attribute '{name}' must be a number, got '{weight}'") from None
+
+
+def _show(options: Namespace, data: Any, table: str) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False) if options.json else table)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, Failure):
+        return str(error)
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+_Add = Callable[["ArgumentParser"], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Command:
+    run: Callable[[Namespace], None]
+    help: str
+    example: str
+    add: _Add = lambda parser: None
+    usage: str | None = None  # where argparse's own would be a page long
+
+
+def _add_demo(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder for data, run, index and report.html"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of data and training")
+
+
+def _add_json(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_generate(parser: ArgumentParser) -> None:
+    parser.add_argument("dir", type=Path, help="folder to write; new or empty")
+    parser.add_argument("--items", type=int, default=2000, help="images")
+    parser.add_argument("--size", type=int, default=160, help="side in pixels")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_verify(parser: ArgumentParser) -> None:
+    parser.add_argument("dir", type=Path, help="the data set's folder")
+    _add_json(parser)
+
+
+def _add_model_and_data(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, runs/NAME/best for example")
+    parser.add_argument("data", type=Path, help="the data set's folder")
+    parser.add_argument("--split", default="test", help="of the data set")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
+def _add_evaluate(parser: ArgumentParser) -> None:
+    _add_model_and_data(parser)
+    parser.add_argument("--protocol", default="asfr-map-all/v1")
+    parser.add_argument(
+        "--json", nargs="?", const="-", help="write the result as JSON to a file, or print it"
+    )
+
+
+def _add_embed(parser: ArgumentParser) -> None:
+    _add_model_and_data(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, help=".npz with embeddings, filenames and attributes"
+    )
+
+
+def _add_index_build(parser: ArgumentParser) -> None:
+    _add_model_and_data(parser)
+    parser.add_argument("--out", type=Path, required=True, help="the index's folder")
+    parser.add_argument("--engine", default="flat")
+
+
+def _add_index(parser: ArgumentParser) -> None:
+    parser.add_argument("index", type=Path, help="the index's folder")
+    _add_json(parser)
+
+
+def _add_search(parser: ArgumentParser) -> None:
+    parser.add_argument("index", type=Path, help="the index's folder")
+    parser.add_argument("image", type=Path, help="the photograph to search by")
+    parser.add_argument(
+        "--attribute",
+        action="append",
+        metavar="NAME[=WEIGHT]",
+        help="in what the hits shall be alike; may be given several times; all by default",
+    )
+    parser.add_argument("-k", type=int, default=10, help="hits")
+    _add_json(parser)
+
+
+def _add_convert(parser: ArgumentParser) -> None:
+    parser.add_argument("source", help="a checkpoint of the reference code, or a trunk's weights")
+    parser.add_argument("checkpoint", type=Path, help="folder to write")
+    parser.add_argument("--trunk", help="which trunk the source holds, unless it is a whole RPF")
+
+
+_COMMANDS: Mapping[str, _Command] = {
+    "demo": _Command(
+        _demo,
+        "generate garments, train RPF on them, evaluate, search, and write report.html",
+        "placket demo --out runs/demo",
+        _add_demo,
+    ),
+    "doctor": _Command(
+        _doctor,
+        "say what this installation is made of and the command that adds what it lacks",
+        "placket doctor --json",
+        _add_json,
+    ),
+    "data generate": _Command(
+        _data_generate,
+        "draw garments with known attributes, regions, masks and sentences",
+        "placket data generate data/garments --items 2000 --seed 1",
+        _add_generate,
+    ),
+    "data verify": _Command(
+        _data_verify,
+        "read every list and decode every image of a data set, and say what is wrong",
+        "placket data verify data/garments",
+        _add_verify,
+    ),
+    "train": _Command(
+        _train,
+        "train a model; what is not given has the configuration's value",
+        "placket train --config rpf.yaml --data.root data/garments --stages.region.epochs 3 --run runs/first",
+        usage="placket train [--config FILE] [--section.key VALUE ...] [--run DIR] [--resume] [--debug]",
+    ),
+    "evaluate": _Command(
+        _evaluate,
+        "evaluate a model on a split's query and candidate lists",
+        "placket evaluate runs/first/best data/garments --split test",
+        _add_evaluate,
+    ),
+    "embed": _Command(
+        _embed,
+        "embed every image of a split under every attribute",
+        "placket embed runs/first/best data/garments --out embeddings.npz",
+        _add_embed,
+    ),
+    "index build": _Command(
+        _index_build,
+        "embed a split and make it searchable by attribute",
+        "placket index build runs/first/best data/garments --out runs/first/index",
+        _add_index_build,
+    ),
+    "index info": _Command(
+        _index_info, "say what an index holds", "placket index info runs/first/index", _add_index
+    ),
+    "index verify": _Command(
+        _index_verify, "read every byte of an index", "placket index verify runs/first/index", _add_index
+    ),
+    "search": _Command(
+        _search,
+        "find the images alike in one or several attributes",
+        "placket search runs/first/index photo.jpg --attribute neckline --attribute sleeve=0.5 -k 5",
+        _add_search,
+    ),
+    "convert": _Command(
+        _convert,
+        "turn weights made elsewhere into a checkpoint, with a strict report of every tensor",
+        "placket convert model_best.pth.tar runs/reference",
+        _add_convert,
+    ),
+}
+
+
+def _parser(arguments: Sequence[str]) -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    import placket
+
+    root = ArgumentParser(prog="placket", description=placket.__doc__, version=placket.__version__)
+    groups: dict[str, Any] = {"": root.add_subcommands(dest="command")}
+    for name, command in _COMMANDS.items():
+        group, _, leaf = name.rpartition(" ")
+        if group not in groups:
+            parent = ArgumentParser(description=f"{group} commands")
+            groups[""].add_subcommand(group, parent, help=f"{group} commands")
+            groups[group] = parent.add_subcommands(dest="command")
+        parser = ArgumentParser(
+            description=command.help[0].upper() + command.help[1:] + ".",
+            epilog=f"example: {command.example}",
+            usage=command.usage,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == "train":
+            _add_train(parser, arguments)
+        command.add(parser)
+        parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+        groups[group].add_subcommand(leaf, parser, help=command.help)
+    return root
+
+
+def _chosen(options: Namespace) -> tuple[Callable[[Namespace], None], Namespace]:
+    """Return the function of the command given, and its own options."""
+    name = options.command
+    given = options[name]
+    while "command" in given:
+        name, given = f"{name} {given.command}", given[given.command]
+    return _COMMANDS[name].run, given
+
+
+def _add_train(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """Offer every field of the configuration that --config names, with its value there as the default."""
+    config = _base_config(arguments)
+    parser.add_argument("--config", help="a YAML file, or a shipped recipe by its name; rpf.yaml by default")
+    parser.add_argument(
+        "--run", dest="run_dir", type=Path, metavar="DIR", help="the run's folder; runs/NAME-TIME by default"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --run")
+    for section in ("model", "data", "loss", "trainer"):
+        _add_fields(parser, section, getattr(config, section))
+    for stage in config.stages:
+        _add_fields(parser, f"stages.{stage.name}", stage)
+
+
+def _add_fields(parser: ArgumentParser, place: str, section: Any) -> None:
+    parser.add_class_arguments(type(section), place, help=f"the configuration's {place}")
+    parser.set_defaults(_leaves(place, section))
+
+
+def _leaves(place: str, section: Any) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in vars(section).items():
+        name = f"{place}.{key}"
+        leaves |= _leaves(name, value) if dataclasses.is_dataclass(value) else {name: value}
+    return leaves
+
+
+def _base_config(arguments: Sequence[str]) -> TrainConfig:
+    """Read the file of --config, or the saved one of a run that is resumed."""
+    from placket.config import load_config
+
+    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    given.add_argument("--config")
+    given.add_argument("--run")
+    given.add_argument("--resume", action="store_true")
+    if list(arguments[:1]) != ["train"]:
+        return load_config("rpf")
+    known, _ = given.parse_known_args(arguments)
+    if known.config is None and known.resume and known.run is not None:
+        return load_config(Path(known.run) / "config.yaml")
+    return load_config(known.config or "rpf")
+
+
+def _train_config(options: Namespace) -> TrainConfig:
+    from placket.config import from_dict
+
+    given = options.as_dict()
+    sections = {key: given[key] for key in ("model", "data", "loss", "trainer")}
+    return from_dict({**sections, "stages": list(given["stages"].values())})
