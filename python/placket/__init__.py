@@ -8,6 +8,6 @@ load_extension()
 
 __version__ = "0.1.0"
 
-from placket import ops, reference  # noqa: E402  (the operators must be registered first)
+from placket import data, ops, reference  # noqa: E402  (the operators must be registered first)
 
-__all__ = ["__version__", "ops", "reference"]
+__all__ = ["__version__", "data", "ops", "reference"]
