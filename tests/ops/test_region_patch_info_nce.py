@@ -9,7 +9,7 @@ from torch import Tensor
 
 from placket import ops, reference
 
-# N, E, attributes. Above 1,024 rows the matrix of cosines is made in more than one block.
+# N, E, attributes. Above 64 rows the matrix of cosines may be made in more than one block, above 256 it is.
 SHAPES = [(1, 1, 1), (2, 3, 2), (17, 5, 1), (48, 64, 8), (50, 33, 50), (1100, 4, 7)]
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
