@@ -1,6 +1,7 @@
 #include "kernels/region_patch_info_nce.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -12,12 +13,12 @@
 // A thread takes an anchor's row of cosines. The largest of them is subtracted before exp, whose
 // values replace the cosines: one exp for each entry in either direction, and a positive's a second
 // time under the numerator's own largest cosine, so that a numerator far below the denominator does
-// not vanish. Sums run in kLanes lanes, whatever the instruction set.
+// not vanish. Sums run in 32-byte lanes, whatever the
+// instruction set.
 namespace placket {
 namespace {
 
 constexpr int64_t kElementsPerThread = 1 << 15;
-constexpr int kLanes = 16;
 
 int64_t row_grain(int64_t length) {
   return std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(length, 1));
@@ -40,59 +41,61 @@ inline __attribute__((always_inline)) float exp_of(float x) {
   y = y * r + 1.0f / 6;
   y = y * r + 0.5f;
   y = (y * r) * r + r + 1.0f;
-  uint32_t bits;
-  memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits + 127u) << 23;
-  float power;
-  memcpy(&power, &bits, sizeof power);
-  return y * power;
+  return y * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127u) << 23);
 }
 
 inline __attribute__((always_inline)) double exp_of(double x) { return std::exp(x); }
 
 template <class A>
+using Lanes __attribute__((vector_size(32))) = A;
+template <class A>
+constexpr int64_t kLanes = 32 / int64_t(sizeof(A));
+
+template <class A>
 inline __attribute__((always_inline)) A largest(const A* x, int64_t count) {
-  A lanes[kLanes];
-  for (int l = 0; l < kLanes; ++l) lanes[l] = A(-INFINITY);
+  Lanes<A> lanes = A(-INFINITY) - Lanes<A>{};
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int l = 0; l < kLanes; ++l) lanes[l] = x[i + l] > lanes[l] ? x[i + l] : lanes[l];
+  for (; i + kLanes<A> <= count; i += kLanes<A>) {
+    Lanes<A> v;
+    memcpy(&v, x + i, sizeof v);
+    lanes = v > lanes ? v : lanes;
   }
-  for (int l = 0; i < count; ++i, ++l) lanes[l] = x[i] > lanes[l] ? x[i] : lanes[l];
-  return *std::max_element(lanes, lanes + kLanes);
+  A most = A(-INFINITY);
+  for (; i < count; ++i) most = x[i] > most ? x[i] : most;
+  for (int64_t l = 0; l < kLanes<A>; ++l) most = lanes[l] > most ? lanes[l] : most;
+  return most;
 }
 
 // Replaces x by exp(scale x - shift) and returns the sum.
 template <class A>
 inline __attribute__((always_inline)) A exp_in_place(A* x, int64_t count, A scale, A shift) {
-  A lanes[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) x[i] = exp_of(x[i] * scale - shift);
+  Lanes<A> lanes = {};
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int l = 0; l < kLanes; ++l) {
-      const A y = exp_of(x[i + l] * scale - shift);
-      x[i + l] = y;
-      lanes[l] += y;
-    }
-  }
-  for (int l = 0; i < count; ++i, ++l) {
-    x[i] = exp_of(x[i] * scale - shift);
-    lanes[l] += x[i];
+  for (; i + kLanes<A> <= count; i += kLanes<A>) {
+    Lanes<A> v;
+    memcpy(&v, x + i, sizeof v);
+    lanes += v;
   }
   A sum = 0;
-  for (int l = 0; l < kLanes; ++l) sum += lanes[l];
+  for (; i < count; ++i) sum += x[i];
+  for (int64_t l = 0; l < kLanes<A>; ++l) sum += lanes[l];
   return sum;
 }
 
 template <class A>
 inline __attribute__((always_inline)) A dot(const A* x, const A* y, int64_t count) {
-  A lanes[kLanes] = {};
+  Lanes<A> lanes = {};
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int l = 0; l < kLanes; ++l) lanes[l] += x[i + l] * y[i + l];
+  for (; i + kLanes<A> <= count; i += kLanes<A>) {
+    Lanes<A> v, w;
+    memcpy(&v, x + i, sizeof v);
+    memcpy(&w, y + i, sizeof w);
+    lanes += v * w;
   }
-  for (int l = 0; i < count; ++i, ++l) lanes[l] += x[i] * y[i];
   A sum = 0;
-  for (int l = 0; l < kLanes; ++l) sum += lanes[l];
+  for (; i < count; ++i) sum += x[i] * y[i];
+  for (int64_t l = 0; l < kLanes<A>; ++l) sum += lanes[l];
   return sum;
 }
 
