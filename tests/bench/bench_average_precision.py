@@ -1,4 +1,4 @@
-"""Mean average precision over whole lists (performance.md 4.2, row C6) against the usual ways of computing it."""
+"""Mean average precision over whole lists (performance.md 4.2, row C6) against the usual ways to get it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from placket import ops, reference
 
-# Attribute, queries, candidates, dimensions, values: of the published lists, queries cut so that the loop ends.
+# Attribute, queries, candidates, dimensions, values: of the published lists, but fewer queries.
 SHAPES = [
     ("FashionAI skirt length", 128, 1703, 1024, 6),
     ("DeepFashion fabric", 128, 5914, 1024, 218),
