@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from paired import compare
+from paired import Record, compare
 from torch import Tensor
 
 from placket import ops, reference
@@ -36,32 +36,28 @@ def loop(queries: Tensor, candidates: Tensor, query_values: Tensor, candidate_va
     return torch.tensor(result, dtype=torch.float64)
 
 
-def run() -> list[Any]:
+def same_mean(ours: Tensor, theirs: Tensor) -> None:
+    # Two scores that differ in their last bit may change places and move a query's AP by about 1 / rank.
+    torch.testing.assert_close(theirs.mean(), ours.mean(), atol=1e-5, rtol=0)
+
+
+def run() -> list[Record]:
+    random = torch.Generator().manual_seed(0)
     records = []
     for name, count, length, dims, values in SHAPES:
-        random = torch.Generator().manual_seed(0)
         q = F.normalize(torch.randn(count, dims, generator=random), dim=1)
         c = F.normalize(torch.randn(length, dims, generator=random), dim=1)
         qv = torch.randint(values, (count,), generator=random)
         cv = torch.randint(values, (length,), generator=random)
-        peers = {
-            "Python loop": lambda q=q, c=c, qv=qv, cv=cv: loop(q, c, qv, cv),
-            "torch argsort": lambda q=q, c=c, qv=qv, cv=cv: reference.average_precision(q, c, qv, cv),
+        arms = {
+            "ours": partial(ops.average_precision, q, c, qv, cv),
+            "Python loop": partial(loop, q, c, qv, cv),
+            "PyTorch argsort": partial(reference.average_precision, q, c, qv, cv),
         }
-        ours = ops.average_precision(q, c, qv, cv)
-        for peer in peers.values():
-            # Two scores that differ in their last bit may change places and move a query's AP by 1 / rank.
-            torch.testing.assert_close(peer().mean(), ours.mean(), atol=1e-5, rtol=0)
-        records.append(
-            compare(
-                f"average_precision, {name}: {count} x {length}, D = {dims}",
-                lambda q=q, c=c, qv=qv, cv=cv: ops.average_precision(q, c, qv, cv),
-                peers,
-            )
-        )
+        title = f"average_precision, {name}, {count} x {length}, D = {dims}"
+        records.append(compare(title, arms.pop("ours"), arms, check=same_mean))
     return records
 
 
 if __name__ == "__main__":
-    for record in run():
-        print(record)
+    run()
