@@ -41,20 +41,27 @@ def copy_weights(trunk: Trunk, module: nn.Module) -> None:
 def assert_near(ours: Tensor, expected: Tensor, relative: float = 1e-5) -> None:
     """Of the largest entry, since float32 sums are taken in another order."""
     assert ours.shape == expected.shape
-    scale = max(1.0, float(expected.abs().max()))
-    assert float((ours - expected).abs().max()) <= relative * scale
+    scale = max(1.0, expected.detach().abs().max().item())
+    assert (ours - expected).detach().abs().max().item() <= relative * scale
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_equals_plain_module(pair: tuple[Trunk, nn.Module], training: bool) -> None:
-    trunk, module = (m.train(training) for m in pair)
-    images = torch.randn(4, 3, 64, 96)
-    ours, expected = trunk(images), module(images)
+def test_equals_plain_module(pair: tuple[Trunk, nn.Module]) -> None:
+    trunk, module = (m.eval() for m in pair)
+    images = torch.randn(2, 3, 64, 96)
+    ours = trunk(images)
     assert ours.shape[1] == trunk.channels
-    assert_near(ours, expected)
+    assert_near(ours, module(images))
+
+
+def test_equals_plain_module_in_training(pair: tuple[Trunk, nn.Module]) -> None:
+    # In float64: statistics of few values magnify float32's roundings from layer to layer.
+    trunk, module = (m.double().train() for m in pair)
+    images = torch.randn(3, 3, 32, 64, dtype=torch.double)
+    assert_near(trunk(images), module(images), 1e-9)
+    state = trunk.state_dict()
     for name, tensor in module.state_dict().items():
         if "running" in name:
-            assert_near(trunk.state_dict()[name], tensor)
+            assert_near(state[name], tensor, 1e-9)
 
 
 def test_odd_sizes(pair: tuple[Trunk, nn.Module]) -> None:
