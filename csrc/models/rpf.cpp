@@ -13,17 +13,6 @@ using at::Tensor;
 
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor> attention_pool(const Tensor& logits, const Tensor& values,
-                                                  bool background) {
-  const Tensor weights = logits.softmax(-1);
-  const Tensor pooled = weights.matmul(values.transpose(1, 2));
-  const c10::SymInt others = (values.sym_size(2) - 1).max(1);
-  return {pooled,
-          background ? (values.sum(-1).unsqueeze(1) - pooled) / others
-                     : at::empty({0}, values.options()),
-          weights};
-}
-
 constexpr size_t kRegionTensors = 16;
 constexpr size_t kPatchTensors = 23;
 
