@@ -10,15 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from placket import AttributeSchema, create_model, ops, reference
-from placket.nn import Pictures, Rpf, RpfOutput, TensorSpec, crop_input, joint_embedding
+from placket import AttributeSchema, create_model, reference
+from placket.nn import Pictures, Rpf, RpfOutput, TensorSpec, Trunk, crop_input, joint_embedding
 from placket.nn.spec_module import SpecModule
 
 SCHEMA = AttributeSchema.of({name: ["no", "yes"] for name in ("neckline", "sleeve", "hem")})
 TRUNK = "resnet18,width=0.25"
 SHALLOW = "resnet18,width=0.125,stage=2"  # where tracing costs more than computing
 PATCH = "vit,width=32,depth=2,heads=4,patch=8,image=32,dropout=0.1"
-needs_boxes = pytest.mark.skipif(not hasattr(ops, "region_box"), reason="region_box is not built")
 
 
 def make(patch: str | None = None, seed: int = 0, trunk: str = TRUNK, **options: object) -> Rpf:
@@ -139,7 +138,6 @@ def test_encode_all_equals_each_attribute() -> None:
         torch.testing.assert_close(every[:, i], model(images, name).embedding)
 
 
-@needs_boxes
 def test_patch_branch_crops_inputs_and_pictures() -> None:
     model = make(PATCH).eval()
     images = torch.randn(2, 3, 64, 64)
@@ -248,6 +246,8 @@ def test_any_module_can_be_the_trunk() -> None:
     assert "region.trunk.conv.weight" in model.state_dict()
     model(torch.randn(2, 3, 32, 32), "hem").region.square().sum().backward()
     assert trunk.conv.weight.grad is not None
+    named = create_model("rpf", schema=SCHEMA, trunk=Trunk(SHALLOW), patch=None)
+    assert named.config.trunk == SHALLOW
     trunk.num_features = 10
     assert create_model("rpf", schema=SCHEMA, trunk=trunk, patch=None).embedding_dim == 10
 
@@ -293,7 +293,7 @@ class Encoder(nn.Module):
 
 
 def test_exports_with_a_dynamic_batch() -> None:
-    encoder = Encoder(make(trunk=SHALLOW).eval())
+    encoder = Encoder(make(PATCH, trunk=SHALLOW).eval())
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(encoder, (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: batch},))
     program = program.run_decompositions()
