@@ -246,8 +246,8 @@ def test_any_module_can_be_the_trunk() -> None:
     assert "region.trunk.conv.weight" in model.state_dict()
     model(torch.randn(2, 3, 32, 32), "hem").region.square().sum().backward()
     assert trunk.conv.weight.grad is not None
-    named = create_model("rpf", schema=SCHEMA, trunk=Trunk(SHALLOW), patch=None)
-    assert named.config.trunk == SHALLOW
+    built_in = create_model("rpf", schema=SCHEMA, trunk=Trunk(SHALLOW), patch=None)
+    assert built_in.config.trunk == SHALLOW
     trunk.num_features = 10
     assert create_model("rpf", schema=SCHEMA, trunk=trunk, patch=None).embedding_dim == 10
 

@@ -310,7 +310,7 @@ class Rpf(nn.Module):
         use_background: bool,
         groups: int,
     ) -> RpfOutput:
-        """Embed under ids ``[B, K]``, or ``[K]``: the same for every image, so that they are projected once."""
+        """Embed under ids ``[B, K]``, or ``[K]``: the same for every image, and projected once."""
         config = self.config
         region, background, attention = torch.ops.placket.rpf_region_head(
             _features(self.region.trunk, images, groups),
