@@ -17,8 +17,8 @@ namespace placket {
 //   efficientnet_lite0                 stage=4 | 8 | 16 | 32 | head (the 1,280-channel convolution)
 //   vit_{tiny,small,base,large}_patchP_R, or
 //   vit,width=..,depth=..,heads=..,patch=..,image=..,mlp=..
-//                                      tokens without the class token as a map; heads are width / 64
-//                                      unless given; dropout=0.1, norm=true adds the LayerNorm
+//                                      tokens without the class token as a map; heads are width /
+//                                      64 unless given; dropout=0.1, norm=true adds the LayerNorm
 //                                      after the last block
 //   module,channels=..                 computed by the caller: no weights, trunk_features refuses
 //

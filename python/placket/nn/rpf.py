@@ -226,7 +226,7 @@ class Rpf(nn.Module):
     ) -> Tensor:
         """Return the embeddings ``[B, K, D]`` of images under each of K attributes; the trunk runs once."""
         ids = torch.tensor(self.schema.indices(attributes), device=images.device)
-        return self._embed(images, ids.expand(images.shape[0], -1), pictures, True, False, 1).embedding
+        return self._embed(images, ids, pictures, True, False, 1).embedding
 
     def encode_all(self, images: Tensor, pictures: Pictures | None = None) -> Tensor:
         """Return the embeddings ``[B, A, D]`` of every image under every attribute; the trunk runs once."""
@@ -310,6 +310,7 @@ class Rpf(nn.Module):
         use_background: bool,
         groups: int,
     ) -> RpfOutput:
+        """Embed under ids ``[B, K]``, or ``[K]``: the same for every image, and projected once."""
         config = self.config
         region, background, attention = torch.ops.placket.rpf_region_head(
             _features(self.region.trunk, images, groups),
@@ -324,8 +325,9 @@ class Rpf(nn.Module):
         patch = box = None
         if use_patch and config.patch_trunk:
             flat_box, crops = self._crops(images, attention.detach(), pictures)
-            patch = self.patch_embedding(crops, ids.flatten(), groups).view(*ids.shape, -1)
-            box = flat_box.view(*ids.shape, 4)
+            views = attention.shape[:2]
+            patch = self.patch_embedding(crops, ids.expand(views).reshape(-1), groups).view(*views, -1)
+            box = flat_box.view(*views, 4)
         return RpfOutput(
             joint_embedding(region, patch, config.region_weight),
             region,
@@ -401,6 +403,8 @@ def crop_input(images: Tensor, box: Tensor, image_index: Tensor, size: int) -> T
 
 
 def _describe(trunk: str | nn.Module, channels: int | None) -> str:
+    if isinstance(trunk, Trunk):
+        return trunk.name
     if isinstance(trunk, str):
         return trunk
     return f"module,channels={channels or channels_of(trunk)}"
