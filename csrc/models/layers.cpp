@@ -40,12 +40,22 @@ void add_conv(TensorSpecs& specs, const std::string& name, int64_t out, int64_t 
 
 namespace {
 
+// The trainer may stop at a layer, forward and backward.
+Tensor with_interruption_point(const Tensor& out) {
+  interruption_point();
+  if (interruptible() && out.requires_grad()) {
+    out.register_hook([](const Tensor&) { interruption_point(); });
+  }
+  return out;
+}
+
 Tensor convolve(const Tensor& x, const Affine& weights, const c10::SymInt& top,
                 const c10::SymInt& left, const Conv& conv) {
   const c10::SymInt stride = conv.stride;
   const c10::SymInt padding[] = {top, left};
-  return at::conv2d_symint(x, weights.weight, weights.bias, stride, c10::SymIntArrayRef(padding),
-                           c10::SymInt(1), conv.groups);
+  return with_interruption_point(at::conv2d_symint(x, weights.weight, weights.bias, stride,
+                                                   c10::SymIntArrayRef(padding), c10::SymInt(1),
+                                                   conv.groups));
 }
 
 Tensor convolve_same(const Tensor& x, const Affine& weights, const Conv& conv) {
@@ -150,7 +160,7 @@ void add_linear(TensorSpecs& specs, const std::string& name, int64_t out, int64_
 }
 
 Tensor linear(const Tensor& x, const Affine& weights) {
-  return at::linear(x, weights.weight, weights.bias);
+  return with_interruption_point(at::linear(x, weights.weight, weights.bias));
 }
 
 void add_layer_norm(TensorSpecs& specs, const std::string& name, int64_t channels) {
