@@ -14,7 +14,7 @@ using at::Tensor;
 namespace {
 
 constexpr size_t kRegionTensors = 16;
-constexpr size_t kPatchTensors = 21;
+constexpr size_t kPatchTensors = 23;
 
 // x + fc2(fc1(x)) without the norms around it; dropout after each layer.
 Tensor residual_mlp(const Tensor& x, const Tensor& normalized, const Affine& fc1, const Affine& fc2,
@@ -91,6 +91,7 @@ TensorSpecs rpf_patch_head_spec(const RpfConfig& config) {
   add_linear(specs, "mlp.fc1", config.hidden_dim, config.embedding_dim, kInit);
   add_linear(specs, "mlp.fc2", config.embedding_dim, config.hidden_dim, kInit);
   add_layer_norm(specs, "norm", config.embedding_dim);
+  TORCH_INTERNAL_ASSERT(specs.size() == kPatchTensors);
   return specs;
 }
 
