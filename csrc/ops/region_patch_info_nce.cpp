@@ -46,10 +46,35 @@ Triple region_patch_info_nce_backward(const Tensor& grad, const Tensor& region, 
   return op.call(grad, region, patch, background, labels, attributes, temperature, alpha);
 }
 
+// The rows in the order of their attribute, and where each row's attribute begins and ends.
+struct Order {
+  Tensor rows, labels, begin, end;
+
+  Order(const Tensor& given, const Tensor& attributes) {
+    const auto [sorted, order] = at::sort(attributes, /*stable=*/true, 0, /*descending=*/false);
+    rows = order;
+    labels = given.index_select(0, order);
+    begin = at::searchsorted(sorted, sorted);
+    end = at::searchsorted(sorted, sorted, /*out_int32=*/false, /*right=*/true);
+  }
+};
+
 // Which kernels run, and how much of the matrix of cosines there is at a time.
 struct OnCpu {
-  // A block of 4 MiB stays in the last-level cache between the matrix product and the row kernel.
-  static constexpr int64_t kBlockElements = 1 << 20;
+  // Anchors of a block: so few that it stays in cache between the matrix product and the row kernel
+  // and has few attributes, so many that the product is efficient.
+  static constexpr int64_t kLeast = 64, kMost = 256;
+
+  // A block ends with an attribute where it can: then its backgrounds are that attribute's alone.
+  static int64_t block_end(const Order& order, int64_t first, int64_t rows) {
+    return std::min(first + kMost, data<int64_t>(order.end)[std::min(first + kLeast, rows) - 1]);
+  }
+  // The rows that share an attribute with an anchor of the block.
+  static std::pair<int64_t, int64_t> same_attributes(const Order& order, int64_t first,
+                                                     int64_t last, int64_t) {
+    return {data<int64_t>(order.begin)[first], data<int64_t>(order.end)[last - 1]};
+  }
+  static int64_t most_anchors(int64_t rows) { return std::min(rows, kMost); }
 
   template <class T>
   static void unit_rows(const UnitRows<T>& pass) {
@@ -74,6 +99,17 @@ struct OnCuda {
   static constexpr int64_t kBlockElements = 1 << 26;
   Stream stream;
 
+  static int64_t most_anchors(int64_t rows) {
+    return std::min(rows, std::max<int64_t>(64, kBlockElements / rows));
+  }
+  static int64_t block_end(const Order&, int64_t first, int64_t rows) {
+    return std::min(first + most_anchors(rows), rows);
+  }
+  // To know fewer would take a synchronisation.
+  static std::pair<int64_t, int64_t> same_attributes(const Order&, int64_t, int64_t, int64_t rows) {
+    return {0, rows};
+  }
+
   template <class T>
   void unit_rows(const UnitRows<T>& pass) const {
     check_launch(kName, launch_unit_rows(pass, stream));
@@ -92,19 +128,6 @@ struct OnCuda {
   }
 };
 #endif
-
-// The rows in the order of their attribute, and where each row's attribute begins and ends.
-struct Order {
-  Tensor rows, labels, begin, end;
-
-  Order(const Tensor& given, const Tensor& attributes) {
-    const auto [sorted, order] = at::sort(attributes, /*stable=*/true, 0, /*descending=*/false);
-    rows = order;
-    labels = given.index_select(0, order);
-    begin = at::searchsorted(sorted, sorted);
-    end = at::searchsorted(sorted, sorted, /*out_int32=*/false, /*right=*/true);
-  }
-};
 
 // Unit rows in the order of their attribute.
 template <class T>
@@ -135,37 +158,29 @@ struct Embedding {
   }
 };
 
-// Calls f(block, anchors, patch cosines, background cosines, backgrounds' range) for every block of
-// anchors, the cosines computed.
+// Calls f(block, its anchors, patch cosines, background cosines) for every block of anchors.
 template <class T, class Device, class F>
 void for_each_block(const Embedding<T>& region, const Embedding<T>& patch,
                     const Embedding<T>& background, const Order& order, double temperature,
-                    double alpha, const Device&, const F& f) {
+                    double alpha, const Device& device, const F& f) {
   using A = accumulate_t<T>;
-  const int64_t rows = region.unit.size(0);
-  const int64_t height = std::min(rows, std::max<int64_t>(64, Device::kBlockElements / rows));
-  const auto options = region.unit.options();
-  const Tensor patches = at::empty({height * rows}, options);
-  const Tensor outside = at::empty({alpha > 0 ? height * rows : 0}, options);
-  for (int64_t first = 0; first < rows; first += height) {
-    const int64_t anchors = std::min(height, rows - first);
-    // On the CPU only backgrounds of the block's attributes are multiplied; on a GPU to know them
-    // would take a synchronisation.
-    int64_t begin = 0, end = rows;
-    if (region.unit.is_cpu()) {
-      begin = data<int64_t>(order.begin)[first];
-      end = data<int64_t>(order.end)[first + anchors - 1];
-    }
-    if (alpha == 0) end = begin;
+  const int64_t rows = region.unit.size(0), most = device.most_anchors(rows) * rows;
+  const Tensor patches = at::empty({most}, region.unit.options());
+  const Tensor outside = at::empty({alpha > 0 ? most : 0}, region.unit.options());
+  for (int64_t first = 0; first < rows;) {
+    const int64_t last = device.block_end(order, first, rows), anchors = last - first;
+    const auto [begin, end] = device.same_attributes(order, first, last, rows);
+    const int64_t backgrounds = alpha > 0 ? end - begin : 0;
     const Tensor r = region.unit.narrow(0, first, anchors);
     Tensor s = patches.narrow(0, 0, anchors * rows).view({anchors, rows});
-    Tensor t = outside.narrow(0, 0, anchors * (end - begin)).view({anchors, end - begin});
+    Tensor t = outside.narrow(0, 0, anchors * backgrounds).view({anchors, backgrounds});
     at::mm_out(s, r, patch.unit.t());
-    if (end > begin) at::mm_out(t, r, background.unit.narrow(0, begin, end - begin).t());
+    if (backgrounds > 0) at::mm_out(t, r, background.unit.narrow(0, begin, backgrounds).t());
     f(ContrastBlock<A>{data<int64_t>(order.labels), data<int64_t>(order.begin),
-                       data<int64_t>(order.end), first, anchors, rows, begin, end - begin,
+                       data<int64_t>(order.end), first, anchors, rows, begin, backgrounds,
                        temperature, alpha, mutable_data<A>(s), mutable_data<A>(t)},
       r, s, t);
+    first = last;
   }
 }
 

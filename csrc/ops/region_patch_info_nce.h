@@ -18,7 +18,7 @@ namespace placket {
 //
 // float32, bfloat16 (everything inside in float32) or float64, all three of one dtype; the loss is
 // float32, or float64 for float64. Norms are floored at 1e-12 as in torch.nn.functional.normalize.
-// A NaN in a patch makes the loss NaN. N = 0 gives 0. Differentiable once in region, patch and
+// A NaN in any row makes the loss NaN. N = 0 gives 0. Differentiable once in region, patch and
 // background. No N x N matrix is kept: blocks of it are computed, and again by backward. The bits
 // may depend on the number of threads, as those of a matrix product do. Under autocast it runs in
 // float32.

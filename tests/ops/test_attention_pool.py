@@ -11,7 +11,15 @@ from placket import ops, reference
 
 # B, A, C, P. On the CPU up to 8 attributes go through the own kernel and more through a GEMM; 4 attributes, 4 positions
 # and 256 channels are the blocks of the kernel.
-SHAPES = [(1, 1, 1, 1), (2, 1, 5, 7), (3, 5, 300, 49), (2, 8, 64, 196), (2, 9, 17, 13), (1, 40, 33, 196), (3, 2, 4, 1)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 1, 5, 7),
+    (3, 5, 300, 49),
+    (2, 8, 64, 196),
+    (2, 9, 17, 13),
+    (1, 40, 33, 196),
+    (3, 2, 4, 1),
+]
 EMPTY = [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0), (2, 12, 4, 0)]
 
 
@@ -19,7 +27,9 @@ def case(
     shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     b, a, c, p = shape
-    return torch.randn(b, a, p, device=device, dtype=dtype) * 2, torch.randn(b, c, p, device=device, dtype=dtype)
+    return torch.randn(b, a, p, device=device, dtype=dtype) * 2, torch.randn(
+        b, c, p, device=device, dtype=dtype
+    )
 
 
 def channels_last(values: Tensor) -> Tensor:
@@ -101,7 +111,9 @@ def test_attention_pool_low_precision_gradients(attributes: int, device: torch.d
         return torch.autograd.grad(sum(out.float().square().sum() for out in pool(*inputs)), inputs)
 
     exact = grads(reference.attention_pool, wide)
-    for results in zip(grads(ops.attention_pool, given), grads(reference.attention_pool, given), exact, strict=True):
+    for results in zip(
+        grads(ops.attention_pool, given), grads(reference.attention_pool, given), exact, strict=True
+    ):
         assert_low_precision(*results)
 
 
@@ -132,7 +144,9 @@ def test_attention_pool_second_derivative_is_refused():
     logits, values = (x.requires_grad_() for x in case((2, 3, 4, 5), torch.device("cpu")))
     pooled = ops.attention_pool(logits, values)[0]
     (grad,) = torch.autograd.grad(pooled.square().sum(), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="derivative for placket::_attention_pool_backward is not implemented"):
+    with pytest.raises(
+        RuntimeError, match="derivative for placket::_attention_pool_backward is not implemented"
+    ):
         grad.sum().backward()
 
 
@@ -182,12 +196,16 @@ def test_attention_pool_gradient_keeps_the_layout_of_the_map(device: torch.devic
 
 def test_attention_pool_errors():
     logits, values = case((2, 3, 4, 5), torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"attention_pool: logits must have shape \[B, A, P\], got \[2, 15\]"):
+    with pytest.raises(
+        ValueError, match=r"attention_pool: logits must have shape \[B, A, P\], got \[2, 15\]"
+    ):
         ops.attention_pool(logits.flatten(1), values)
     message = r"values must have shape \[B, C, P\] with the B and P of logits, got \[2, 4, 4\]"
     with pytest.raises(ValueError, match=message):
         ops.attention_pool(logits, values[..., 1:])
-    with pytest.raises(TypeError, match="attention_pool: logits must be float32, bfloat16 or float64, got Int"):
+    with pytest.raises(
+        TypeError, match="attention_pool: logits must be float32, bfloat16 or float64, got Int"
+    ):
         ops.attention_pool(logits.int(), values)
     with pytest.raises(TypeError, match="attention_pool: values must be Float like logits, got Double"):
         ops.attention_pool(logits, values.double())

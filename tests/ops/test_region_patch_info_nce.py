@@ -9,7 +9,7 @@ from torch import Tensor
 
 from placket import ops, reference
 
-# N, E, attributes. Above 1,024 rows the matrix of cosines is made in more than one block.
+# N, E, attributes. Above 64 rows the matrix of cosines may be made in more than one block, above 256 it is.
 SHAPES = [(1, 1, 1), (2, 3, 2), (17, 5, 1), (48, 64, 8), (50, 33, 50), (1100, 4, 7)]
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -48,7 +48,9 @@ def test_region_patch_info_nce_by_double_loop():
 
 @pytest.mark.parametrize("alpha", [12.0, 0.0])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_region_patch_info_nce_matches_reference(shape: tuple[int, int, int], alpha: float, device: torch.device):
+def test_region_patch_info_nce_matches_reference(
+    shape: tuple[int, int, int], alpha: float, device: torch.device
+):
     inputs = case(*shape, device)
     ours = ops.region_patch_info_nce(*inputs, alpha=alpha)
     torch.testing.assert_close(ours, reference.region_patch_info_nce(*inputs, alpha=alpha))
@@ -82,7 +84,9 @@ def test_region_patch_info_nce_is_stable(temperature: float, device: torch.devic
     exact = reference.region_patch_info_nce(*wide, temperature=temperature)
     ours = ops.region_patch_info_nce(*inputs, temperature=temperature)
     torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=0)
-    assert all(x.isfinite().all() for x in gradients(ops.region_patch_info_nce, inputs, temperature=temperature))
+    assert all(
+        x.isfinite().all() for x in gradients(ops.region_patch_info_nce, inputs, temperature=temperature)
+    )
 
 
 def test_region_patch_info_nce_low_precision(device: torch.device, assert_low_precision):
@@ -109,13 +113,15 @@ def test_region_patch_info_nce_zero_row(device: torch.device):
     region[0] = patch[1] = background[2] = 0
     inputs = (region, patch, background, labels, attributes)
     torch.testing.assert_close(ops.region_patch_info_nce(*inputs), reference.region_patch_info_nce(*inputs))
-    for got, want in zip(*(gradients(f.region_patch_info_nce, inputs) for f in (ops, reference)), strict=True):
+    for got, want in zip(
+        *(gradients(f.region_patch_info_nce, inputs) for f in (ops, reference)), strict=True
+    ):
         assert got.isfinite().all()
         # A zero row's gradient is of the order of 1 / 1e-12.
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [0, 1, 2])
 def test_region_patch_info_nce_nan_passes_through(which: int, device: torch.device):
     inputs = case(40, 4, 2, device)
     inputs[which][3, 1] = math.nan
@@ -133,7 +139,9 @@ def test_region_patch_info_nce_second_derivative_is_refused():
     leaves = [x.requires_grad_() for x in rows]
     loss = ops.region_patch_info_nce(*leaves, labels, attributes)
     (grad,) = torch.autograd.grad(loss, leaves[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="derivative for placket::_region_patch_info_nce_backward is not implemented"):
+    with pytest.raises(
+        RuntimeError, match="derivative for placket::_region_patch_info_nce_backward is not implemented"
+    ):
         grad.sum().backward()
 
 
@@ -175,7 +183,9 @@ def test_region_patch_info_nce_errors():
         loss(region, patch, background, labels, attributes[:3])
     with pytest.raises(TypeError, match="region_patch_info_nce: labels must be Long, got Int"):
         loss(region, patch, background, labels.int(), attributes)
-    with pytest.raises(TypeError, match="region_patch_info_nce: background must be Float like region, got Double"):
+    with pytest.raises(
+        TypeError, match="region_patch_info_nce: background must be Float like region, got Double"
+    ):
         loss(region, patch, background.double(), labels, attributes)
     with pytest.raises(ValueError, match="region_patch_info_nce: temperature must be above 0, got 0"):
         loss(region, patch, background, labels, attributes, 0.0)
