@@ -4,6 +4,7 @@ if(GTest_FOUND)
   add_executable(core_tests
     tests/cpp/parallel_test.cpp
     tests/cpp/random_test.cpp
+    tests/cpp/resample_test.cpp
   )
   target_link_libraries(core_tests PRIVATE core GTest::gtest_main)
   set_target_properties(core_tests PROPERTIES BUILD_RPATH ${TORCH_LIBRARY_DIR})
