@@ -37,3 +37,5 @@ __all__ = [
     "train",
     "weights",
 ]
+from placket import data, ops, reference  # noqa: E402  (the operators must be registered first)
+

@@ -103,4 +103,4 @@ def _hash_pixels(path: str) -> bytes | Exception:
         pixels = _C.decode_file(path)
     except RuntimeError as error:
         return error
-    return hashlib.blake2b(memoryview(pixels), digest_size=16, person=b"%dx%d" % pixels.shape[:2]).digest()
+    return hashlib.blake2b(pixels.tobytes(), digest_size=16, person=b"%dx%d" % pixels.shape[:2]).digest()
