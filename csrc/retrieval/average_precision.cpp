@@ -11,7 +11,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cmath>
+#include <bit>
+#include <numeric>
+#include <span>
 #include <vector>
 
 #include "base/checks.h"
@@ -35,6 +37,8 @@ Tensor average_precision(const Tensor& queries, const Tensor& candidates,
 namespace {
 
 constexpr const char* kName = "average_precision";
+constexpr const char* kNan =
+    ": scores must be numbers, got NaN; queries or candidates hold NaN or overflow float32";
 
 void check(const Tensor& queries, const Tensor& candidates, const Tensor& query_values,
            const Tensor& candidate_values, int64_t block) {
@@ -54,66 +58,81 @@ void check(const Tensor& queries, const Tensor& candidates, const Tensor& query_
                     ": candidates must be fewer than 2^32, got ", candidates.size(0));
 }
 
+// The candidates of each value, in order.
+class Groups {
+ public:
+  Groups(const int64_t* values, int64_t count) : rows_(count), values_(count) {
+    std::iota(rows_.begin(), rows_.end(), int64_t(0));
+    std::stable_sort(rows_.begin(), rows_.end(),
+                     [values](int64_t a, int64_t b) { return values[a] < values[b]; });
+    for (int64_t i = 0; i < count; ++i) values_[i] = values[rows_[i]];
+  }
+
+  std::span<const int64_t> rows(int64_t value) const {
+    const auto [begin, end] = std::equal_range(values_.begin(), values_.end(), value);
+    return {rows_.data() + (begin - values_.begin()), size_t(end - begin)};
+  }
+
+ private:
+  std::vector<int64_t> rows_;
+  std::vector<int64_t> values_;  // of these rows
+};
+
 // Average precision of one query at a time; keeps its buffers from query to query.
 class RankCounter {
  public:
-  double operator()(const float* scores, const int64_t* values, int64_t count, int64_t wanted) {
-    relevant_.clear();
+  double operator()(const float* scores, int64_t count, std::span<const int64_t> relevant_rows) {
     bool nan = false;
-    for (int64_t c = 0; c < count; ++c) {
-      nan |= std::isnan(scores[c]);
-      if (values[c] == wanted) relevant_.push_back(rank_key(scores[c], c));
-    }
-    TORCH_CHECK_VALUE(!nan, kName,
-                      ": scores must be numbers, got NaN; queries or candidates hold NaN or "
-                      "overflow float32");
-    if (relevant_.empty()) return 0;
+    for (int64_t c = 0; c < count; ++c) nan |= scores[c] != scores[c];
+    TORCH_CHECK_VALUE(!nan, kName, kNan);
+    if (relevant_rows.empty()) return 0;
+    relevant_.clear();
+    for (int64_t row : relevant_rows) relevant_.push_back(rank_key(scores[row], row));
     std::sort(relevant_.begin(), relevant_.end());
     fill_buckets();
-    // others_[p] counts what is irrelevant and has exactly p relevant candidates before it.
-    others_.assign(relevant_.size() + 1, 0);
-    for (int64_t c = 0; c < count; ++c) {
-      if (values[c] != wanted) ++others_[relevant_before(scores[c], c)];
-    }
+    // behind_[p] counts the candidates with exactly p relevant ones before them. Up to p these are
+    // all whose rank is at most that of relevant candidate p.
+    behind_.assign(relevant_.size() + 1, 0);
+    for (int64_t c = 0; c < count; ++c) ++behind_[relevant_before(scores[c], c)];
     double sum = 0;
-    int64_t before = 0;
+    int64_t rank = 0;
     for (size_t p = 0; p < relevant_.size(); ++p) {
-      before += others_[p];
-      sum += double(p + 1) / double(int64_t(p) + 1 + before);
+      rank += behind_[p];
+      sum += double(p + 1) / double(rank);
     }
     return sum / double(relevant_.size());
   }
 
  private:
   // A table over the range of the relevant scores leaves few of them to search. It is exact for any
-  // scores: bucket() is monotone, so what precedes a candidate lies in its bucket or above.
+  // scores: bucket() is monotone, so what precedes a candidate lies in its bucket or before.
   void fill_buckets() {
-    const float highest = score_of(relevant_.front());
-    lowest_ = score_of(relevant_.back());
-    buckets_ = int64_t(std::bit_ceil(2 * relevant_.size()));
-    scale_ = float(buckets_) / (highest - lowest_);
-    begin_.assign(buckets_ + 1, 0);
-    for (uint64_t key : relevant_) ++begin_[buckets_ - 1 - bucket(score_of(key)) + 1];
-    for (int64_t b = 0; b < buckets_; ++b) begin_[b + 1] += begin_[b];
+    constexpr size_t kMostBuckets = 1 << 14;  // 64 KiB of begin_, with the scores in the L2 cache
+    const size_t buckets = std::min(std::bit_ceil(8 * relevant_.size()), kMostBuckets);
+    highest_ = score_of(relevant_.front());
+    scale_ = float(buckets) / (highest_ - score_of(relevant_.back()));
+    last_ = float(buckets - 1);
+    begin_.assign(buckets + 1, 0);
+    for (uint64_t key : relevant_) ++begin_[bucket(score_of(key)) + 1];
+    for (size_t b = 0; b < buckets; ++b) begin_[b + 1] += begin_[b];
   }
 
   // An infinite range or one of zero makes products NaN; they go to bucket 0.
-  int64_t bucket(float score) const {
-    const float place = (score - lowest_) * scale_;
-    return place > 0 ? (place < float(buckets_) ? int64_t(place) : buckets_ - 1) : 0;
+  int32_t bucket(float score) const {
+    const float place = (highest_ - score) * scale_;
+    const float positive = place > 0 ? place : 0;
+    return int32_t(positive < last_ ? positive : last_);
   }
 
   int64_t relevant_before(float score, int64_t row) const {
-    const int64_t from_top = buckets_ - 1 - bucket(score);
-    const auto begin = relevant_.begin() + begin_[from_top];
-    const auto end = relevant_.begin() + begin_[from_top + 1];
+    const int32_t b = bucket(score);
+    const auto begin = relevant_.begin() + begin_[b], end = relevant_.begin() + begin_[b + 1];
     return std::lower_bound(begin, end, rank_key(score, row)) - relevant_.begin();
   }
 
   std::vector<uint64_t> relevant_;  // keys of the relevant candidates, in the order of the ranking
-  std::vector<int64_t> others_, begin_;
-  int64_t buckets_ = 0;
-  float lowest_ = 0, scale_ = 0;
+  std::vector<uint32_t> behind_, begin_;
+  float highest_ = 0, scale_ = 0, last_ = 0;
 };
 
 Tensor average_precision_cpu(const Tensor& queries, const Tensor& candidates,
@@ -123,6 +142,7 @@ Tensor average_precision_cpu(const Tensor& queries, const Tensor& candidates,
   const int64_t count = queries.size(0), length = candidates.size(0);
   const Tensor q = dot_rows(queries), c = dot_rows(candidates);
   const Tensor wanted = query_values.contiguous(), values = candidate_values.contiguous();
+  const Groups groups(data<int64_t>(values), length);
   const int64_t dims = q.size(1);
   Tensor precision = at::empty({count}, queries.options().dtype(at::kDouble));
   Tensor scores = at::empty({std::min(block, count), length}, queries.options());
@@ -133,8 +153,8 @@ Tensor average_precision_cpu(const Tensor& queries, const Tensor& candidates,
                      rows, length);
       RankCounter counter;
       for (int64_t i = begin; i < end; ++i) {
-        mutable_data<double>(precision)[i] = counter(
-            rows + (i - begin) * length, data<int64_t>(values), length, data<int64_t>(wanted)[i]);
+        mutable_data<double>(precision)[i] =
+            counter(rows + (i - begin) * length, length, groups.rows(data<int64_t>(wanted)[i]));
       }
     });
   }
@@ -154,9 +174,7 @@ Tensor average_precision_cuda(const Tensor& queries, const Tensor& candidates,
   for (int64_t start = 0; start < count; start += block) {
     const int64_t end = std::min(start + block, count);
     const Tensor scores = at::mm(queries.slice(0, start, end), candidates.t());
-    TORCH_CHECK_VALUE(!scores.isnan().any().item<bool>(), kName,
-                      ": scores must be numbers, got NaN; queries or candidates hold NaN or "
-                      "overflow float32");
+    TORCH_CHECK_VALUE(!scores.isnan().any().item<bool>(), kName, kNan);
     const Tensor order = std::get<1>(scores.sort(/*stable=*/true, /*dim=*/1, /*descending=*/true));
     const Tensor wanted = query_values.slice(0, start, end).unsqueeze(1);
     const Tensor relevant = candidate_values.index({order}).eq(wanted).to(at::kDouble);

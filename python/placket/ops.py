@@ -70,9 +70,9 @@ def average_precision(
 ) -> Tensor:
     """Return the average precision of each query over the whole candidate list.
 
-    ``AP(q) = (1 / R_q) sum_i rel_i (sum_{j <= i} rel_j) / i``, and 0 where no candidate is relevant. Candidates
-    are ranked by dot product in float32, ties by candidate order; a candidate is relevant when its value equals
-    the query's. On CPU the bits depend on neither ``block`` nor the number of threads.
+    ``AP(q) = (1 / R_q) sum_i rel_i (sum_{j <= i} rel_j) / i``, and 0 where no candidate is relevant.
+    Candidates are ranked by dot product in float32, ties by candidate order; a candidate is relevant when its
+    value equals the query's. On CPU the bits depend on neither ``block`` nor the number of threads.
 
         queries: ``[Q, D]`` float32, usually L2-normalised.
         candidates: ``[C, D]`` float32.

@@ -23,7 +23,7 @@ from placket import __version__
 from placket.runs import write_text
 
 __all__ = [
-    "Hit",
+    "GalleryHit",
     "Section",
     "curves_svg",
     "gallery_html",
@@ -35,7 +35,7 @@ __all__ = [
 
 Picture = NDArray[np.uint8] | Image.Image
 Curve = Sequence[tuple[float, float]]
-Hit = tuple[Picture, str, bool | None]
+GalleryHit = tuple[Picture, str, bool | None]
 """Picture, caption, and whether it is right; None where that is not known."""
 
 _STYLE = """
@@ -225,7 +225,7 @@ def gallery_html(
     query: Picture,
     attention: Picture | None,
     crop: Picture | None,
-    hits: Sequence[Hit],
+    hits: Sequence[GalleryHit],
     caption: str = "query",
 ) -> str:
     """Return a row of pictures: the query, its attention and its crop where given, then the hits in order.

@@ -169,3 +169,20 @@ def test_average_precision_under_autocast(device: torch.device):
     expected = ops.average_precision(q, c.bfloat16().float(), *values)
     with torch.autocast(device.type, torch.bfloat16):
         assert torch.equal(ops.average_precision(q, c.bfloat16(), *values), expected)
+
+
+def test_average_precision_cuda_kernel_on_cpu_tensors(whole_vectors):
+    """The CUDA kernel is made of ATen calls for any device, so that its logic is tested without a GPU."""
+    cpu = torch.device("cpu")
+    q, c = whole_vectors(33, 5, cpu), whole_vectors(120, 5, cpu)
+    values = torch.randint(6, (153,)).split([33, 120])
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    op = torch.ops.placket.average_precision.default
+    for block in (1, 10, 256):
+        got = op.redispatch(cuda, q, c, *values, block)
+        torch.testing.assert_close(got, ops.average_precision(q, c, *values), atol=1e-12, rtol=0)
+    for count, length in ((0, 4), (3, 0)):
+        empty = op.redispatch(cuda, q[:count], c[:length], values[0][:count], values[1][:length])
+        assert torch.equal(empty, torch.zeros(count, dtype=torch.float64))
+    with pytest.raises(ValueError, match="average_precision: scores must be numbers, got NaN"):
+        op.redispatch(cuda, q.log(), c, *values)

@@ -97,3 +97,15 @@ def test_flat_search_under_autocast(device: torch.device):
     expected = ops.flat_search(q, d.bfloat16().float(), 5)
     with torch.autocast(device.type, torch.bfloat16):
         assert all(map(torch.equal, ops.flat_search(q, d.bfloat16(), 5), expected))
+
+
+def test_flat_search_cuda_kernel_on_cpu_tensors(whole_vectors):
+    """The CUDA kernel is made of ATen calls for any device, so that its logic is tested without a GPU."""
+    q, d = whole_vectors(9, 5, torch.device("cpu")), whole_vectors(300, 5, torch.device("cpu"))
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    op = torch.ops.placket.flat_search.default
+    for k in (0, 1, 300):
+        assert all(map(torch.equal, op.redispatch(cuda, q, d, k), ops.flat_search(q, d, k)))
+    assert op.redispatch(cuda, q[:0], d, 3)[1].shape == (0, 3)
+    with pytest.raises(ValueError, match="flat_search: scores must be numbers, got NaN"):
+        op.redispatch(cuda, q.log(), d, 3)

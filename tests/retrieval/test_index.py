@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from placket.index import ENGINES, AttributeIndex
+from placket.index import ENGINES, AttributeIndex, attribute_index
 from placket.index.engines import FlatEngine
 
 SPACES = {"neckline": 5, "sleeve length": 3}
@@ -214,6 +214,24 @@ def test_verify_finds_a_changed_byte(tmp_path: Path):
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     (tmp_path / "a" / "manifest.json").write_text(json.dumps({**manifest, "format": "x"}))
     assert "must have format 'placket-attribute-index/1', got 'x'" in index.verify()[0]
+
+
+def test_load_while_another_process_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    index = filled(tmp_path / "a")
+    index.save()
+    read, before = attribute_index._read_manifest, []
+
+    def read_and_be_overtaken(folder: Path):
+        manifest = read(folder)
+        if not before:
+            before.append(manifest)
+            index.remove(["g3"])
+            index.save()
+        return manifest
+
+    monkeypatch.setattr(attribute_index, "_read_manifest", read_and_be_overtaken)
+    assert len(AttributeIndex.load(tmp_path / "a")) == 39
+    assert before[0][0]["count"] == 40
 
 
 def add_and_save_for_ever(folder: Path) -> None:

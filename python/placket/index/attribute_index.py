@@ -109,11 +109,22 @@ class AttributeIndex:
         there is no index, ValueError where it is damaged.
         """
         folder = Path(path)
-        manifest, raw = _read_manifest(folder)
+        while True:
+            manifest, raw = _read_manifest(folder)
+            try:
+                return AttributeIndex._open(folder, manifest, raw)
+            except ValueError:
+                # Another process may have saved, and removed the old files, since the manifest was read.
+                if (folder / "manifest.json").read_bytes() == raw:
+                    raise
+
+    @staticmethod
+    def _open(folder: Path, manifest: Mapping[str, Any], raw: bytes) -> AttributeIndex:
         spaces = {name: entry["dim"] for name, entry in manifest["spaces"].items()}
         index = AttributeIndex(folder, spaces, manifest["engine"])
         for name, entry in manifest["spaces"].items():
-            vectors = np.load(_whole(folder, entry), mmap_mode="r")
+            # Copy-on-write: torch takes only arrays that may be written; nothing writes them.
+            vectors = np.load(_whole(folder, entry), mmap_mode="c")
             if vectors.shape != (manifest["count"], entry["dim"]) or vectors.dtype != np.float32:
                 raise ValueError(
                     f"AttributeIndex.load: {folder / entry['file']} must hold float32 of shape "

@@ -56,7 +56,8 @@ class FlatEngine:
         count = len(vectors[next(iter(queries))])
         scores, rows = np.zeros(0, np.float32), np.zeros(0, np.int64)
         for begin in range(0, count, self.BLOCK):
-            block = np.concatenate([vectors[s][begin : begin + self.BLOCK] for s in queries], axis=1)
+            parts = [vectors[s][begin : begin + self.BLOCK] for s in queries]
+            block = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
             found = ops.flat_search(query, torch.from_numpy(block), min(k, len(block)))
             scores = np.concatenate([scores, found[0][0].numpy()])
             rows = np.concatenate([rows, found[1][0].numpy() + begin])
