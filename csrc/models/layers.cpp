@@ -184,15 +184,4 @@ Tensor split_heads(const Tensor& tokens, int64_t heads) {
 
 Tensor join_heads(const Tensor& heads) { return heads.transpose(1, 2).flatten(2); }
 
-std::tuple<Tensor, Tensor, Tensor> attention_pool(const Tensor& logits, const Tensor& values,
-                                                  bool background) {
-  const Tensor weights = logits.softmax(-1);
-  const Tensor pooled = weights.matmul(values.transpose(1, 2));
-  const c10::SymInt others = (values.sym_size(2) - 1).max(1);
-  return {pooled,
-          background ? (values.sum(-1).unsqueeze(1) - pooled) / others
-                     : at::empty({0}, values.options()),
-          weights};
-}
-
 }  // namespace placket

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "models/layers.h"
+#include "ops/attention_pool.h"
 
 namespace placket {
 
