@@ -37,5 +37,3 @@ __all__ = [
     "train",
     "weights",
 ]
-from placket import data, ops, reference  # noqa: E402  (the operators must be registered first)
-

@@ -50,7 +50,10 @@ def test_recipe_is_the_published_one() -> None:
     [
         ({"modle": {}}, "config: modle must be a key that exists, got 'modle'; closest is model"),
         ({"stages": [{}, {"epoch": 1}]}, r"stages\.1\.epoch .*closest is stages\.1\.epochs"),
-        ({"stages": [{"schedule": {"kind": "steps"}}]}, "schedule.kind must be one of step, cosine, got 'steps'"),
+        (
+            {"stages": [{"schedule": {"kind": "steps"}}]},
+            "schedule.kind must be one of step, cosine, got 'steps'",
+        ),
         ({"stages": [{"epochs": 1.5}]}, r"config: stages\.0\.epochs must be an integer, got 1\.5"),
         ({"trainer": {"seed": True}}, r"config: trainer\.seed must be an integer, got True"),
         ({"stages": [{"rates": {"patch.": "fast"}}]}, r"rates\.patch\. must be a number, got 'fast'"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_training import BOTH, STAGE, TRUNK
 from torch import Tensor
 
 import placket
@@ -19,8 +20,6 @@ from placket.config import StageConfig, TrainerConfig
 from placket.data import AsenDataset, Loader
 from placket.nn import Pictures, Rpf
 from placket.train import Trainer
-
-from .conftest import BOTH, STAGE, TRUNK
 
 MakeModel = Callable[..., Rpf]
 QUIET = TrainerConfig(report_every=3, checkpoint_every=0)
@@ -324,7 +323,10 @@ def test_images_sampler_and_other_losses(drawn: AsenDataset, make_model: MakeMod
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"losses": {"triplet_regio": 1.0}}, "stage: loss must be one of triplet_region, .*got 'triplet_regio'"),
+        (
+            {"losses": {"triplet_regio": 1.0}},
+            "stage: loss must be one of triplet_region, .*got 'triplet_regio'",
+        ),
         ({"losses": {"triplet_patch": 1.0}}, "stage: loss 'triplet_patch' needs branch 'patch'"),
         ({"branches": ("patch",)}, "stage: branch 'patch' is not part of this model"),
         ({"rates": {"region.": 1e-3}}, "stage: no rate fits the parameter 'attribute_embedding.weight'"),
