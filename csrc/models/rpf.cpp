@@ -6,7 +6,6 @@
 #include <cmath>
 
 #include "models/layers.h"
-#include "ops/attention_pool.h"
 
 namespace placket {
 

@@ -36,9 +36,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(directory) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(
-            f"load: '{directory}' must be a checkpoint's folder, got one without {CONFIG}"
-        )
+        raise FileNotFoundError(f"load: '{directory}' must be a checkpoint's folder, got one without {CONFIG}")
     try:
         config = json.loads(path.read_bytes())
     except ValueError as error:
@@ -99,3 +97,4 @@ def _replace(path: Path, content: bytes) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+

