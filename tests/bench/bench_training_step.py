@@ -1,9 +1,9 @@
-"""A training step of RPF's region branch at the published sizes (ResNet-50, 224 pixels), from batch to weights.
+"""A training step of RPF's region branch at the published sizes (ResNet-50, 224 pixels), batch to weights.
 
-Ours is ``Trainer.step``, which also loads: images are decoded on threads while the step before runs. Peers get
-their batches from the same loader (rows "with loading") or one batch again and again, where ours is charged for
-the loading all the same (rows "step"). Peers: the published way, three forward passes and Adam parameter by
-parameter; and the best plain PyTorch, one forward pass of the whole batch, channels_last and fused Adam.
+Ours is ``Trainer.step``, which also loads: images are decoded on threads while the step before runs. Peers
+get their batches from the same loader (rows "with loading") or one batch again and again, where ours is
+charged for the loading all the same (rows "step"). Peers: the published way, three forward passes and Adam
+parameter by parameter; and the best plain PyTorch, one pass of the whole batch, channels_last, fused Adam.
 """
 
 from __future__ import annotations
