@@ -151,6 +151,9 @@ void bind_systems(py::module_& m) {
 }
 
 void bind_trainer(py::module_& m) {
+  m.def("stage_seed", &stage_seed, py::arg("seed"), py::arg("stage_index"));
+  m.def("step_seed", &step_seed, py::arg("seed"), py::arg("step"), py::arg("rank"));
+
   py::class_<Report>(m, "Report")
       .def_readonly("step", &Report::step)
       .def_readonly("epoch", &Report::epoch)

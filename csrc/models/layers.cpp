@@ -40,12 +40,22 @@ void add_conv(TensorSpecs& specs, const std::string& name, int64_t out, int64_t 
 
 namespace {
 
+// The trainer may stop at a layer, forward and backward.
+Tensor with_interruption_point(const Tensor& out) {
+  interruption_point();
+  if (interruptible() && out.requires_grad()) {
+    out.register_hook([](const Tensor&) { interruption_point(); });
+  }
+  return out;
+}
+
 Tensor convolve(const Tensor& x, const Affine& weights, const c10::SymInt& top,
                 const c10::SymInt& left, const Conv& conv) {
   const c10::SymInt stride = conv.stride;
   const c10::SymInt padding[] = {top, left};
-  return at::conv2d_symint(x, weights.weight, weights.bias, stride, c10::SymIntArrayRef(padding),
-                           c10::SymInt(1), conv.groups);
+  return with_interruption_point(at::conv2d_symint(x, weights.weight, weights.bias, stride,
+                                                   c10::SymIntArrayRef(padding), c10::SymInt(1),
+                                                   conv.groups));
 }
 
 Tensor convolve_same(const Tensor& x, const Affine& weights, const Conv& conv) {
@@ -150,7 +160,7 @@ void add_linear(TensorSpecs& specs, const std::string& name, int64_t out, int64_
 }
 
 Tensor linear(const Tensor& x, const Affine& weights) {
-  return at::linear(x, weights.weight, weights.bias);
+  return with_interruption_point(at::linear(x, weights.weight, weights.bias));
 }
 
 void add_layer_norm(TensorSpecs& specs, const std::string& name, int64_t channels) {
@@ -173,16 +183,5 @@ Tensor split_heads(const Tensor& tokens, int64_t heads) {
 }
 
 Tensor join_heads(const Tensor& heads) { return heads.transpose(1, 2).flatten(2); }
-
-std::tuple<Tensor, Tensor, Tensor> attention_pool(const Tensor& logits, const Tensor& values,
-                                                  bool background) {
-  const Tensor weights = logits.softmax(-1);
-  const Tensor pooled = weights.matmul(values.transpose(1, 2));
-  const c10::SymInt others = (values.sym_size(2) - 1).max(1);
-  return {pooled,
-          background ? (values.sum(-1).unsqueeze(1) - pooled) / others
-                     : at::empty({0}, values.options()),
-          weights};
-}
 
 }  // namespace placket

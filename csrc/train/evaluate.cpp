@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 
+#include "base/interrupt.h"
 #include "retrieval/average_precision.h"
 #include "train/autocast.h"
 
@@ -45,6 +46,7 @@ Tensor encode_rows(System& system, const std::shared_ptr<const ImageList>& image
   config.keep_pixels = system.needs_pixels();
   config.threads = options.threads;
   Loader loader(used, nullptr, source, config);
+  const InterruptionScope interruption(poll);
   Tensor out;
   for (int64_t step = 0; step < source->steps_per_epoch(); ++step) {
     if (poll) poll();

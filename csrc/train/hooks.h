@@ -31,7 +31,9 @@ struct Evaluation {
 // How the run speaks to the outside; the core knows no Python. Any of them may throw: the exception
 // leaves run() unchanged, with the trainer between two steps, so that training can go on.
 struct Hooks {
-  std::function<void()> poll;  // about every 50 ms, between steps and between evaluation batches
+  // About every 50 ms: between steps, and at the layers of a model; a step that it ends by throwing
+  // is as if it had not begun.
+  std::function<void()> poll;
   std::function<void(const Report&)> report;
   std::function<void(const Evaluation&)> evaluated;
 };

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <map>
 
+#include "base/interrupt.h"
 #include "base/random.h"
 #include "train/autocast.h"
 
@@ -48,6 +49,24 @@ class SeedGuard {
   }
 
   std::vector<std::pair<at::Generator, Tensor>> saved_;
+};
+
+// Puts the running statistics back when a step ends by an exception.
+class BufferGuard {
+ public:
+  explicit BufferGuard(const NamedTensors& buffers) {
+    for (const auto& [name, buffer] : buffers) saved_.emplace_back(buffer, buffer.clone());
+  }
+  ~BufferGuard() {
+    const at::NoGradGuard no_grad;
+    for (auto& [buffer, value] : saved_) buffer.copy_(value);
+  }
+  void keep() { saved_.clear(); }
+  BufferGuard(const BufferGuard&) = delete;
+  BufferGuard& operator=(const BufferGuard&) = delete;
+
+ private:
+  std::vector<std::pair<Tensor, Tensor>> saved_;
 };
 
 uint64_t random_seed(uint64_t seed, RandomPurpose purpose, uint64_t a, uint32_t b = 0) {
@@ -145,6 +164,14 @@ Adam make_adam(System& system, const StageConfig& stage) {
 
 }  // namespace
 
+uint64_t stage_seed(uint64_t seed, int64_t stage_index) {
+  return random_seed(seed, kRandomSampler, uint64_t(stage_index), /*b=*/1);
+}
+
+uint64_t step_seed(uint64_t seed, int64_t step, int64_t rank) {
+  return random_seed(seed, kRandomDropout, uint64_t(step), uint32_t(rank));
+}
+
 struct Trainer::Progress {
   Clock::time_point last_poll{};  // the epoch: the first poll is due at once
   double seconds = 0;             // of training since the last report
@@ -176,9 +203,7 @@ Trainer::Trainer(std::shared_ptr<System> system, std::shared_ptr<const ImageList
                     "Trainer: evaluate_every must be 0 without an evaluation set, got ",
                     config_.evaluate_every);
   adam_ = std::make_unique<Adam>(make_adam(*system_, stage));
-  // Stages draw apart from each other.
-  const uint64_t seed =
-      random_seed(config_.seed, kRandomSampler, uint64_t(config_.stage_index), /*b=*/1);
+  const uint64_t seed = stage_seed(config_.seed, config_.stage_index);
   source_ = make_source(config_, sync_, images_, labels, seed);
   TORCH_CHECK_VALUE(source_->steps_per_epoch() > 0, "Trainer: batch must be at most an epoch (",
                     stage.sampler == "triplets" ? stage.triplets : int64_t(images_->paths.size()),
@@ -238,9 +263,12 @@ void Trainer::take_step() {
   loader_moved_ = true;
   const Batch batch = loader_->next();
   {
-    const SeedGuard seeded(
-        device_, random_seed(config_.seed, kRandomDropout, uint64_t(config_.first_step + step_),
-                             uint32_t(sync_.rank())));
+    const SeedGuard seeded(device_,
+                           step_seed(config_.seed, config_.first_step + step_, sync_.rank()));
+    // Steps on other devices are short, and there a copy of the buffers would tell.
+    const InterruptionScope interruption(device_.is_cpu() ? [this] { poll(); }
+                                                          : std::function<void()>());
+    BufferGuard buffers(device_.is_cpu() ? system_->buffers() : NamedTensors());
     const at::AutoGradMode with_grad(true);
     adam_->zero_grad();
     std::vector<Tensor> row;  // in the order of the stage's losses, then their weighted sum
@@ -269,6 +297,7 @@ void Trainer::take_step() {
       bad_.copy_(at::maximum(bad_, values.isfinite().all().logical_not().to(at::kFloat)));
     }
     total.backward();
+    buffers.keep();
   }
   if (sync_.world_size() > 1) {
     std::vector<Tensor> shared;
@@ -390,6 +419,7 @@ Evaluation Trainer::evaluate() {
   Evaluation result{config_.first_step + step_, epoch(), scores.per_attribute, scores.overall,
                     !best_ || scores.overall > *best_};
   evaluated_ = step_;
+  saved_ = -1;  // a checkpoint of this step does not know the evaluation
   if (result.best) {
     best_ = scores.overall;
     best_step_ = step_;

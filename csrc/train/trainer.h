@@ -16,6 +16,11 @@
 
 namespace placket {
 
+// What a stage's sampler and augmentation are seeded with, and torch's generators (dropout) in a
+// step of the run on a rank.
+uint64_t stage_seed(uint64_t seed, int64_t stage_index);
+uint64_t step_seed(uint64_t seed, int64_t step, int64_t rank);
+
 struct TrainerConfig {
   StageConfig stage;
   int64_t stage_index = 0;

@@ -21,10 +21,10 @@ __all__ = [
     "DataConfig",
     "LossConfig",
     "ModelConfig",
-    "TrainerConfig",
     "ScheduleConfig",
     "StageConfig",
     "TrainConfig",
+    "TrainerConfig",
     "dump",
     "find_config",
     "from_dict",
@@ -46,7 +46,8 @@ class ModelConfig:
         name: ``"rpf"``.
         trunk: description of the region branch's trunk.
         patch: the same of the patch branch, from the first stage that trains it; None leaves it out.
-        trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load`` takes it; None: random.
+        trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load_trunk`` takes it;
+            None: random.
         start: a checkpoint's folder to start the first stage from instead.
         embedding_dim, hidden_dim, heads: None derives them from the trunks.
     """
@@ -139,7 +140,8 @@ class StageConfig:
         sampler: "triplets", or "images": every image once an epoch.
         batch: triplets or images a step, over all processes.
         triplets: an epoch.
-        negative_by_value: draw a negative's value uniformly, then an image of it; otherwise uniformly among images.
+        negative_by_value: draw a negative's value uniformly, then an image of it; otherwise uniformly among
+            images.
         exclude_shared: draw no negative that carries the anchor's value too.
         views_per_image: with sampler "images", how many attributes of each image the patch branch looks at.
         flip: probability of a horizontal flip.
@@ -207,7 +209,7 @@ class TrainConfig:
         for name in names:
             if names.count(name) > 1 or not name or "/" in name or "." in name:
                 raise ValueError(
-                    f"config: names of stages must differ, be there and hold neither / nor a dot, got '{name}'"
+                    f"config: names of stages must differ, not be empty and hold no / or dot, got '{name}'"
                 )
 
 

@@ -74,20 +74,24 @@ def average_precision(
     Candidates are ranked by dot product in float32, ties by candidate order; a candidate is relevant when its
     value equals the query's. On CPU the bits depend on neither ``block`` nor the number of threads.
 
+    Args:
         queries: ``[Q, D]`` float32, usually L2-normalised.
         candidates: ``[C, D]`` float32.
         query_values: ``[Q]`` int64.
         candidate_values: ``[C]`` int64.
         block: of so many queries scores exist at a time.
 
+    Returns:
         ``[Q]`` float64 in [0, 1].
 
     Raises:
         ValueError: where a score is NaN.
+    """
     return torch.ops.placket.average_precision(queries, candidates, query_values, candidate_values, block)
 
 
 @torch.library.register_fake("placket::average_precision")
+def _(
     queries: Tensor, candidates: Tensor, query_values: Tensor, candidate_values: Tensor, block: int = 256
 ) -> Tensor:
     return queries.new_empty(queries.shape[0], dtype=torch.float64)
@@ -243,6 +247,31 @@ def _(
     return torch.empty(shape, dtype=dtype, device=pixels.device, memory_format=layout)
 
 
+def flat_search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the ``k`` rows of the database with the largest dot product, exactly; equal scores by row.
+
+    On CPU the bits depend on neither the number of threads nor the other queries.
+
+    Args:
+        queries: ``[Q, D]`` float32.
+        database: ``[N, D]`` float32.
+        k: at most N.
+
+    Returns:
+        Scores ``[Q, k]`` float32, descending, and rows ``[Q, k]`` int64.
+
+    Raises:
+        ValueError: where a score is NaN.
+    """
+    return torch.ops.placket.flat_search(queries, database, k)
+
+
+@torch.library.register_fake("placket::flat_search")
+def _(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    scores = queries.new_empty(queries.shape[0], k)
+    return scores, torch.empty_like(scores, dtype=torch.int64)
+
+
 def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224) -> Tensor:
     """Return the square box of the original image that an attention map points at.
 
@@ -267,25 +296,8 @@ def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: i
 @torch.library.register_fake("placket::region_box")
 def _(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224) -> Tensor:
     return sizes.new_empty(attention.shape[0], 4)
-def flat_search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the ``k`` rows of the database with the largest dot product, exactly; equal scores by row.
-
-    On CPU the bits depend on neither the number of threads nor the other queries.
-
-        queries: ``[Q, D]`` float32.
-        database: ``[N, D]`` float32.
-        k: at most N.
-
-        Scores ``[Q, k]`` float32, descending, and rows ``[Q, k]`` int64.
-
-        ValueError: where a score is NaN.
-    return torch.ops.placket.flat_search(queries, database, k)
 
 
-@torch.library.register_fake("placket::flat_search")
-def _(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    scores = queries.new_empty(queries.shape[0], k)
-    return scores, torch.empty_like(scores, dtype=torch.int64)
 def region_patch_info_nce(
     region: Tensor,
     patch: Tensor,
@@ -294,12 +306,14 @@ def region_patch_info_nce(
     attributes: Tensor,
     temperature: float = 0.07,
     alpha: float = 12.0,
+) -> Tensor:
     """Return the E-InfoNCE loss between the region and patch embeddings of a batch (RPF, SIGIR 2023).
 
     The mean over anchors i of ``-log(sum_pos exp(r_i.p_j / t) / (sum_all exp(r_i.p_j / t) + alpha * sum_same exp(r_i.b_k
     / t)))``: positives are the patches of the anchor's attribute and label, its own among them; negatives are all
     patches, those of other attributes too, and the backgrounds of the anchor's attribute.
 
+    Args:
         region, patch, background: ``[N, E]``, one floating dtype; rows are normalised inside. Three separate forwards of
             a triplet batch are concatenated to N = 3 x triplets.
         labels: ``[N]`` int64, the value of the row's attribute (counted by attribute or over all of them).
@@ -307,12 +321,16 @@ def region_patch_info_nce(
         temperature: above 0.
         alpha: weight of the backgrounds, at least 0.
 
+    Returns:
         A scalar, float32 (float64 for float64 rows); 0 for N = 0, NaN where a row holds a NaN.
+    """
     return torch.ops.placket.region_patch_info_nce(
         region, patch, background, labels, attributes, temperature, alpha
+    )
 
 
 @torch.library.register_fake("placket::region_patch_info_nce")
+def _(
     region: Tensor,
     patch: Tensor,
     background: Tensor,
@@ -320,10 +338,12 @@ def region_patch_info_nce(
     attributes: Tensor,
     temperature: float = 0.07,
     alpha: float = 12.0,
+) -> Tensor:
     return region.new_empty((), dtype=torch.float64 if region.dtype == torch.float64 else torch.float32)
 
 
 @torch.library.register_fake("placket::_region_patch_info_nce_backward")
+def _(
     grad: Tensor,
     region: Tensor,
     patch: Tensor,
@@ -337,3 +357,4 @@ def region_patch_info_nce(
         torch.empty_like(region, memory_format=torch.contiguous_format),
         torch.empty_like(patch, memory_format=torch.contiguous_format),
         torch.empty_like(background, memory_format=torch.contiguous_format),
+    )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,8 @@ def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> t
         return pooled, values.new_empty(0), weights
     outside = (1 - weights) / max(values.shape[2] - 1, 1)
     return pooled, outside @ values.mT, weights
+
+
 def average_precision(
     queries: Tensor, candidates: Tensor, query_values: Tensor, candidate_values: Tensor, block: int = 256
 ) -> Tensor:
@@ -55,37 +56,6 @@ def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: f
     return F.relu(margin - (a * p).sum(1) + (a * n).sum(1))
 
 
-def pillow_weights(source: int, target: int) -> Tensor:
-    """``[target, source]``: Pillow's antialiased triangle filter, in units of 2**-22."""
-    scale = source / target
-    radius = max(scale, 1.0)
-    center = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
-    first = (center - radius + 0.5).long().clamp(min=0)
-    end = (center + radius + 0.5).long()
-    position = torch.arange(source)
-    weight = (1 - ((position - center + 0.5) * (1 / radius)).abs()).clamp(min=0)
-    weight = torch.where((first <= position) & (position < end), weight, 0.0)
-    total = weight.cumsum(1)[:, -1:]  # adds one by one from the left, as Pillow does
-    return (0.5 + weight / total * 2**22).long()
-
-
-def pillow_resize(image: Tensor, height: int, width: int) -> Tensor:
-    """``[h, w, 3]`` integers in [0, 255] to ``[height, width, 3]``: two passes, each rounded to 8 bits."""
-
-    def resize(axis: int, target: int) -> None:
-        nonlocal image
-        weights = pillow_weights(image.shape[axis], target)
-        image = torch.tensordot(weights, image, ([1], [axis])).movedim(0, axis)
-        image = (image + 2**21 >> 22).clamp(max=255)
-
-    rows, columns = image.shape[0] - height, image.shape[1] - width
-    passes = [(1, width), (0, height)]
-    # Pillow 13 takes the vertical pass first where that saves work (python-pillow/Pillow#9549).
-    for axis, target in reversed(passes) if rows > max(0, 2 * columns) else passes:
-        resize(axis, target)
-    return image
-
-
 def crop_resize(
     pixels: Tensor,
     offsets: Tensor,
@@ -117,20 +87,40 @@ def crop_resize(
     return crops.to(pixels.device)
 
 
-def upsample_maps(maps: Tensor, view: int) -> Tensor:
-    """``[N, h, w]`` float32 to ``[N, view, view]`` as OpenCV's INTER_LINEAR, no operations joined."""
+def flat_search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    scores, rows = (queries @ database.T).sort(dim=1, descending=True, stable=True)
+    return scores[:, :k], rows[:, :k]
 
-    def taps(source: int) -> tuple[Tensor, Tensor, Tensor]:
-        scale = 1 / (view / source)
-        position = ((torch.arange(view, dtype=torch.float64) + 0.5) * scale - 0.5).float()
-        low = position.floor().clamp(0, source - 1)
-        weight = torch.where((position < 0) | (low == source - 1), 0.0, position - low)
-        return low.long(), (low.long() + 1).clamp(max=source - 1), weight
 
-    low, high, weight = taps(maps.shape[2])
-    maps = maps[:, :, low] * (1 - weight) + maps[:, :, high] * weight
-    low, high, weight = taps(maps.shape[1])
-    return maps[:, low] * (1 - weight[:, None]) + maps[:, high] * weight[:, None]
+def pillow_resize(image: Tensor, height: int, width: int) -> Tensor:
+    """``[h, w, 3]`` integers in [0, 255] to ``[height, width, 3]``: two passes, each rounded to 8 bits."""
+
+    def resize(axis: int, target: int) -> None:
+        nonlocal image
+        weights = pillow_weights(image.shape[axis], target)
+        image = torch.tensordot(weights, image, ([1], [axis])).movedim(0, axis)
+        image = (image + 2**21 >> 22).clamp(max=255)
+
+    rows, columns = image.shape[0] - height, image.shape[1] - width
+    passes = [(1, width), (0, height)]
+    # Pillow 13 takes the vertical pass first where that saves work (python-pillow/Pillow#9549).
+    for axis, target in reversed(passes) if rows > max(0, 2 * columns) else passes:
+        resize(axis, target)
+    return image
+
+
+def pillow_weights(source: int, target: int) -> Tensor:
+    """``[target, source]``: Pillow's antialiased triangle filter, in units of 2**-22."""
+    scale = source / target
+    radius = max(scale, 1.0)
+    center = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
+    first = (center - radius + 0.5).long().clamp(min=0)
+    end = (center + radius + 0.5).long()
+    position = torch.arange(source)
+    weight = (1 - ((position - center + 0.5) * (1 / radius)).abs()).clamp(min=0)
+    weight = torch.where((first <= position) & (position < end), weight, 0.0)
+    total = weight.cumsum(1)[:, -1:]  # adds one by one from the left, as Pillow does
+    return (0.5 + weight / total * 2**22).long()
 
 
 def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224) -> Tensor:
@@ -154,9 +144,8 @@ def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: i
         y += (height - short) // 2
         boxes.append([x, y, x + d, y + d])
     return torch.tensor(boxes, dtype=torch.int64, device=sizes.device).view(-1, 4)
-def flat_search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    scores, rows = (queries @ database.T).sort(dim=1, descending=True, stable=True)
-    return scores[:, :k], rows[:, :k]
+
+
 def region_patch_info_nce(
     region: Tensor,
     patch: Tensor,
@@ -165,6 +154,7 @@ def region_patch_info_nce(
     attributes: Tensor,
     temperature: float = 0.07,
     alpha: float = 12.0,
+) -> Tensor:
     wide = torch.float64 if region.dtype == torch.float64 else torch.float32
     if len(region) == 0:
         return region.to(wide).sum()
@@ -177,6 +167,8 @@ def region_patch_info_nce(
     negatives = backgrounds.masked_fill(~same_attribute, -math.inf)
     denominator = torch.cat([patches, negatives], 1).logsumexp(1)
     return (denominator - numerator).mean()
+
+
 def rpf_joint_embedding(region: Tensor, patch: Tensor, region_weight: float) -> Tensor:
     """``[N, E]`` each to ``[N, 2 E]``: the dot product is beta cos(region) + (1 - beta) cos(patch)."""
     r = region / region.norm(dim=1, keepdim=True)
@@ -187,8 +179,10 @@ def rpf_joint_embedding(region: Tensor, patch: Tensor, region_weight: float) -> 
 def rpf_patch_head(
     features: Tensor,
     attribute_embedding: Tensor,
+    attributes: Tensor,
     weights: Mapping[str, Tensor],
     heads: int,
+) -> Tensor:
     """``[V, C, h, w]`` and attributes ``[V]`` to ``[V, E]``, without dropout; weights by name."""
     attribute_type, token_type = weights["type_embedding"]
     tokens = _layer_norm(features.flatten(2).transpose(1, 2) + token_type, weights, "token_norm")
@@ -208,6 +202,7 @@ def rpf_patch_head(
 def rpf_region_head(
     features: Tensor,
     attribute_embedding: Tensor,
+    attributes: Tensor,
     weights: Mapping[str, Tensor],
     project_background: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,6 +225,22 @@ def rpf_region_head(
         background = _linear(background, weights, "pooled_proj")
     region = embed(_linear(foreground, weights, "pooled_proj"))
     return region, embed(background), attention.view(len(features), *features.shape[2:])
+
+
+def upsample_maps(maps: Tensor, view: int) -> Tensor:
+    """``[N, h, w]`` float32 to ``[N, view, view]`` as OpenCV's INTER_LINEAR, no operations joined."""
+
+    def taps(source: int) -> tuple[Tensor, Tensor, Tensor]:
+        scale = 1 / (view / source)
+        position = ((torch.arange(view, dtype=torch.float64) + 0.5) * scale - 0.5).float()
+        low = position.floor().clamp(0, source - 1)
+        weight = torch.where((position < 0) | (low == source - 1), 0.0, position - low)
+        return low.long(), (low.long() + 1).clamp(max=source - 1), weight
+
+    low, high, weight = taps(maps.shape[2])
+    maps = maps[:, :, low] * (1 - weight) + maps[:, :, high] * weight
+    low, high, weight = taps(maps.shape[1])
+    return maps[:, low] * (1 - weight[:, None]) + maps[:, high] * weight[:, None]
 
 
 def _layer_norm(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:

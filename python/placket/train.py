@@ -20,9 +20,9 @@ from placket import _C, checkpoint, weights
 from placket.config import (
     LossConfig,
     ModelConfig,
-    TrainerConfig,
     StageConfig,
     TrainConfig,
+    TrainerConfig,
     dump,
     load_config,
     to_dict,
@@ -44,10 +44,10 @@ class Trainer:
         trainer = placket.Trainer(model, data, StageConfig(epochs=2, batch=8, triplets=800))
         trainer.run()
 
-    Every random choice is a function of seed, step and rank: equal seeds give equal bits on a CPU, and a trainer
-    that continues from ``state()`` gives what the first would have given. An exception, also KeyboardInterrupt,
-    comes between two steps (or leaves the weights of the step it interrupts as they were), so that ``run()`` may
-    simply be called again.
+    Every random choice is a function of seed, step and rank: equal seeds give equal bits on a CPU, and a
+    trainer that continues from ``state()`` gives what the first would have given. An exception, also
+    KeyboardInterrupt, leaves the model as it was between two steps, so that ``run()`` may simply be called
+    again.
 
     Args:
         model: with trunks of this package; on the device to train on.
@@ -57,9 +57,11 @@ class Trainer:
         evaluation: split whose lists are evaluated; None for never.
         folder: of the run, for checkpoints; None for none.
         stage_index, first_step: the stage's place in a training of several, and the steps before it.
-        on_report: called with a report every ``trainer.report_every`` steps; what it raises ends ``run()`` unchanged.
+        on_report: called with a report every ``trainer.report_every`` steps; what it raises ends ``run()``
+            unchanged.
         on_evaluation: the same after each evaluation.
-        process_group: of ``torch.distributed``; the batch is shared out among its ranks, and gradients averaged.
+        process_group: of ``torch.distributed``; each of its ranks takes its part of the batch, and gradients
+            are averaged. Results equal those of one process where BatchNorm is "frozen" and dropout 0.
 
     Raises:
         ValueError: a setting is out of range, unknown, or does not fit the model or the data.
@@ -116,8 +118,8 @@ class Trainer:
         """Train to the end of the stage, or for at most ``steps`` more.
 
         Raises:
-            RuntimeError: a loss is not finite (the text names step, loss and image files), or an image cannot be
-                read.
+            RuntimeError: a loss is not finite (the text names step, loss and image files), or an image cannot
+                be read.
             OSError, RuntimeError: a checkpoint cannot be written; the one before is whole.
         """
         self._native.run(steps)
@@ -192,8 +194,8 @@ def train(
 ) -> TrainResult:
     """Train all stages of a configuration, each from the best checkpoint of the one before.
 
-    A run that was stopped, by Ctrl-C or by a kill, continues with ``resume`` from its last checkpoint and gives
-    what it would have given.
+    A run that was stopped, by Ctrl-C or by a kill, continues with ``resume`` from its last checkpoint and
+    gives what it would have given.
 
     Args:
         config: see ``placket.config.load_config``.
@@ -303,8 +305,8 @@ def _evaluate_every(trainer: TrainerConfig, stage: StageConfig, images: Split) -
 def _evaluation_set(split: Split) -> _C.EvaluationSet:
     if not len(split.queries) or not len(split.candidates):
         raise ValueError(
-            f"{split.root}: split '{split.name}' must have query and candidate lists to be evaluated, got none; "
-            "set trainer.evaluate_every to 0 to train without"
+            f"{split.root}: split '{split.name}' must have query and candidate lists to be evaluated, "
+            "got none; set trainer.evaluate_every to 0 to train without"
         )
     queries, candidates = (
         (rows[:, 0].tolist(), rows[:, 1].tolist(), rows[:, 2].tolist())
@@ -316,7 +318,7 @@ def _evaluation_set(split: Split) -> _C.EvaluationSet:
 def _begin(folder: RunFolder, config: TrainConfig) -> None:
     if folder.config.exists() or (folder.path / "last").exists():
         raise FileExistsError(
-            f"train: run must be an unused folder, got {folder.path} with a run in it; resume it or name another"
+            f"train: run must be an unused folder, got {folder.path} with a run; resume it or name another"
         )
     folder.write_config(dump(config))
 

@@ -1,0 +1,130 @@
+"""A training step of RPF's region branch at the published sizes (ResNet-50, 224 pixels), batch to weights.
+
+Ours is ``Trainer.step``, which also loads: images are decoded on threads while the step before runs. Peers
+get their batches from the same loader (rows "with loading") or one batch again and again, where ours is
+charged for the loading all the same (rows "step"). Peers: the published way, three forward passes and Adam
+parameter by parameter; and the best plain PyTorch, one pass of the whole batch, channels_last, fused Adam.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from paired import Record, compare
+from torch import Tensor, nn
+
+import placket
+from placket import _C, reference
+from placket.config import StageConfig, TrainerConfig
+from placket.data import AsenDataset, Loader
+from placket.data.garments import generate
+from placket.nn import Rpf
+from placket.train import Trainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+
+from plain_trunks import ResNet
+
+STAGE = StageConfig(batch=4, triplets=100_000)
+RATE, MARGIN = 5e-5, 0.2
+
+
+class Plain(nn.Module):
+    """The region branch in plain PyTorch, on copies of a model's tensors."""
+
+    def __init__(self, model: Rpf) -> None:
+        super().__init__()
+        self.trunk = ResNet([3, 4, 6], 4)
+        self.trunk.load_state_dict(model.region.trunk.state_dict(), strict=False)
+        head = dict(model.region.head.named_parameters())
+        self.names = list(head)
+        self.head = nn.ParameterList(p.detach().clone() for p in head.values())
+        self.table = nn.Parameter(model.attribute_embedding.weight.detach().clone())
+
+    def forward(self, images: Tensor, attributes: Tensor) -> Tensor:
+        weights = dict(zip(self.names, self.head, strict=True))
+        return reference.rpf_region_head(self.trunk(images), self.table, attributes, weights)[0]
+
+
+def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    near, far = F.cosine_similarity(anchor, positive), F.cosine_similarity(anchor, negative)
+    return (MARGIN - near + far).clamp_min(0).mean()
+
+
+def stepper(
+    module: Plain, batches: Iterator[_C.Batch], adam: torch.optim.Adam, passes: int
+) -> Callable[[], float]:
+    def step() -> float:
+        batch = next(batches)
+        adam.zero_grad()
+        parts = zip(batch.images.chunk(passes), batch.attributes.chunk(passes), strict=True)
+        roles = torch.cat([module(images, attributes) for images, attributes in parts]).chunk(3)
+        loss = triplet_loss(*roles)
+        loss.backward()
+        adam.step()
+        return float(loss)
+
+    return step
+
+
+def endless(loader: Loader) -> Iterator[_C.Batch]:
+    while True:
+        yield from loader
+
+
+def peers(model: Rpf, batches: Callable[[], Iterator[_C.Batch]]) -> dict[str, Callable[[], float]]:
+    published, plain = Plain(model).train(), Plain(model).train().to(memory_format=torch.channels_last)
+    one_by_one = torch.optim.Adam(published.parameters(), lr=RATE, foreach=False)
+    fused = torch.optim.Adam(plain.parameters(), lr=RATE, fused=True)
+    return {
+        "published": stepper(published, batches(), one_by_one, passes=3),
+        "plain": stepper(plain, batches(), fused, passes=1),
+    }
+
+
+def bench(data: AsenDataset, batch_norm: str, loading: bool) -> Record:
+    stage = dataclasses.replace(STAGE, batch_norm=batch_norm)
+    model = placket.create_model(
+        "rpf", schema=data.schema, patch=None, dropout=0.0, generator=torch.Generator().manual_seed(0)
+    )
+    loader = Loader(
+        data.split("train"),
+        sampler="triplets",
+        batch=stage.batch,
+        preprocess=_C.Preprocess(**model.preprocess),
+        seed=_C.stage_seed(TrainerConfig.seed, 0),
+    )
+    batch = next(iter(loader))
+    loader.set_epoch(0)
+
+    def batches() -> Iterator[_C.Batch]:
+        if loading:
+            return endless(loader)
+        return iter(lambda: batch, None)
+
+    others = peers(model, batches)
+    model.to(memory_format=torch.channels_last)
+    trainer = Trainer(model, data, stage, trainer=TrainerConfig(checkpoint_every=0))
+    # Equal work: the first losses, of equal weights and batches, are equal.
+    first = trainer.step()["triplet_region"]
+    for name, step in others.items():
+        if not loading and (name == "published") == (batch_norm == "grouped"):
+            torch.testing.assert_close(step(), first, rtol=1e-3, atol=1e-4)
+    name = f"training step, {batch_norm}, " + ("with loading" if loading else "step")
+    return compare(name, lambda: trainer.step(), others, pairs=11)
+
+
+def run() -> list[Record]:
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder) / "garments", items=200, size=256)
+        data = placket.data.open(Path(folder) / "garments")
+        return [
+            bench(data, batch_norm, loading)
+            for batch_norm, loading in (("grouped", False), ("merged", False), ("grouped", True))
+        ]

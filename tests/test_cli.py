@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import placket
+from placket.cli import _COMMANDS, main
+from placket.config import dump
+
+sys.path.insert(0, str(Path(__file__).parent / "train"))
+
+from small_training import draw_all, small_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli") / "drawn"
+    root.mkdir()
+    draw_all(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(data: Path) -> Path:
+    """A run made by the command itself, of the configuration's file with two values changed."""
+    torch.set_num_threads(1)
+    file, folder = data.parent / "small.yaml", data.parent / "run"
+    file.write_text(dump(small_config(data)))
+    changes = ["--stages.region.epochs", "1", "--stages.patch.losses.region_patch", "0.5"]
+    assert main(["train", "--config", str(file), "--run", str(folder), *changes]) == 0
+    return folder
+
+
+def test_train_takes_file_and_changes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = placket.load_config(run / "config.yaml").stages
+    assert [stage.epochs for stage in stages] == [1, 2]
+    assert stages[1].losses["region_patch"] == 0.5
+    assert stages[0].rates == {"": 1e-3}
+    # Nothing is left to do, and the run's own configuration is read.
+    assert main(["train", "--run", str(run), "--resume"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("region: MAP ")
+    assert lines[2] == str(run)
+
+
+def test_evaluate(run: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["evaluate", str(run / "best"), str(data), "--split", "valid"]
+    assert main(arguments) == 0
+    table = capsys.readouterr().out
+    assert "overall" in table
+    assert main([*arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["protocol"] == "asfr-map-all/v1"
+    assert main([*arguments, "--json", str(tmp_path / "result.json")]) == 0
+    assert json.loads((tmp_path / "result.json").read_text()) == printed
+
+
+def test_embed(run: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "e.npz"
+    assert main(["embed", str(run / "best"), str(data), "--split", "valid", "--out", str(out)]) == 0
+    saved = np.load(out)
+    model = placket.load(run / "best")
+    assert saved["embeddings"].shape == (18, 2, model.embedding_dim)
+    assert list(saved["attributes"]) == ["colour", "place"]
+    assert saved["filenames"][3] == "img/valid003.jpg"
+
+
+def test_index_and_search(run: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    index = str(tmp_path / "index")
+    assert main(["index", "build", str(run / "best"), str(data), "--split", "valid", "--out", index]) == 0
+    assert main(["index", "verify", index]) == 0
+    capsys.readouterr()
+    assert main(["index", "info", index, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["count"] == 18
+    image = str(data / "img" / "valid004.jpg")
+    for chosen in ([], ["--attribute", "place"], ["--attribute", "place=0.5", "--attribute", "colour"]):
+        assert main(["search", index, image, "-k", "3", "--json", *chosen]) == 0
+        hits = json.loads(capsys.readouterr().out)
+        assert len(hits) == 3
+        assert hits[0]["id"] == "img/valid004.jpg"
+    assert hits[0]["score"] == pytest.approx(1.5, abs=1e-4)
+    assert main(["search", index, image, "--attribute", "colour=much"]) == 1
+    assert "weight of attribute 'colour' must be a number, got 'much'" in capsys.readouterr().err
+
+
+def test_data(data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["data", "verify", str(data)]) == 0
+    assert "ok" in capsys.readouterr().out
+    garments = str(tmp_path / "garments")
+    assert main(["data", "generate", garments, "--items", "30", "--size", "64", "--seed", "3"]) == 0
+    image = placket.data.open(garments).split("train").paths[0]
+    Path(image).write_bytes(b"no image")
+    capsys.readouterr()
+    assert main(["data", "verify", garments, "--json"]) == 1
+    captured = capsys.readouterr()
+    assert [problem["kind"] for problem in json.loads(captured.out)] == ["damaged"]
+    assert captured.err == ""
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    assert {"placket", "torch"} <= {finding["name"] for finding in json.loads(capsys.readouterr().out)}
+
+
+@pytest.mark.parametrize("command", list(_COMMANDS))
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    assert f"example: placket {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["index"],
+        ["data", "generate"],
+        ["search", "a", "b", "-k", "many"],
+        ["train", "--modle.trunk", "x"],
+        ["train", "--stages.region.epochs", "two"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "none", "none"], "load: 'none' must be a checkpoint's folder"),
+        (["data", "verify", "none"], "none: data set must be a folder, got none there"),
+        (["index", "info", "none"], "none"),
+        (["train", "--config", "none.yaml"], "config: 'none.yaml' must be a file or a shipped recipe"),
+        (["train", "--run", "none", "--resume"], "must be a file or a shipped recipe"),
+    ],
+)
+def test_failure_is_one_sentence(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("placket: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "none", "none", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "placket", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert placket.__version__ in done.stdout

@@ -1,0 +1,60 @@
+"""One of two gloo processes that train together; test_runs_of_training.py starts them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from small_training import BOTH, STAGE, TRUNK
+
+import placket
+from placket.data import AsenDataset
+from placket.nn import Rpf
+from placket.train import Trainer
+
+# Statistics of a rank's half would differ from those of the whole, and dropout is drawn on each rank.
+SHARED = dataclasses.replace(BOTH, batch_norm="frozen")
+STAGES = {
+    "triplets": SHARED,
+    "images": dataclasses.replace(
+        SHARED,
+        sampler="images",
+        batch=8,
+        views_per_image=2,
+        losses={"region_contrast": 1.0, "patch_classify": 0.5, "region_patch": 0.1},
+    ),
+    "region": dataclasses.replace(STAGE, batch_norm="frozen"),
+}
+
+
+def make(data: AsenDataset) -> Rpf:
+    return placket.create_model(
+        "rpf",
+        schema=data.schema,
+        trunk=TRUNK,
+        patch=TRUNK,
+        attribute_dim=16,
+        dropout=0.0,
+        patch_size=32,
+        preprocess={"size": 48},
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def main(root: str, out: str, rank: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=2)
+    data = placket.data.open(root)
+    for name, stage in STAGES.items():
+        model = make(data)
+        Trainer(model, data, stage, process_group=dist.group.WORLD).run(3)
+        safetensors.torch.save_file(model.state_dict(), Path(out) / f"{name}{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
