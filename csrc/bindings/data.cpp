@@ -121,6 +121,25 @@ Batch load_image(const std::string& path, const std::optional<Box>& box,
   return make_batch(image, box, preprocess);
 }
 
+using Corners = std::array<double, 4>;
+
+// The picture that is cut out of an image, and the part of it that the input shows.
+std::pair<Box, Corners> frame_of(int64_t height, int64_t width, const std::optional<Box>& box,
+                                 const Preprocess& preprocess) {
+  check_preprocess("frame", preprocess);
+  const Frame frame = frame_picture(height, width, box, preprocess);
+  const FitWindow& fit = frame.fit;
+  // The long side is cut to whole pixels after the resize, so its scale differs a little from the
+  // short one's.
+  const double step_x = double(frame.x1 - frame.x0) / double(fit.resized_width);
+  const double step_y = double(frame.y1 - frame.y0) / double(fit.resized_height);
+  const Corners window = {double(frame.x0) + double(fit.left) * step_x,
+                          double(frame.y0) + double(fit.top) * step_y,
+                          double(frame.x0) + double(fit.left + preprocess.size) * step_x,
+                          double(frame.y0) + double(fit.top + preprocess.size) * step_y};
+  return {{frame.x0, frame.y0, frame.x1, frame.y1}, window};
+}
+
 }  // namespace
 
 void bind_data(py::module_& m) {
@@ -236,6 +255,11 @@ void bind_data(py::module_& m) {
         return pixels_of(image);
       },
       arg("path"));
+  m.def("frame", &frame_of, arg("height"), arg("width"), arg("box") = py::none(),
+        arg("preprocess") = Preprocess(),
+        "What preprocessing cuts out of an image: the picture, and the part of it that the square "
+        "input shows; both x0, y0, x1, y1 in pixels of the image, which they may leave with fit "
+        "'pad'.");
   m.def("load_image", &load_image, arg("path"), arg("box") = py::none(),
         arg("preprocess") = Preprocess());
   m.def(

@@ -272,6 +272,9 @@ def encode_rows(
     threads: int = ...,
     bfloat16: bool = ...,
 ) -> Tensor: ...
+def frame(
+    height: SupportsInt, width: SupportsInt, box: Sequence[SupportsInt] | None = ..., preprocess: Preprocess = ...
+) -> tuple[list[int], list[float]]: ...
 def image_source(
     images: int,
     *,

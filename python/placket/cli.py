@@ -130,22 +130,9 @@ def _index_build(options: Namespace) -> None:
     import placket
 
     model = placket.load(options.checkpoint, device=options.device)
-    data = placket.data.open(options.data)
-    split = data.split(options.split)
-    names = model.schema.names
-    index = placket.AttributeIndex.create(
-        options.out, spaces=dict.fromkeys(names, model.embedding_dim), engine=options.engine
-    )
-    embeddings = placket.embed_split(model, split).numpy()
-    rows = [
-        {"path": path, "labels": record.labels}
-        for path, record in zip(split.paths, split.records, strict=True)
-    ]
-    index.add(list(split.filenames), {name: embeddings[:, i] for i, name in enumerate(names)}, metadata=rows)
-    # Whoever searches needs the model that made the vectors.
-    model.save(index.path / "model")
-    index.save()
-    print(f"{options.out}: {len(index)} images in the spaces {', '.join(names)}")
+    split = placket.data.open(options.data).split(options.split)
+    index = placket.index.build(model, split, options.out, engine=options.engine)
+    print(f"{options.out}: {len(index)} images in the spaces {', '.join(index.spaces)}")
 
 
 def _index_info(options: Namespace) -> None:
@@ -168,11 +155,8 @@ def _search(options: Namespace) -> None:
     import placket
 
     index = placket.AttributeIndex.load(options.index)
-    model = placket.load(index.path / "model")
-    weights = dict(_weighted(text) for text in options.attribute or model.schema.names)
-    embedding = placket.embed_image(model, options.image, list(weights)).numpy()
-    queries = dict(zip(weights, embedding, strict=True))
-    hits = index.search(queries, weights=weights, k=options.k)
+    weights = dict(map(_weighted, options.attribute)) if options.attribute else None
+    hits = placket.index.search_image(index, options.image, weights, k=options.k)
     lines = [f"{hit.score:8.4f}  {hit.id}" for hit in hits]
     _show(options, [dataclasses.asdict(hit) for hit in hits], "\n".join(lines))
 

@@ -94,6 +94,7 @@ def embed_split(
 
 
 @torch.no_grad()
+@torch.inference_mode()
 def embed_image(
     model: Rpf,
     image: str | os.PathLike[str],

@@ -2,20 +2,97 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
-__all__ = ["attention_overlay"]
+from placket import _C, ops
+from placket.nn import Pictures, Rpf
+
+__all__ = ["Look", "attention_overlay", "look"]
 
 # Violet over red to yellow: lightness rises all the way, and no end is lost on a white or a black ground.
 _COLOURS = np.array(
     [(70, 0, 110), (190, 10, 90), (235, 60, 20), (255, 140, 0), (255, 215, 0)], dtype=np.float32
 )
 _BOX, _REGION, _EDGE = (255, 255, 255), (60, 220, 90), (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model sees in an image under one attribute; boxes are x0, y0, x1, y1 in pixels of the image.
+
+    Attributes:
+        attribute: its name.
+        picture: ``[H, W, 3]`` uint8, the image.
+        window: the part of it that the attention map covers; it may leave the image.
+        attention: ``[h, w]`` float32, sums to 1.
+        box: the crop that the map gives, x1 and y1 exclusive.
+        embedding: ``[D]`` float32, L2-normalised.
+    """
+
+    attribute: str
+    picture: NDArray[np.uint8]
+    window: tuple[float, float, float, float]
+    attention: NDArray[np.float32]
+    box: tuple[int, int, int, int]
+    embedding: NDArray[np.float32]
+
+    def overlay(self, regions: Sequence[Sequence[float]] = ()) -> NDArray[np.uint8]:
+        """Return the picture with attention as heat, the box in white, and true regions, if given, in green."""
+        return attention_overlay(self.picture, self.attention, self.box, window=self.window, regions=regions)
+
+    def crop(self) -> NDArray[np.uint8]:
+        """Return the part of the picture inside the box; zeros where the box leaves the image."""
+        return np.asarray(Image.fromarray(self.picture).crop(self.box))
+
+
+@torch.inference_mode()
+def look(
+    model: Rpf,
+    image: str | os.PathLike[str],
+    attributes: Sequence[str | int],
+    box: Sequence[int] | None = None,
+) -> list[Look]:
+    """Show what a model sees in an image under some attributes.
+
+    Args:
+        model: in the mode it is in; ``placket.load`` returns it for evaluation.
+        image: path of the file.
+        attributes: names or ids.
+        box: x0, y0, x1, y1 of the garment in pixels, x1 and y1 exclusive; the whole image without one.
+
+    Raises:
+        RuntimeError: the image cannot be read; the text names file and cause.
+    """
+    preprocess = _C.Preprocess(**model.preprocess)
+    picture = _C.decode_file(os.fspath(image))
+    batch = _C.prepare_image(picture, box, preprocess)
+    (left, top, _, _), (x0, y0, x1, y1) = _C.frame(*picture.shape[:2], box, preprocess)
+    device = next(model.parameters()).device
+    ids = torch.tensor([model.schema.indices(attributes)], device=device)
+    pictures = Pictures(batch.pixels.to(device), batch.offsets.to(device), batch.sizes.to(device))
+    out = model(batch.images.to(device), ids, pictures)
+    attention = out.attention[0].float().cpu()
+    found = ops.region_box(attention, batch.sizes.expand(len(attention), 2), model.config.box_threshold)
+    boxes = (found + torch.tensor([left, top, left, top])).tolist()
+    return [
+        Look(
+            model.schema.names[int(ids[0, k])],
+            picture,
+            (x0, y0, x1, y1),
+            attention[k].numpy(),
+            (boxes[k][0], boxes[k][1], boxes[k][2], boxes[k][3]),
+            out.embedding[0, k].float().cpu().numpy(),
+        )
+        for k in range(len(boxes))
+    ]
 
 
 def attention_overlay(

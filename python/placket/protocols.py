@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from placket import __version__, ops
+from placket import _C, __version__, ops
 from placket.runs import write_json
 from placket.schema import AttributeSchema
 
@@ -310,25 +310,9 @@ def input_window(
     Returns:
         x0, y0, x1, y1 in pixels of the image; with "pad" it may leave the image.
     """
-    x0, y0, x1, y1 = (0, 0, width, height) if box is None else box
-    if box is not None:
-        dx, dy = (math.floor(box_margin * side + 0.5) for side in (x1 - x0, y1 - y0))
-        x0, y0, x1, y1 = max(x0 - dx, 0), max(y0 - dy, 0), min(x1 + dx, width), min(y1 + dy, height)
-    if not (x0 < x1 and y0 < y1):
-        raise ValueError(f"input_window: box must overlap the image of {width} x {height} pixels, got {box}")
-    wide, high = x1 - x0, y1 - y0
-    if fit == "pad":
-        side = max(wide, high)
-        x0, y0, wide, high = x0 - (side - wide) // 2, y0 - (side - high) // 2, side, side
-    elif fit != "crop":
-        raise ValueError(f"input_window: fit must be 'crop' or 'pad', got '{fit}'")
-    # The long side is cut to whole pixels after the resize, so its scale differs a little from the short
-    # one's.
-    short = min(wide, high)
-    resized_wide, resized_high = size * wide // short, size * high // short
-    left, top = round((resized_wide - size) / 2), round((resized_high - size) / 2)
-    step_x, step_y = wide / resized_wide, high / resized_high
-    return (x0 + left * step_x, y0 + top * step_y, x0 + (left + size) * step_x, y0 + (top + size) * step_y)
+    preprocess = _C.Preprocess(size=size, fit=fit, box_margin=box_margin)
+    x0, y0, x1, y1 = _C.frame(height, width, box, preprocess)[1]
+    return x0, y0, x1, y1
 
 
 def pointing(peaks: ArrayLike, windows: ArrayLike, regions: Sequence[ArrayLike]) -> NDArray[np.bool_]:
