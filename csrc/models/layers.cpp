@@ -1,3 +1,4 @@
+#include "base/interrupt.h"
 #include "models/layers.h"
 
 #include <ATen/ATen.h>
@@ -5,6 +6,7 @@
 
 #include <cmath>
 
+#include "base/interrupt.h"
 #include "ops/batch_norm_act.h"
 
 namespace placket {
