@@ -1,4 +1,3 @@
-#include "base/interrupt.h"
 #include "models/layers.h"
 
 #include <ATen/ATen.h>
