@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "base/interrupt.h"
 #include "ops/batch_norm_act.h"
 
 namespace placket {

@@ -71,7 +71,7 @@ def _doctor(options: Namespace) -> None:
 def _data_generate(options: Namespace) -> None:
     from placket.data import garments
 
-    garments.generate(options.dir, items=options.items, size=options.size, seed=options.seed)
+    garments.generate(options.dir, items=options["items"], size=options.size, seed=options.seed)
 
 
 def _data_verify(options: Namespace) -> None:

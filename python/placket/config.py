@@ -271,7 +271,8 @@ def dump(config: TrainConfig) -> str:
     from placket import __version__
 
     data = {VERSION_KEY: __version__, **to_dict(config)}
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _plain(value: Any) -> Any:

@@ -90,7 +90,7 @@ def embed_split(
     rows = embed_pairs(
         model, split, images, np.tile(ids, len(split)), batch=batch, threads=threads, bfloat16=bfloat16
     )
-    return rows.unflatten(0, (len(split), len(ids)))
+    return rows.view(len(split), len(ids), rows.shape[1])
 
 
 @torch.no_grad()

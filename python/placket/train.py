@@ -95,7 +95,7 @@ class Trainer:
         config.first_step = first_step
         config.preprocess = _C.Preprocess(**model.preprocess)
         config.evaluate_every = _evaluate_every(settings, self.stage, images) if evaluation is not None else 0
-        config.trainer = "" if folder is None else str(folder)
+        config.run = "" if folder is None else str(folder)
         config.model_config = json.dumps(model.config_dict(), indent=2) + "\n"
         for key in ("seed", "bfloat16", "loader_threads", "report_every", "checkpoint_every"):
             setattr(config, key, getattr(settings, key))
@@ -208,7 +208,11 @@ def train(
         FileExistsError: the folder holds a run and ``resume`` is not asked for.
     """
     folder = RunFolder(run or Path("runs") / f"{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    start = _resume(folder, config) if resume else _begin(folder, config)
+    start = None
+    if resume:
+        start = _resume(folder, config)
+    else:
+        _begin(folder, config)
     data = open_data(config.data.root)
     stage_index, first_step = 0, 0
     if start is not None:
