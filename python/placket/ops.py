@@ -1,6 +1,7 @@
 """The operators as typed functions: each has a CPU and a CUDA kernel and, where there is a gradient, C++ autograd.
 
-Dimensions: B images, A attributes, C channels of a map of P = h x w positions, N rows, D (or E) channels of an embedding.
+Dimensions: B images, A attributes, C channels of a map of P = h x w positions, N rows, D (or E) channels of
+an embedding.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ __all__ = [
 def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Pool a map under each attribute's attention, and under what the attention leaves out.
 
-    ``weights = softmax_P(logits)``, ``pooled = sum_P weights * values`` and ``background = sum_P (1 - weights) * values
-    / (P - 1)`` (RPF, SIGIR 2023), the last in closed form from the sum over the positions.
+    ``weights = softmax_P(logits)``, ``pooled = sum_P weights * values`` and ``background = sum_P (1 -
+    weights) * values / (P - 1)`` (RPF, SIGIR 2023), the last in closed form from the sum over the positions.
 
     Args:
         logits: ``[B, A, P]``; a NaN makes its attribute's three results NaN.
@@ -34,8 +35,8 @@ def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> t
         background: whether the second result is wanted.
 
     Returns:
-        pooled ``[B, A, C]``, background ``[B, A, C]`` (empty unless wanted; 0 where P is 1, since nothing is outside
-        the attention then), and weights ``[B, A, P]``.
+        pooled ``[B, A, C]``, background ``[B, A, C]`` (empty unless wanted; 0 where P is 1, since nothing is
+        outside the attention then), and weights ``[B, A, P]``.
     """
     return torch.ops.placket.attention_pool(logits, values, background)
 
@@ -309,13 +310,13 @@ def region_patch_info_nce(
 ) -> Tensor:
     """Return the E-InfoNCE loss between the region and patch embeddings of a batch (RPF, SIGIR 2023).
 
-    The mean over anchors i of ``-log(sum_pos exp(r_i.p_j / t) / (sum_all exp(r_i.p_j / t) + alpha * sum_same exp(r_i.b_k
-    / t)))``: positives are the patches of the anchor's attribute and label, its own among them; negatives are all
-    patches, those of other attributes too, and the backgrounds of the anchor's attribute.
+    The mean over anchors i of ``-log(sum_pos exp(r_i.p_j / t) / (sum_all exp(r_i.p_j / t) + alpha * sum_same
+    exp(r_i.b_k / t)))``: positives are the patches of the anchor's attribute and label, its own among them;
+    negatives are all patches, those of other attributes too, and the backgrounds of the anchor's attribute.
 
     Args:
-        region, patch, background: ``[N, E]``, one floating dtype; rows are normalised inside. Three separate forwards of
-            a triplet batch are concatenated to N = 3 x triplets.
+        region, patch, background: ``[N, E]``, one floating dtype; rows are normalised inside. Three separate
+            forwards of a triplet batch are concatenated to N = 3 x triplets.
         labels: ``[N]`` int64, the value of the row's attribute (counted by attribute or over all of them).
         attributes: ``[N]`` int64.
         temperature: above 0.

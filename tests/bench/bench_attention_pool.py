@@ -1,8 +1,10 @@
 """The region-aware head of RPF for 1 to 1,000 attributes of an image, and the pooling operator by itself.
 
-Head: from the trunk's map to a region embedding for each attribute, without gradients, as evaluation and indexing do.
-Peers: the published way, the whole head once for each attribute with the attribute expanded over the map and the
-background computed along; and the best plain PyTorch, all attributes by matrix products, eager and compiled.
+Head: from the trunk's map to a region embedding for each attribute, without gradients, as evaluation and
+indexing do.
+Peers: the published way, the whole head once for each attribute with the attribute expanded over the map and
+the background computed along; and the best plain PyTorch, all attributes by matrix products, eager and
+compiled.
 Pool: forward and backward of the pooling alone with the background, 48 images, as a training step does.
 """
 

@@ -1,8 +1,8 @@
 """E-InfoNCE of RPF, forward and backward, from labels to gradients.
 
-Peers: the published way, which builds two masks from a Python product of labels and computes a product it does not use
-(from 1,024 triplets on the masks are given, since they would be 19 million tensors); and the best plain PyTorch, two
-products and comparisons of labels, eager and compiled.
+Peers: the published way, which builds two masks from a Python product of labels and computes a product it
+does not use (from 1,024 triplets on the masks are given, since they would be 19 million tensors); and the
+best plain PyTorch, two products and comparisons of labels, eager and compiled.
 """
 
 from __future__ import annotations

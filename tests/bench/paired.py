@@ -1,8 +1,9 @@
 """Ratios of two implementations on a machine that is not quiet.
 
-Single timings of one loop differ by up to 1.7 times on a shared machine, the median of 21 interleaved ratios by less than
-one per cent. So both arms run in one process, one right after the other, the order alternating, and what counts is the
-median of the ratios of neighbours with its bootstrap 95 % interval. The arms' outputs are compared in the same run.
+Single timings of one loop differ by up to 1.7 times on a shared machine, the median of 21 interleaved ratios
+by less than one per cent. So both arms run in one process, one right after the other, the order alternating,
+and what counts is the median of the ratios of neighbours with its bootstrap 95 % interval. The arms' outputs
+are compared in the same run.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def compare(
         warmup: untimed calls of either arm.
 
     Returns:
-        name, device, torch's version, threads, pairs, floor_ms, and peers: by name, ours_ms and peer_ms (medians),
-        ratio (how many times faster ours is), its interval low and high, cpu_ratio (the same from CPU time) and
-        involuntary context switches of each arm, which tell how far the machine was shared.
+        name, device, torch's version, threads, pairs, floor_ms, and peers: by name, ours_ms and peer_ms
+        (medians), ratio (how many times faster ours is), its interval low and high, cpu_ratio (the same from
+        CPU time) and involuntary context switches of each arm, which tell how far the machine was shared.
     """
     record: Record = {
         "name": name,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from placket import ops, reference
 
-# B, A, C, P. On the CPU up to 8 attributes go through the own kernel and more through a GEMM; 4 attributes, 4 positions
-# and 256 channels are the blocks of the kernel.
+# B, A, C, P. On the CPU up to 8 attributes go through the own kernel and more through a GEMM; 4 attributes, 4
+# positions and 256 channels are the blocks of the kernel.
 SHAPES = [
     (1, 1, 1, 1),
     (2, 1, 5, 7),
