@@ -23,8 +23,9 @@ class ResampleTaps {
     const double radius = scale < 1.0 ? 1.0 : scale;
     inverse_radius_ = 1.0 / radius;
     center_ = multiply_unfused(double(target) + 0.5, scale);
-    begin_ = int64_t(center_ - radius + 0.5);
-    end_ = int64_t(center_ + radius + 0.5);
+    const double first = center_ - radius + 0.5, last = center_ + radius + 0.5;
+    begin_ = int64_t(first);
+    end_ = int64_t(last);
     if (begin_ < 0) begin_ = 0;
     if (end_ > source_size) end_ = source_size;
     total_ = 0.0;
@@ -42,7 +43,9 @@ class ResampleTaps {
   PLACKET_HOST_DEVICE int64_t end() const { return end_; }
 
   PLACKET_HOST_DEVICE int32_t weight(int64_t source) const {
-    return int32_t(0.5 + multiply_unfused(triangle(source) / total_, double(1 << kWeightBits)));
+    const double weight = multiply_unfused(triangle(source) / total_, double(1 << kWeightBits));
+    const double rounded = weight + 0.5;
+    return int32_t(rounded);
   }
 
   // Upper bound of end() - begin() for an axis.
