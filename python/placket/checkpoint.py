@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 FORMAT = 1
@@ -36,7 +35,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(directory) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"load: '{directory}' must be a checkpoint's folder, got one without {CONFIG}")
+        raise FileNotFoundError(f"load: '{directory}' must be a checkpoint's folder, got no {CONFIG} in it")
     try:
         config = json.loads(path.read_bytes())
     except ValueError as error:
@@ -97,4 +96,3 @@ def _replace(path: Path, content: bytes) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-

@@ -86,7 +86,7 @@ def test_strict_about_tensors(model: Rpf, tmp_path: Path) -> None:
 
 
 def test_damaged_files(model: Rpf, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"must be a checkpoint.s folder, got one without"):
+    with pytest.raises(FileNotFoundError, match=r"must be a checkpoint.s folder, got no"):
         placket.load(tmp_path)
     model.save(tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
