@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/interrupt.h"
 #include "base/random.h"
 #include "data/decode.h"
 #include "data/picture.h"
@@ -248,8 +249,12 @@ Batch Loader::next() {
   {
     std::unique_lock<std::mutex> lock(state_->mutex);
     const auto start = Clock::now();
-    state_->ready.wait(lock,
-                       [this] { return !state_->queue.empty() && state_->queue.front()->ready; });
+    const auto is_ready = [this] { return !state_->queue.empty() && state_->queue.front()->ready; };
+    while (!state_->ready.wait_for(lock, std::chrono::milliseconds(50), is_ready)) {
+      lock.unlock();
+      interruption_point();
+      lock.lock();
+    }
     state_->waited += std::chrono::duration<double>(Clock::now() - start).count();
     pending = std::move(state_->queue.front());
     state_->queue.pop_front();

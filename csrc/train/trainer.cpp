@@ -205,9 +205,6 @@ Trainer::Trainer(std::shared_ptr<System> system, std::shared_ptr<const ImageList
   adam_ = std::make_unique<Adam>(make_adam(*system_, stage));
   const uint64_t seed = stage_seed(config_.seed, config_.stage_index);
   source_ = make_source(config_, sync_, images_, labels, seed);
-  TORCH_CHECK_VALUE(source_->steps_per_epoch() > 0, "Trainer: batch must be at most an epoch (",
-                    stage.sampler == "triplets" ? stage.triplets : int64_t(images_->paths.size()),
-                    " ", stage.sampler, "), got ", stage.batch);
   steps_ = stage.epochs * source_->steps_per_epoch();
   rate_factor(stage.schedule, 0, source_->steps_per_epoch(), steps_);  // checks it
   LoaderConfig loader;
@@ -259,15 +256,15 @@ void Trainer::run(std::optional<int64_t> steps) {
 
 void Trainer::take_step() {
   const Clock::time_point start = Clock::now();
+  // Steps on other devices are short, and there a copy of the buffers would tell.
+  const InterruptionScope interruption(device_.is_cpu() ? [this] { poll(); }
+                                                        : std::function<void()>());
   if (loader_moved_) loader_->seek(step_);
   loader_moved_ = true;
   const Batch batch = loader_->next();
   {
     const SeedGuard seeded(device_,
                            step_seed(config_.seed, config_.first_step + step_, sync_.rank()));
-    // Steps on other devices are short, and there a copy of the buffers would tell.
-    const InterruptionScope interruption(device_.is_cpu() ? [this] { poll(); }
-                                                          : std::function<void()>());
     BufferGuard buffers(device_.is_cpu() ? system_->buffers() : NamedTensors());
     const at::AutoGradMode with_grad(true);
     adam_->zero_grad();

@@ -26,11 +26,18 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def make_model(drawn: AsenDataset) -> Callable[..., Rpf]:
-    def make(patch: str | None = None, *, seed: int = 0, dropout: float = 0.1, size: int = SIZE) -> Rpf:
+    def make(
+        patch: str | None = None,
+        *,
+        trunk: str = TRUNK,
+        seed: int = 0,
+        dropout: float = 0.1,
+        size: int = SIZE,
+    ) -> Rpf:
         return placket.create_model(
             "rpf",
             schema=drawn.schema,
-            trunk=TRUNK,
+            trunk=trunk,
             patch=patch,
             attribute_dim=16,
             dropout=dropout,
