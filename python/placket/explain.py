@@ -45,7 +45,7 @@ class Look:
     embedding: NDArray[np.float32]
 
     def overlay(self, regions: Sequence[Sequence[float]] = ()) -> NDArray[np.uint8]:
-        """Return the picture with attention as heat, the box in white, and true regions, if given, in green."""
+        """Return the picture with attention as heat, the box in white, true regions, if given, in green."""
         return attention_overlay(self.picture, self.attention, self.box, window=self.window, regions=regions)
 
     def crop(self) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""The operators as typed functions: each has a CPU and a CUDA kernel and, where there is a gradient, C++ autograd.
+"""The operators as typed functions: CPU and CUDA kernels each and, where there is a gradient, C++ autograd.
 
 Dimensions: B images, A attributes, C channels of a map of P = h x w positions, N rows, D (or E) channels of
 an embedding.
@@ -113,13 +113,14 @@ def batch_norm_act(
         input: ``[B, C, h, w]``; taken and returned in channels_last memory.
         residual: None, or a map like ``input`` that is added before the ReLU.
         weight, bias: ``[C]``, float32 (float64 for a float64 map).
-        groups: statistics of this many equal parts of the batch are kept apart; divides B. With the three roles of a
-            triplet batch one after another, 3 gives what three forwards would.
+        groups: statistics of this many equal parts of the batch are kept apart; divides B. With the three
+            roles of a triplet batch one after another, 3 gives what three forwards would.
         eps: added to the variance.
         relu: whether negative values are cut off.
 
     Returns:
-        The map, and mean and biased variance ``[groups, C]`` for the running statistics (they carry no gradient).
+        The map, and mean and biased variance ``[groups, C]`` for the running statistics (they carry no
+        gradient).
     """
     return torch.ops.placket.batch_norm_act(input, residual, weight, bias, groups, eps, relu)
 
@@ -159,12 +160,12 @@ def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: f
     """Return the triplet hinge ``max(0, margin - cos(a, p) + cos(a, n))`` of each row.
 
     Args:
-        anchor, positive, negative: ``[N, D]``, one floating dtype; rows need not be normalised (a zero row has
-            cosine 0).
+        anchor, positive, negative: ``[N, D]``, one floating dtype; rows need not be normalised (a zero row
+            has cosine 0).
         margin: by how much the positive must be nearer, in cosine; 0.2 in ASEN, ASEN++ and RPF.
 
     Returns:
-        ``[N]``; the loss of the papers is its mean, and ``(hinge > 0).mean()`` is the share of active triplets.
+        ``[N]``; the loss of the papers is its mean, and ``(hinge > 0).mean()`` the share of active triplets.
     """
     return torch.ops.placket.cosine_triplet(anchor, positive, negative, margin)
 

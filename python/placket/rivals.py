@@ -30,10 +30,11 @@ def compare(
 ) -> Iterator[tuple[str, Result]]:
     """Evaluate the rivals of a model one by one.
 
-    16 x 16 pixels; the model's trunk as ``trunk_weights`` made it, pooled; ridge regression of each attribute on
-    its map averaged to 2 x 2 (strength chosen on the validation split); and the same trunk fine-tuned for a time
-    with a plain classifier head for each attribute, ranked by its embedding, by its class probabilities, and by
-    the probabilities averaged over the picture and its mirror image. Chance is the floor of every result.
+    16 x 16 pixels; the model's trunk as ``trunk_weights`` made it, pooled; ridge regression of each attribute
+    on its map averaged to 2 x 2 (strength chosen on the validation split); and the same trunk fine-tuned for
+    a time with a plain classifier head for each attribute, ranked by its embedding, by its class
+    probabilities, and by the probabilities averaged over the picture and its mirror image. Chance is the
+    floor of every result.
 
     Args:
         model: gives trunk and preprocessing.
@@ -83,10 +84,19 @@ def compare(
     classifier = baselines.MultiHeadClassifier(trunk, trunk.channels, data.schema.value_counts)
     inputs = Preprocess(**model.preprocess)
     loader = Loader(
-        data.split("train"), batch=batch, preprocess=inputs, augment=Augment(flip=0.5), seed=seed, threads=threads
+        data.split("train"),
+        batch=batch,
+        preprocess=inputs,
+        augment=Augment(flip=0.5),
+        seed=seed,
+        threads=threads,
     )
     baselines.train_classifier(classifier, _forever(loader), minutes)
-    for name, flip in (("embedding", False), ("probabilities", False), ("probabilities, with mirror image", True)):
+    for name, flip in (
+        ("embedding", False),
+        ("probabilities", False),
+        ("probabilities, with mirror image", True),
+    ):
         batches = Loader(part, batch=64, shuffle=False, drop_last=False, preprocess=inputs, threads=threads)
         found = baselines.embed_classifier(classifier, (b.images for b in batches), flip=flip)
         yield (

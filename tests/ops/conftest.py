@@ -9,8 +9,8 @@ from torch import Tensor
 
 @pytest.fixture
 def assert_low_precision() -> Callable[[Tensor, Tensor, Tensor], None]:
-    """Flash-attention's rule: our error in bfloat16 is at most twice that of plain PyTorch in bfloat16, plus one
-    rounding of the result (2**-8 of its largest entry)."""
+    """Flash-attention's rule: our error in bfloat16 is at most twice that of plain PyTorch in bfloat16, plus
+    one rounding of the result (2**-8 of its largest entry)."""
 
     def check(ours: Tensor, plain: Tensor, exact: Tensor) -> None:
         error = (ours.double() - exact.double()).abs().max()

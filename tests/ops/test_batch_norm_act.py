@@ -28,7 +28,9 @@ def test_batch_norm_act_by_hand():
     assert out.flatten().tolist() == [0.0, 3.5]  # -2 + 1 + 0.5 is cut off
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (6, 3, 5, 7), (6, 64, 14, 14), (3, 17, 40, 41), (0, 4, 3, 3)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (6, 3, 5, 7), (6, 64, 14, 14), (3, 17, 40, 41), (0, 4, 3, 3)]
+)
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("relu", [True, False])
 def test_batch_norm_act_matches_reference(shape: tuple[int, int, int, int], groups: int, relu: bool, device):
@@ -61,7 +63,9 @@ def test_batch_norm_act_equals_torch_batch_norm(device: torch.device):
 def test_batch_norm_act_survives_a_large_mean(device: torch.device):
     x = torch.randn(8, 4, 16, 16, device=device) * 1e-2 + 1e3
     _, _, variance = ops.batch_norm_act(x, None, *torch.ones(2, 4, device=device))
-    torch.testing.assert_close(variance[0].double(), x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        variance[0].double(), x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0
+    )
 
 
 def test_batch_norm_act_low_precision(device: torch.device, assert_low_precision):
@@ -74,14 +78,18 @@ def test_batch_norm_act_low_precision(device: torch.device, assert_low_precision
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("given", list(itertools.product([False, True], repeat=4))[1:])
 def test_batch_norm_act_gradients(relu: bool, given: tuple[bool, ...], device: torch.device):
-    inputs = [t.requires_grad_(g) for t, g in zip(case((4, 3, 2, 3), device, torch.float64), given, strict=True)]
+    inputs = [
+        t.requires_grad_(g) for t, g in zip(case((4, 3, 2, 3), device, torch.float64), given, strict=True)
+    ]
     assert torch.autograd.gradcheck(lambda *t: ops.batch_norm_act(*t, 2, 1e-5, relu)[0], inputs)
 
 
 def test_batch_norm_act_second_derivative_is_refused():
     x, r, w, b = (t.requires_grad_() for t in case((2, 3, 4, 4), torch.device("cpu")))
     (grad,) = torch.autograd.grad(ops.batch_norm_act(x, r, w, b)[0].square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="derivative for placket::_batch_norm_act_backward is not implemented"):
+    with pytest.raises(
+        RuntimeError, match="derivative for placket::_batch_norm_act_backward is not implemented"
+    ):
         grad.sum().backward()
 
 
@@ -130,7 +138,9 @@ def test_batch_norm_act_errors():
         ops.batch_norm_act(x, None, weight, bias, 3)
     with pytest.raises(ValueError, match=r"batch_norm_act: weight must have shape \[C\], got \[2\]"):
         ops.batch_norm_act(x, None, weight[:2], bias)
-    with pytest.raises(ValueError, match=r"residual must have shape \[4, 3, 2, 2\] like input, got \[3, 3, 2, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"residual must have shape \[4, 3, 2, 2\] like input, got \[3, 3, 2, 2\]"
+    ):
         ops.batch_norm_act(x, residual[:3], weight, bias)
     with pytest.raises(TypeError, match="batch_norm_act: bias must be Float, got Double"):
         ops.batch_norm_act(x, None, weight, bias.double())

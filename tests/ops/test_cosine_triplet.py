@@ -70,7 +70,9 @@ def test_cosine_triplet_nan_passes_through(device: torch.device):
 def test_cosine_triplet_second_derivative_is_refused():
     a, p, n = (x.requires_grad_() for x in rows(2, 4, torch.device("cpu")))
     (grad,) = torch.autograd.grad(ops.cosine_triplet(a, p, n, 3.0).sum(), a, create_graph=True)
-    with pytest.raises(RuntimeError, match="derivative for placket::_cosine_triplet_backward is not implemented"):
+    with pytest.raises(
+        RuntimeError, match="derivative for placket::_cosine_triplet_backward is not implemented"
+    ):
         grad.sum().backward()
 
 
@@ -98,9 +100,13 @@ def test_cosine_triplet_layouts(device: torch.device):
 
 def test_cosine_triplet_errors():
     a, p, n = rows(4, 8, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"cosine_triplet: positive must have shape \[N, D\] like anchor, got \[4, 7\]"):
+    with pytest.raises(
+        ValueError, match=r"cosine_triplet: positive must have shape \[N, D\] like anchor, got \[4, 7\]"
+    ):
         ops.cosine_triplet(a, p[:, :7], n)
-    with pytest.raises(TypeError, match="cosine_triplet: anchor must be float32, bfloat16 or float64, got Long"):
+    with pytest.raises(
+        TypeError, match="cosine_triplet: anchor must be float32, bfloat16 or float64, got Long"
+    ):
         ops.cosine_triplet(a.long(), p, n)
     with pytest.raises(TypeError, match="cosine_triplet: negative must be Float like anchor, got Double"):
         ops.cosine_triplet(a, p, n.double())

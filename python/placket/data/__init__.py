@@ -45,4 +45,6 @@ def open(path: str | os.PathLike[str]) -> AsenDataset:
         DatasetError: the folder holds no layout that is known; the text says what it must hold.
     """
     return AsenDataset(path)
+
+
 """Readers of published data layouts, and the generated garments."""
