@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-# Distribution, what it is for, the command that adds it.
 REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps"
 
+# Distribution, what it is for, the command that adds it.
 EXTRAS = (
     ("jsonargparse", "the command line", 'pip install "placket[cli]"'),
     ("tensorboard", "TensorBoard events in run folders", 'pip install "placket[tensorboard]"'),
