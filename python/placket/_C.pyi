@@ -6,17 +6,21 @@ from typing import SupportsInt
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from typing_extensions import Never
 
 MAX_PIXELS: int
 
-class Augment:
+class _Type(type): ...  # pybind11's
+
+class Augment(metaclass=_Type):
     def __init__(self, flip: float = ..., crop_scale: float = ...) -> None: ...
     @property
     def flip(self) -> float: ...
     @property
     def crop_scale(self) -> float: ...
 
-class Batch:
+class Batch(metaclass=_Type):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def plan(self) -> BatchPlan: ...
     @property
@@ -34,7 +38,8 @@ class Batch:
     @property
     def sizes(self) -> Tensor: ...
 
-class BatchPlan:
+class BatchPlan(metaclass=_Type):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def epoch(self) -> int: ...
     @property
@@ -46,24 +51,25 @@ class BatchPlan:
     @property
     def values(self) -> NDArray[np.int64]: ...
 
-class BatchSource:
+class BatchSource(metaclass=_Type):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     def plan(self, step: int) -> BatchPlan: ...
     @property
     def steps_per_epoch(self) -> int: ...
 
-class ImageList:
+class ImageList(metaclass=_Type):
     def __init__(self, paths: Sequence[str], boxes: ArrayLike | None = ...) -> None: ...
     def __len__(self) -> int: ...
     @property
     def paths(self) -> list[str]: ...
 
-class LabelTable:
+class LabelTable(metaclass=_Type):
     def __init__(
         self, begin: ArrayLike, attribute: ArrayLike, value: ArrayLike, values: Sequence[int]
     ) -> None: ...
     def __len__(self) -> int: ...
 
-class Loader:
+class Loader(metaclass=_Type):
     def __init__(
         self,
         images: ImageList,
@@ -82,7 +88,7 @@ class Loader:
     @property
     def waited(self) -> float: ...
 
-class Preprocess:
+class Preprocess(metaclass=_Type):
     def __init__(
         self,
         size: int = ...,
