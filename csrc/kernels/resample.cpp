@@ -312,10 +312,18 @@ void resample_normalized_cpu(const ResampleJob& job, int64_t height, int64_t wid
     for (int v = 0; v < 256; ++v) table[c][v] = T(normalize_uint8(uint8_t(v), mean[c], std[c]));
   }
   resample(job, height, width, [&](int64_t y, const uint8_t* row) {
-    T* pixel = out + y * row_stride;
-    for (int64_t x = 0; x < width; ++x, pixel += column_stride) {
-      for (int64_t c = 0; c < kChannels; ++c) {
-        pixel[c * channel_stride] = table[c][row[x * kChannels + c]];
+    T* const out_row = out + y * row_stride;
+    if (channel_stride == 1 && column_stride == kChannels) {
+      for (int64_t i = 0; i < width * kChannels; i += kChannels) {
+        for (int64_t c = 0; c < kChannels; ++c) out_row[i + c] = table[c][row[i + c]];
+      }
+      return;
+    }
+    for (int64_t c = 0; c < kChannels; ++c) {
+      const T* values = table[c].data();
+      T* const channel = out_row + c * channel_stride;
+      for (int64_t x = 0; x < width; ++x) {
+        channel[x * column_stride] = values[row[x * kChannels + c]];
       }
     }
   });

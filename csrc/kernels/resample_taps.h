@@ -15,6 +15,8 @@ constexpr int32_t kWeightHalf = 1 << (kWeightBits - 1);
 // filter ("BILINEAR"), normalised in double over all its taps and then rounded to fixed point.
 class ResampleTaps {
  public:
+  ResampleTaps() = default;  // trivial, so that shared memory can hold it
+
   // Output coordinate `target` of `target_size`, for a source of `source_size`; both sizes >= 1.
   PLACKET_HOST_DEVICE ResampleTaps(int64_t source_size, int64_t target_size, int64_t target) {
     const double scale = double(source_size) / double(target_size);
@@ -25,6 +27,7 @@ class ResampleTaps {
     end_ = int64_t(center_ + radius + 0.5);
     if (begin_ < 0) begin_ = 0;
     if (end_ > source_size) end_ = source_size;
+    total_ = 0.0;
     for (int64_t i = begin_; i < end_; ++i) total_ += triangle(i);
   }
 
@@ -55,8 +58,7 @@ class ResampleTaps {
     return distance < 1.0 ? 1.0 - distance : 0.0;
   }
 
-  double center_, inverse_radius_;
-  double total_ = 0.0;
+  double center_, inverse_radius_, total_;
   int64_t begin_, end_;
 };
 
