@@ -93,7 +93,7 @@ def test_data(data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert main(["data", "verify", str(data)]) == 0
     assert "ok" in capsys.readouterr().out
     garments = str(tmp_path / "garments")
-    assert main(["data", "generate", garments, "--items", "30", "--size", "64", "--seed", "3"]) == 0
+    assert main(["data", "generate", garments, "--items", "50", "--size", "64", "--seed", "3"]) == 0
     image = placket.data.open(garments).split("train").paths[0]
     Path(image).write_bytes(b"no image")
     capsys.readouterr()

@@ -1,20 +1,20 @@
 #include "data/decode.h"
 
+#include <mutex>
+#include <shared_mutex>
+#include <stdexcept>
+#include <utility>
+
+#ifdef PLACKET_JPEG
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <mutex>
-#include <shared_mutex>
-#include <stdexcept>
-#include <system_error>
-#include <utility>
-
-#ifdef PLACKET_JPEG
 #include <csetjmp>
 #include <cstddef>
 #include <cstdio>
+#include <system_error>
 // Needs size_t and FILE to be declared first.
 #include <jerror.h>
 #include <jpeglib.h>
@@ -26,6 +26,32 @@ namespace {
 [[noreturn]] void fail(const std::string& path, const std::string& cause) {
   throw std::runtime_error(path + ": " + cause);
 }
+
+using Fallback = std::function<Image(const std::string&)>;
+
+// A call holds it shared, so that a change waits for the calls in progress.
+std::shared_mutex fallback_mutex;
+
+// Never destroyed: what it holds may belong to an interpreter that has ended by then.
+Fallback& fallback() {
+  static auto* held = new Fallback;
+  return *held;
+}
+
+Image decode_by_fallback(const std::string& path) {
+  const std::shared_lock<std::shared_mutex> lock(fallback_mutex);
+  const Fallback& decode = fallback();
+  if (!decode) {
+#ifdef PLACKET_JPEG
+    fail(path, "is not a JPEG file, and no decoder for other formats is set");
+#else
+    fail(path, "this build has no libjpeg-turbo, and no other decoder is set");
+#endif
+  }
+  return decode(path);
+}
+
+#ifdef PLACKET_JPEG
 
 [[noreturn]] void fail_by_system(const std::string& path) {
   fail(path, std::generic_category().message(errno));
@@ -58,32 +84,6 @@ std::vector<uint8_t> read_file(const std::string& path) {
   if (bytes.empty()) fail(path, "file is empty");
   return bytes;
 }
-
-using Fallback = std::function<Image(const std::string&)>;
-
-// A call holds it shared, so that a change waits for the calls in progress.
-std::shared_mutex fallback_mutex;
-
-// Never destroyed: what it holds may belong to an interpreter that has ended by then.
-Fallback& fallback() {
-  static auto* held = new Fallback;
-  return *held;
-}
-
-Image decode_by_fallback(const std::string& path) {
-  const std::shared_lock<std::shared_mutex> lock(fallback_mutex);
-  const Fallback& decode = fallback();
-  if (!decode) {
-#ifdef PLACKET_JPEG
-    fail(path, "is not a JPEG file, and no decoder for other formats is set");
-#else
-    fail(path, "this build has no libjpeg-turbo, and no other decoder is set");
-#endif
-  }
-  return decode(path);
-}
-
-#ifdef PLACKET_JPEG
 
 // libjpeg reports errors by a callback that must not return: it jumps back to decode_scanlines or
 // read_header, whose frames hold nothing with a destructor.

@@ -7,18 +7,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from typing_extensions import Never
 
 MAX_PIXELS: int
+
+class _Type(type): ...  # pybind11's
+
 _Spec = tuple[str, tuple[int, ...], str, float, bool]
 
-class Augment:
+class Augment(metaclass=_Type):
     def __init__(self, flip: float = ..., crop_scale: float = ...) -> None: ...
     @property
     def flip(self) -> float: ...
     @property
     def crop_scale(self) -> float: ...
 
-class Batch:
+class Batch(metaclass=_Type):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def plan(self) -> BatchPlan: ...
     @property
@@ -36,7 +41,8 @@ class Batch:
     @property
     def sizes(self) -> Tensor: ...
 
-class BatchPlan:
+class BatchPlan(metaclass=_Type):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def epoch(self) -> int: ...
     @property
@@ -48,12 +54,14 @@ class BatchPlan:
     @property
     def values(self) -> NDArray[np.int64]: ...
 
-class BatchSource:
+class BatchSource(metaclass=_Type):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     def plan(self, step: int) -> BatchPlan: ...
     @property
     def steps_per_epoch(self) -> int: ...
 
-class Checkpoint:
+class Checkpoint(metaclass=_Type):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @staticmethod
     def load(folder: str) -> Checkpoint: ...
     @property
@@ -65,7 +73,8 @@ class Checkpoint:
     @property
     def config(self) -> str: ...
 
-class Evaluation:
+class Evaluation(metaclass=_Type):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def step(self) -> int: ...
     @property
@@ -77,7 +86,7 @@ class Evaluation:
     @property
     def best(self) -> bool: ...
 
-class EvaluationSet:
+class EvaluationSet(metaclass=_Type):
     def __init__(
         self,
         images: ImageList,
@@ -86,19 +95,19 @@ class EvaluationSet:
         attributes: int,
     ) -> None: ...
 
-class ImageList:
+class ImageList(metaclass=_Type):
     def __init__(self, paths: Sequence[str], boxes: ArrayLike | None = ...) -> None: ...
     def __len__(self) -> int: ...
     @property
     def paths(self) -> list[str]: ...
 
-class LabelTable:
+class LabelTable(metaclass=_Type):
     def __init__(
         self, begin: ArrayLike, attribute: ArrayLike, value: ArrayLike, values: Sequence[int]
     ) -> None: ...
     def __len__(self) -> int: ...
 
-class Loader:
+class Loader(metaclass=_Type):
     def __init__(
         self,
         images: ImageList,
@@ -117,7 +126,7 @@ class Loader:
     @property
     def waited(self) -> float: ...
 
-class Preprocess:
+class Preprocess(metaclass=_Type):
     def __init__(
         self,
         size: int = ...,
@@ -137,7 +146,8 @@ class Preprocess:
     @property
     def std(self) -> list[float]: ...
 
-class Report:
+class Report(metaclass=_Type):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def step(self) -> int: ...
     @property
@@ -153,7 +163,7 @@ class Report:
     @property
     def data_wait(self) -> float: ...
 
-class RpfConfig:
+class RpfConfig(metaclass=_Type):
     """Configuration of RPF; see csrc/models/rpf.h."""
 
     attributes: int
@@ -169,7 +179,7 @@ class RpfConfig:
 
 # Name, shape, initializer, scale, whether it is a buffer.
 
-class RpfOptions:
+class RpfOptions(metaclass=_Type):
     margin: float
     temperature: float
     alpha: float
@@ -180,14 +190,14 @@ class RpfOptions:
     patch_size: int
     def __init__(self) -> None: ...
 
-class Schedule:
+class Schedule(metaclass=_Type):
     kind: str
     factor: float
     every: int
     warmup_steps: int
     def __init__(self) -> None: ...
 
-class StageConfig:
+class StageConfig(metaclass=_Type):
     name: str
     branches: list[str]
     losses: list[tuple[str, float]]
@@ -206,12 +216,13 @@ class StageConfig:
     augment: Augment
     def __init__(self) -> None: ...
 
-class System:
+class System(metaclass=_Type):
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     def parameters(self) -> dict[str, Tensor]: ...
     def buffers(self) -> dict[str, Tensor]: ...
     def begin_encoding(self, branches: Sequence[str]) -> None: ...
 
-class Trainer:
+class Trainer(metaclass=_Type):
     def __init__(
         self,
         system: System,
@@ -241,7 +252,7 @@ class Trainer:
     @property
     def best(self) -> float | None: ...
 
-class TrainerConfig:
+class TrainerConfig(metaclass=_Type):
     stage: StageConfig
     stage_index: int
     first_step: int

@@ -181,7 +181,7 @@ def test_a_bad_image_is_named_and_does_not_end_the_epoch(train: Split) -> None:
     assert loader.next().plan.images.tolist() == [4, 5]
     os.link(train.paths[1], train.paths[2])
     loader.seek(1)
-    with pytest.raises(RuntimeError, match=r"img/3\.jpg: .*(damaged|truncated|Premature)"):
+    with pytest.raises(RuntimeError, match=r"img/3\.jpg: (?i:.*(damaged|truncated))"):
         loader.next()
 
 
