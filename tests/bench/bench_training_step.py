@@ -68,7 +68,7 @@ def stepper(
         loss = triplet_loss(*roles)
         loss.backward()
         adam.step()
-        return float(loss)
+        return loss.item()
 
     return step
 

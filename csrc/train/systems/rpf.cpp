@@ -384,11 +384,10 @@ class RpfSystem : public System {
     const GradSync& sync = context.sync;
     Tensor joined = sync.gather(labels);
     joined = joined.where(joined.ge(0), -1 - at::arange(joined.size(0), joined.options()));
-    return region_patch_info_nce(sync.gather(at_least_float32(region)),
-                                 sync.gather(at_least_float32(patch)),
-                                 sync.gather(at_least_float32(background)), joined,
-                                 sync.gather(views.attributes), options_.temperature,
-                                 options_.alpha);
+    return region_patch_info_nce(
+        sync.gather(at_least_float32(region)), sync.gather(at_least_float32(patch)),
+        sync.gather(at_least_float32(background)), joined, sync.gather(views.attributes),
+        options_.temperature, options_.alpha);
   }
 
   RpfConfig config_;
