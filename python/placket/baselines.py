@@ -258,7 +258,7 @@ def embed_classifier(model: MultiHeadClassifier, images: Iterable[Tensor], flip:
     Args:
         model: is put into evaluation mode.
         images: at least one batch.
-        flip: average both representations with those of the mirrored image, and normalise the embedding again.
+        flip: average both representations with those of the mirrored image, the embedding renormalised.
     """
     model.eval()
     width = max(head.out_features for head in model.heads if isinstance(head, nn.Linear))
