@@ -1,10 +1,14 @@
-"""Rivals shown beside a model under the same protocol: chance, pixels, frozen features, a plain classifier.
+"""Rivals shown beside a model under the same protocol: pixels, frozen features, a plain classifier.
 
 Every function that embeds returns one array for all attributes, ``[N, A, D]`` float32: row ``[n, a]`` is
-image ``n`` in the space of attribute ``a``, ready to be ranked by dot product. Where attributes need fewer
-than ``D`` columns the rest are zero, and a representation that does not depend on the attribute is repeated,
-so one protocol function scores them all through :func:`lookup`. Labels are ``[N, A]`` int64 with -1 where
-an image has no value.
+image ``n`` in the space of attribute ``a``, as ``placket.protocols.embed_from`` takes it. Where attributes
+need fewer than ``D`` columns the rest are zero, and a representation that does not depend on the attribute is
+repeated. Labels are ``[N, A]`` int64 with -1 where an image has no value. (Chance needs no embedding: it is
+the floor in every result of a protocol.)
+
+Embeddings are L2-normalised, to be ranked by cosine. Estimated probabilities of values are not, and are to be
+ranked by dot product: that of two images is the estimated probability that they share their value, and to
+normalise it away would rank an uncertain candidate like a certain one and understate the rival.
 
 Nothing here reads a file: images, features and batches come from the caller.
 """
@@ -16,51 +20,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-Rows = npt.NDArray[np.int64]
-"""Rows ``(image, attribute, value)`` of a query or candidate list, ``[M, 3]``."""
-
-
-def chance(queries: Rows, candidates: Rows, n: int = 20, seed: int = 0) -> dict[int, float]:
-    """Mean average precision of random rankings, for each attribute.
-
-    Each query ranks the candidates of its attribute in ``n`` uniformly random orders; AP is taken over the
-    whole list and is 0 where no candidate is relevant (``asfr-map-all/v1``).
-
-    Args:
-        queries: ``[Q, 3]`` rows (image, attribute, value).
-        candidates: ``[C, 3]`` rows of the same kind.
-        n: rankings per query.
-        seed: of the rankings; equal seeds give equal figures.
-
-    Returns:
-        attribute -> MAP in [0, 1], for the attributes that have queries.
-    """
-    if n < 1:
-        raise ValueError(f"chance: n must be at least 1, got {n}")
-    for name, rows in (("queries", queries), ("candidates", candidates)):
-        if rows.ndim != 2 or rows.shape[1] != 3:
-            raise ValueError(f"chance: {name} must have shape [M, 3], got {list(rows.shape)}")
-    result: dict[int, float] = {}
-    for attribute in np.unique(queries[:, 1]).tolist():
-        rng = np.random.default_rng([seed, attribute])
-        wanted = queries[queries[:, 1] == attribute, 2]
-        values = candidates[candidates[:, 1] == attribute, 2]
-        rank = np.arange(1, len(values) + 1)
-        precisions = []
-        for value in wanted:
-            relevant = (values == value).astype(np.float64)
-            if not relevant.any():
-                precisions.append(0.0)
-                continue
-            drawn = rng.permuted(np.tile(relevant, (n, 1)), axis=1)
-            precisions.append(float((drawn * drawn.cumsum(axis=1) / rank).sum() / (n * relevant.sum())))
-        result[attribute] = float(np.mean(precisions))
-    return result
 
 
 def pixels(images: Tensor, attributes: int, side: int = 16) -> Tensor:
@@ -96,30 +58,10 @@ def pooled(maps: Tensor, attributes: int) -> Tensor:
     return _repeat(F.normalize(maps.float().mean(dim=(2, 3)), dim=1), attributes)
 
 
-def lookup(embeddings: Tensor) -> Callable[[npt.NDArray[np.int64], int], npt.NDArray[np.float32]]:
-    """Serve embeddings the way :mod:`placket.protocols` asks for them.
-
-    Args:
-        embeddings: ``[N, A, D]``, row ``n`` being image id ``n``.
-
-    Returns:
-        ``embed(image_ids, attribute)``, float32 ``[len(image_ids), D]``.
-    """
-    if embeddings.ndim != 3:
-        raise ValueError(f"lookup: embeddings must have shape [N, A, D], got {list(embeddings.shape)}")
-    table = embeddings.float().numpy(force=True)
-
-    def embed(image_ids: npt.NDArray[np.int64], attribute: int) -> npt.NDArray[np.float32]:
-        rows: npt.NDArray[np.float32] = table[image_ids, attribute]
-        return rows
-
-    return embed
-
-
 class Ridge(NamedTuple):
     """Result of :func:`ridge`."""
 
-    embeddings: Tensor  # [N, A, V]
+    embeddings: Tensor  # [N, A, V], ranked by dot product
     strengths: list[float]  # the one chosen for each attribute
 
 
@@ -129,27 +71,28 @@ def ridge(
     valid_maps: Tensor,
     maps: Tensor,
     score: Callable[[Tensor], Sequence[float]],
-    strengths: Sequence[float] = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4),
+    strengths: Sequence[float] = (1e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6),
     grid: int = 2,
 ) -> Ridge:
-    """Regress each attribute's values from frozen features and embed images by the predicted scores.
+    """Regress each attribute's values from frozen features and embed images by the predicted probabilities.
 
     Features are the maps averaged onto a ``grid`` x ``grid`` and flattened; features and one-hot targets are
-    centred on the labelled training images. For each attribute the strength with the best score on
-    ``valid_maps`` is kept, the first one on a tie. Solved in float64.
+    centred on the labelled training images and the mean target is added back. For each attribute the strength
+    with the best score on ``valid_maps`` is kept, the first one on a tie. Solved in float64.
 
     Args:
         train_maps: ``[N, C, h, w]``.
         train_labels: ``[N, A]`` values, -1 = absent.
         valid_maps: ``[M, C, h, w]``, on which the strength is chosen.
         maps: ``[K, C, h, w]`` to embed.
-        score: takes embeddings ``[M, A, V]`` of ``valid_maps``; returns one figure for each attribute,
+        score: takes predictions ``[M, A, V]`` of ``valid_maps``; returns one figure for each attribute,
             larger is better.
         strengths: candidates for lambda in ``|XW - Y|^2 + lambda |W|^2``, all positive.
         grid: cells along each edge.
 
     Returns:
-        L2-normalised scores ``[K, A, V]``, V the largest number of values, and the strengths chosen.
+        predictions ``[K, A, V]``, V the largest number of values, to be ranked by dot product, and the
+        strengths chosen.
     """
     if not strengths or min(strengths) <= 0:
         raise ValueError(f"ridge: strengths must be one or more positive numbers, got {list(strengths)}")
@@ -178,8 +121,8 @@ def ridge(
         target = basis.T @ (x.T @ (y - bias))
         for i, strength in enumerate(strengths):
             weight = basis @ (target / (spectrum.clamp(min=0) + strength)[:, None])
-            on_valid[i, :, a] = F.normalize((valid - centre) @ weight, dim=1).float()
-            on_maps[i, :, a] = F.normalize((wanted - centre) @ weight, dim=1).float()
+            on_valid[i, :, a] = ((valid - centre) @ weight + bias).float()
+            on_maps[i, :, a] = ((wanted - centre) @ weight + bias).float()
     scores = np.array([list(score(e)) for e in on_valid])
     for a, best in enumerate(scores.argmax(axis=0).tolist()):
         embeddings[:, a] = on_maps[best, :, a]
@@ -302,10 +245,10 @@ def train_classifier(
 
 
 class Classified(NamedTuple):
-    """What a classifier offers to rank by, both ``[N, A, D]`` and L2-normalised."""
+    """What a classifier offers to rank by, both ``[N, A, D]``."""
 
-    embeddings: Tensor  # hidden layer of each attribute, D = dim
-    probabilities: Tensor  # class probabilities, zero beyond an attribute's values, D = most values
+    embeddings: Tensor  # hidden layer of each attribute, D = dim, L2-normalised
+    probabilities: Tensor  # zero beyond an attribute's values, D = most values, ranked by dot product
 
 
 @torch.inference_mode()
@@ -315,7 +258,7 @@ def embed_classifier(model: MultiHeadClassifier, images: Iterable[Tensor], flip:
     Args:
         model: is put into evaluation mode.
         images: at least one batch.
-        flip: average both representations with those of the mirrored image before they are normalised again.
+        flip: average both representations with those of the mirrored image, the embedding renormalised.
     """
     model.eval()
     width = max(head.out_features for head in model.heads if isinstance(head, nn.Linear))
@@ -324,8 +267,9 @@ def embed_classifier(model: MultiHeadClassifier, images: Iterable[Tensor], flip:
         embedding, probability = _represent(model, batch, width)
         if flip:
             mirrored = _represent(model, batch.flip(3), width)
-            embedding, probability = embedding + mirrored[0], probability + mirrored[1]
-        parts.append((F.normalize(embedding, dim=2), F.normalize(probability, dim=2)))
+            embedding = F.normalize(embedding + mirrored[0], dim=2)
+            probability = (probability + mirrored[1]) / 2
+        parts.append((embedding, probability))
     if not parts:
         raise ValueError("embed_classifier: images must hold at least one batch, got none")
     embeddings, probabilities = zip(*parts, strict=True)
