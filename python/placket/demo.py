@@ -85,7 +85,7 @@ def run(
     data = open_data(folder / "garments")
     config = config or load_config("demo")
     config = replace(
-        config, data=replace(config.data, root=str(data.root)), run=replace(config.run, seed=seed)
+        config, data=replace(config.data, root=str(data.root)), trainer=replace(config.trainer, seed=seed)
     )
     say(f"training {len(config.stages)} stages on {len(data.split('train'))} images")
     trained = train(config, run=folder / "run", progress=progress)
