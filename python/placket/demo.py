@@ -118,7 +118,7 @@ def run(
             "seconds": seconds,
         },
     )
-    print(report.text_table(rows))
+    print(report.table_text(rows))
     print(f"attention maxima inside the true region: {overall:.1f} %")
     say(f"open {page}")
     return result

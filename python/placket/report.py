@@ -30,6 +30,7 @@ __all__ = [
     "metric_curves",
     "picture_html",
     "table_html",
+    "table_text",
     "write_report",
 ]
 
@@ -114,10 +115,8 @@ def table_html(
         columns: keys in order, or keys with their headings; the keys of the first row where None.
         digits: of floats.
     """
-    if columns is None:
-        columns = list(rows[0]) if rows else []
-    headings = dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
-    numbers = {key: any(_is_number(row.get(key)) for row in rows) for key in headings}
+    headings = _headings(rows, columns)
+    numbers = {key: _has_numbers(rows, key) for key in headings}
 
     def cell(tag: str, key: str, text: str) -> str:
         kind = ' class="number"' if numbers[key] else ""
@@ -127,6 +126,26 @@ def table_html(
     lines = ["".join(cell("td", key, _shown(row.get(key), digits)) for key in headings) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def table_text(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str] | Mapping[str, str] | None = None,
+    digits: int = 2,
+) -> str:
+    """Return the same table as aligned text; arguments as for ``table_html``."""
+    headings = _headings(rows, columns)
+    lines = [list(headings.values())]
+    lines += [[_shown(row.get(key), digits) for key in headings] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = [_has_numbers(rows, key) for key in headings]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
 
 
 def metric_curves(
@@ -245,8 +264,18 @@ def _text(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number, tuple, list)) and not isinstance(value, bool)
+def _headings(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str] | None
+) -> dict[str, str]:
+    """Headings by key."""
+    if columns is None:
+        columns = list(rows[0]) if rows else []
+    return dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
+
+
+def _has_numbers(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
+    kinds = (int, float, np.number, tuple, list)
+    return any(isinstance(row.get(key), kinds) and not isinstance(row[key], bool) for row in rows)
 
 
 def _shown(value: Any, digits: int) -> str:
