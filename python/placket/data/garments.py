@@ -35,8 +35,8 @@ none stands for nothing there, which could be told from anywhere.
     pocket                       the pocket
     pattern                      all of the cloth
 
-Closure and pocket have a margin of 0.04 body heights on each side, which is half a cell of an attention map
-of 12 x 12 cells.
+Closure and pocket have a margin of about 4 % of the picture on each side, half a cell of an attention map of
+12 x 12 cells: such a map tells no place more closely.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _CLOSURE = (0.175, 0.06)  # top and half width of its strip
 _POCKET = (0.148, 0.255, 0.074)  # centre x, centre y, half width; always the wearer's left, as on shirts
 _FEET = 0.83
 _SHOE = 0.055  # radius
-_MARGIN = 0.04  # of the regions of closure and pocket
+_MARGIN = 0.04  # around closure and pocket in their regions
 
 
 def generate(
