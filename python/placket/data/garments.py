@@ -24,8 +24,19 @@ The directory has the layout of the ASEN family and masks besides:
 
 Boxes are in pixels, x1 and y1 exclusive.
 
-The region of an attribute is where a person looks to decide; it does not depend on whether something is
-there, so an absent pocket has the place where a pocket would be.
+The region of an attribute is where a person looks to decide. Every value is something to see at that place:
+none stands for nothing there, which could be told from anywhere.
+
+    neckline                     the neck and the upper chest down to the deepest opening
+    sleeve                       both arms from shoulder to wrist, bare or covered
+    hem                          the hips and legs down to the shoes: how far down they are covered is the
+                                 value, so the region is the same for every hem
+    closure                      the strip down the centre front, from the neckline to the end of the closure
+    pocket                       the pocket
+    pattern                      all of the cloth
+
+Closure and pocket have a margin of about 4 % of the picture on each side, half a cell of an attention map of
+12 x 12 cells: such a map tells no place more closely.
 """
 
 from __future__ import annotations
@@ -53,8 +64,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "neckline": ("round", "v", "square", "high", "collar"),
     "sleeve": ("sleeveless", "short", "elbow", "long"),
     "hem": ("cropped", "hip", "knee", "ankle"),
-    "closure": ("none", "buttons", "zip", "laces"),
-    "pocket": ("none", "patch", "flap", "welt"),
+    "closure": ("concealed", "buttons", "zip", "laces"),
+    "pocket": ("slit", "patch", "flap", "welt"),
     "pattern": ("solid", "striped", "dotted", "checked", "floral", "zigzag"),
 }
 """Attributes in the order of their ids, with the names of their values in the order of theirs."""
@@ -78,8 +89,11 @@ _HEM = (0.375, 0.50, 0.635, 0.77)
 _SLEEVE = (0.0, 0.105, 0.20, 0.315)  # lengths along an arm of 0.34
 _NECK_DEPTH = (0.10, 0.175, 0.105, 0.0, 0.125)
 _NECK = 0.108  # half width of the neck opening
+_CLOSURE = (0.175, 0.06)  # top and half width of its strip
 _POCKET = (0.148, 0.255, 0.074)  # centre x, centre y, half width; always the wearer's left, as on shirts
 _FEET = 0.83
+_SHOE = 0.055  # radius
+_MARGIN = 0.04  # around closure and pocket in their regions
 
 
 def generate(
@@ -150,10 +164,12 @@ def caption(values: Sequence[int]) -> str:
     hem = named["hem"] if named["hem"] == "cropped" else f"{named['hem']}-length"
     noun = "top" if named["hem"] in ("cropped", "hip") else "dress"
     neckline = "a collar" if named["neckline"] == "collar" else f"a {named['neckline']} neckline"
-    closure = {"none": "no closure", "zip": "a zip"}.get(named["closure"], named["closure"])
-    pocket = "no pocket" if named["pocket"] == "none" else f"a {named['pocket']} pocket"
+    closure = {"concealed": "a concealed closure", "zip": "a zip"}.get(named["closure"], named["closure"])
     article = "an" if sleeve[0] in "aeiou" else "a"
-    return f"{article} {sleeve} {named['pattern']} {hem} {noun} with {neckline}, {closure} and {pocket}"
+    return (
+        f"{article} {sleeve} {named['pattern']} {hem} {noun} with {neckline}, {closure} "
+        f"and a {named['pocket']} pocket"
+    )
 
 
 # Labels and lists
@@ -376,7 +392,7 @@ def _draw(
     value = dict(zip(ATTRIBUTES, values, strict=True))
     pose, colours = _Pose(rng), _Colours(rng)
     hem = _HEM[value["hem"]] + rng.uniform(-0.015, 0.015)
-    closure_end = min(hem, 0.46) - 0.03
+    closure_end = min(hem, 0.46) - 0.02
     # Drawn at twice the size and halved at the end, against jagged edges.
     canvas = _Canvas(_background(2 * size, colours, rng), pose)
     worn = bool(rng.random() < 0.8)
@@ -388,7 +404,7 @@ def _draw(
     _draw_pocket(canvas, value["pocket"], colours, rng)
 
     cover = np.asarray(cloth.reduce(2))
-    parts = [*_regions(pose, size, hem, closure_end), ("pattern", cover > 127)]
+    parts = [*_regions(pose, size, closure_end), ("pattern", cover > 127)]
     _draw_occluders(canvas, parts, rng)
     image = _photograph(canvas.image.reduce(2), _folds(pose, cover, rng), rng)
 
@@ -404,17 +420,18 @@ def _draw(
     return image, Image.fromarray(bits), int(rng.integers(60, 96)), [place, *sorted(regions)]
 
 
-def _regions(pose: _Pose, size: int, hem: float, closure_end: float) -> list[tuple[str, NDArray[np.bool_]]]:
+def _regions(pose: _Pose, size: int, closure_end: float) -> list[tuple[str, NDArray[np.bool_]]]:
     """(attribute, pixels [size, size]) of each part of the region of each local attribute."""
     x, y, half = _POCKET
-    width = float(pose.half_width(hem)) + 0.03
+    half += _MARGIN
+    top, strip = _CLOSURE[0] - _MARGIN, _CLOSURE[1] + _MARGIN
     outlines = [
-        ("neckline", _rectangle(-0.16, -0.09, 0.16, 0.19)),
+        ("neckline", _rectangle(-0.16, -0.13, 0.16, 0.19)),
         ("sleeve", _limb(pose.arms[0], [0.09, 0.085, 0.08])),
         ("sleeve", _limb(pose.arms[1], [0.09, 0.085, 0.08])),
-        ("hem", _rectangle(-width, hem - 0.09, width, hem + 0.08)),
-        ("closure", _rectangle(-0.085, 0.16, 0.085, closure_end + 0.03)),
-        ("pocket", _rectangle(x - half - 0.02, y - half - 0.02, x + half + 0.02, y + half + 0.02)),
+        ("hem", _rectangle(-0.225, 0.42, 0.225, _FEET + _SHOE)),
+        ("closure", _rectangle(-strip, top, strip, closure_end + _MARGIN)),
+        ("pocket", _rectangle(x - half, y - half, x + half, y + half)),
     ]
     parts = []
     for name, outline in outlines:
@@ -541,7 +558,7 @@ def _draw_figure(canvas: _Canvas, colours: _Colours, rng: np.random.Generator) -
         canvas.polygon(_limb(leg[1] + np.array([[-0.03, 0.0], [0.03, 0.0]]), [0.004, 0.004]), edge)
         covered = _along(leg, length)
         canvas.polygon(_limb(covered, [0.12, 0.085, 0.06][: len(covered)]), wear, edge)
-        canvas.disc(leg[-1], 0.055, shoe, edge)
+        canvas.disc(leg[-1], _SHOE, shoe, edge)
     torso = np.linspace(0.05, 0.47, 12)
     canvas.polygon(_mirrored(0.97 * pose.half_width(torso), torso), skin, edge)
     top = np.linspace(0.40, 0.50, 5)
@@ -655,8 +672,7 @@ def _draw_cloth(
         for outline in sleeves:
             middle = len(outline) // 2
             canvas.line(outline[middle - 1 : middle + 1], colours.detail, rng.uniform(0.012, 0.03))
-    if rng.random() < 0.5:
-        canvas.line(bottom, colours.detail, rng.uniform(0.012, 0.03))
+    canvas.line(bottom, colours.detail, rng.uniform(0.025, 0.04))
     return mask.image
 
 
@@ -721,13 +737,16 @@ def _draw_neckline(canvas: _Canvas, neckline: int, colours: _Colours, rng: np.ra
 
 
 def _draw_closure(
-    canvas: _Canvas, closure: int, end: float, colours: _Colours, rng: np.random.Generator
+    canvas: _Canvas, closure: int, bottom: float, colours: _Colours, rng: np.random.Generator
 ) -> None:
-    start, half, detail, edge = 0.19, 0.06, colours.detail, colours.edge
+    (top, half), detail, edge = _CLOSURE, colours.detail, colours.edge
+    start, end = top + 0.015, bottom - 0.01
     name = ATTRIBUTES["closure"][closure]
-    if name != "none":
-        canvas.polygon(_rectangle(-half, start - 0.015, half, end + 0.01), colours.cloth, edge)
+    canvas.polygon(_rectangle(-half, top, half, bottom), colours.cloth, edge)
     match name:
+        case "concealed":
+            for x in (-half, half):
+                canvas.line([[x, top], [x, bottom]], detail, 0.022)
         case "buttons":
             for y in np.arange(start + 0.025, end, rng.uniform(0.07, 0.08)):
                 canvas.disc([0.0, y], 0.03, detail)
@@ -747,6 +766,9 @@ def _draw_pocket(canvas: _Canvas, pocket: int, colours: _Colours, rng: np.random
     bag = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 0.55], [0.0, 1.0], [-1.0, 0.55]]) * half + [x, y]
     detail, edge = colours.detail, colours.edge
     match ATTRIBUTES["pocket"][pocket]:
+        case "slit":
+            tilt = rng.uniform(0.0, 0.02)
+            canvas.line([[x - tilt, y - half], [x + tilt, y + half]], detail, 0.04)
         case "patch":
             canvas.polygon(bag, colours.cloth)
             canvas.line([*bag, bag[0]], detail, 0.02)
