@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from placket.config import TrainConfig
+    from placket.index import Hit
 
 __all__ = ["main"]
 
@@ -157,8 +158,22 @@ def _search(options: Namespace) -> None:
     index = placket.AttributeIndex.load(options.index)
     weights = dict(map(_weighted, options.attribute)) if options.attribute else None
     hits = placket.index.search_image(index, options.image, weights, k=options.k)
+    if options.html is not None:
+        _write_hits(options.html, options.image, weights, hits)
     lines = [f"{hit.score:8.4f}  {hit.id}" for hit in hits]
     _show(options, [dataclasses.asdict(hit) for hit in hits], "\n".join(lines))
+
+
+def _write_hits(page: Path, image: Path, weights: Mapping[str, float] | None, hits: Sequence[Hit]) -> None:
+    """Write the query and its hits, with their pictures, to one HTML file."""
+    from placket import _C, report
+
+    shown: list[report.Hit] = [
+        (_C.decode_file(hit.metadata["path"]), f"{hit.score:.3f} {hit.id}", None) for hit in hits
+    ]
+    row = report.gallery_html(_C.decode_file(str(image)), None, None, shown)
+    asked = ", ".join(weights) if weights else "every attribute"
+    report.write_report(page, f"Alike in {asked}", [report.Section(image.name, body_html=row)])
 
 
 def _convert(options: Namespace) -> None:
@@ -267,6 +282,7 @@ def _add_search(parser: ArgumentParser) -> None:
         help="in what the hits shall be alike; may be given several times; all by default",
     )
     parser.add_argument("-k", type=int, default=10, help="hits")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the pictures to one page as well")
     _add_json(parser)
 
 
