@@ -47,7 +47,7 @@ class ModelConfig:
         trunk: description of the region branch's trunk.
         patch: the same of the patch branch, from the first stage that trains it; None leaves it out.
         trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load_trunk`` takes it;
-            None: random.
+            None: random. ``patch_weights`` may be "region": the region branch's trunk as it then is.
         start: a checkpoint's folder to start the first stage from instead.
         embedding_dim, hidden_dim, heads: None derives them from the trunks.
     """
