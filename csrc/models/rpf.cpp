@@ -25,8 +25,8 @@ Tensor residual_mlp(const Tensor& x, const Tensor& normalized, const Affine& fc1
   return x + at::dropout(linear(active, fc2), dropout, training);
 }
 
-// Projects x [B, K, C] to [B, K, E]: by the one weight [E, C] of all attributes, or by the attribute's
-// own of [A, E, C].
+// x [B, K, C] to [B, K, E]: by the one weight [E, C] of all attributes, or by the attribute's own
+// of [A, E, C].
 Tensor project(const Tensor& x, const Affine& weights, const Tensor& attributes) {
   if (weights.weight.dim() == 2) return linear(x, weights);
   if (attributes.dim() == 1) {
@@ -184,7 +184,8 @@ std::tuple<Tensor, Tensor, Tensor> rpf_region_head(const Tensor& features,
                       ": features must have the ", region.size(2),
                       " channels of the embedding unless project_background is true, got ",
                       pooled.size(2));
-    background_embedding = embed(project_background ? project(rest, pooled_proj, attributes) : rest);
+    background_embedding =
+        embed(project_background ? project(rest, pooled_proj, attributes) : rest);
   }
   const Tensor map = attention.unflatten_symint(2, {features.sym_size(2), features.sym_size(3)});
   return {region, background_embedding, map};

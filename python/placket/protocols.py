@@ -132,9 +132,9 @@ class Result:
             for line in lines
         )
         return (
-            f"{text}\n{self.protocol}, ranked by {self.similarity}, per cent; {self.without_relevant} queries "
-            f"without a relevant candidate, {self.missing} images missing; lists {self.lists[:12]}, "
-            f"placket {self.version}"
+            f"{text}\n{self.protocol}, ranked by {self.similarity}, per cent; "
+            f"{self.without_relevant} queries without a relevant candidate, {self.missing} images missing; "
+            f"lists {self.lists[:12]}, placket {self.version}"
         )
 
     def to_dict(self) -> dict[str, Any]:
