@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 import placket
-from placket import demo, rivals
+from placket import demo
 from placket.data import garments
 from placket.explain import look
 
@@ -32,7 +31,7 @@ def test_demo_leaves_everything(shown):
         assert f"Same {name}, anything else" in page
     # Three queries of six attributes, with overlay, crop and ten hits each.
     assert page.count("data:image/jpeg;base64,") == 3 * 6 * (3 + 10)
-    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "://" not in page
     saved = json.loads((folder / "demo.json").read_text())
     assert list(saved["stages"]) == ["region", "patch"]
     assert saved["pixels"]["overall"] == shown.pixels.overall
@@ -91,23 +90,3 @@ def test_demo_refuses_a_strange_folder(tmp_path):
     with pytest.raises(FileExistsError, match=r"out must be .* got .* with thesis\.tex"):
         demo.run(tmp_path, items=60)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
-
-
-@pytest.mark.slow
-def test_rivals(shown):
-    """All rows come, by the same lists, and a classifier that was trained beats chance on what it learned."""
-    data = placket.data.open(shown.page.parent / "garments")
-    model = placket.load(shown.page.parent / "run" / "stages" / "region")
-    found = dict(rivals.compare(model, data, "test", trunk_weights=None, minutes=0.05, feature_size=64))
-    assert list(found) == [
-        "16 x 16 pixels",
-        "pooled frozen features",
-        "ridge, 2 x 2 frozen map",
-        "classifier, ranked by embedding",
-        "classifier, ranked by probabilities",
-        "classifier, ranked by probabilities, with mirror image",
-    ]
-    assert len({result.lists for result in found.values()}) == 1
-    floors = np.array([result.floor_overall for result in found.values()])
-    assert (floors == floors[0]).all()
-    assert all(0 < result.overall < 100 for result in found.values())

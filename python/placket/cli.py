@@ -96,16 +96,32 @@ def _train(options: Namespace) -> None:
 
 def _evaluate(options: Namespace) -> None:
     import placket
+    from placket import report, rivals
     from placket.runs import write_json
 
     model = placket.load(options.checkpoint, device=options.device)
-    result = placket.evaluate(model, placket.data.open(options.data), options.split, options.protocol)
+    data = placket.data.open(options.data)
+    result = placket.evaluate(model, data, options.split, options.protocol)
+    found = result.to_dict()
+    text = result.table()
+    if options.rivals is not None:
+        compared = {"this model": result}
+        compared |= rivals.compare(
+            model,
+            data,
+            options.split,
+            trunk_weights=options.trunk_weights,
+            minutes=options.rivals,
+            say=lambda step: print(step, file=sys.stderr),
+        )
+        found["rivals"] = {name: rival.to_dict() for name, rival in list(compared.items())[1:]}
+        text += "\n\n" + report.table_text(rivals.rows(compared))
     if options.json == "-":
-        print(result.to_json())
+        print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     if options.json is not None:
-        write_json(options.json, result.to_dict())
-    print(result.table())
+        write_json(options.json, found)
+    print(text)
 
 
 def _embed(options: Namespace) -> None:
@@ -249,6 +265,15 @@ def _add_model_and_data(parser: ArgumentParser) -> None:
 def _add_evaluate(parser: ArgumentParser) -> None:
     _add_model_and_data(parser)
     parser.add_argument("--protocol", default="asfr-map-all/v1")
+    parser.add_argument(
+        "--rivals",
+        type=float,
+        metavar="MINUTES",
+        help="compare with frozen features, ridge, and a classifier fine-tuned for so long",
+    )
+    parser.add_argument(
+        "--trunk-weights", help="what the rivals' trunk starts from, efficientnet_lite0 for example"
+    )
     parser.add_argument(
         "--json", nargs="?", const="-", help="write the result as JSON to a file, or print it"
     )

@@ -105,7 +105,8 @@ def run(
 
     index = build(final, test, folder / "index", images=np.unique(test.candidates[:, 0]))
     page = folder / "report.html"
-    rows = _table(stages, pixels)
+    named = {f"RPF, stage '{name}'": result for name, result in stages.items()}
+    rows = rivals.rows({**named, "16 x 16 pixels": pixels})
     _write_page(page, folder / "run", rows, points, overall, final, data, index)
     seconds = time.monotonic() - start
     result = DemoResult(stages, pixels, points, overall, seconds, page)
@@ -179,25 +180,6 @@ def _clear(folder: Path) -> None:
     for name in ("run", "index"):
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def _table(stages: dict[str, Result], pixels: Result) -> list[dict[str, object]]:
-    """Rows of the score table: each method, then the floor."""
-    last = list(stages.values())[-1]
-    rows: list[dict[str, object]] = [
-        {
-            "method": name,
-            "overall": result.overall,
-            "95 % interval": result.interval,
-            **result.per_attribute,
-        }
-        for name, result in {
-            **{f"RPF, stage '{name}'": result for name, result in stages.items()},
-            "16 x 16 pixels": pixels,
-        }.items()
-    ]
-    rows.append({"method": "chance", "overall": last.floor_overall, "95 % interval": None, **last.floor})
-    return rows
 
 
 def _write_page(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from placket.data import AsenDataset, Augment, Loader, Preprocess
 from placket.nn import Rpf, Trunk
 from placket.protocols import Result, Similarity, asfr_map_all, embed_from
 
-__all__ = ["compare"]
+__all__ = ["compare", "pixels", "rows"]
 
 
 def compare(
@@ -104,6 +104,22 @@ def compare(
         found = baselines.embed_classifier(classifier, (b.images for b in batches), flip=flip)
         result = score(found.embeddings) if name == "embedding" else score(found.probabilities, "dot")
         yield f"classifier, ranked by {name}", result
+
+
+def rows(results: Mapping[str, Result]) -> list[dict[str, object]]:
+    """Return the rows of a table of several results by the same lists, chance last; see ``report``."""
+    table: list[dict[str, object]] = [
+        {
+            "method": name,
+            "overall": result.overall,
+            "95 % interval": result.interval,
+            **result.per_attribute,
+        }
+        for name, result in results.items()
+    ]
+    last = list(results.values())[-1]
+    table.append({"method": "chance", "overall": last.floor_overall, "95 % interval": None, **last.floor})
+    return table
 
 
 def pixels(data: AsenDataset, split: str = "test") -> Result:
