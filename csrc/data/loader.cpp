@@ -85,9 +85,10 @@ struct Loader::State {
     while (true) {
       work.wait(lock, [this] { return stop || may_begin() || with_free_row() != nullptr; });
       if (stop) return;
-      std::shared_ptr<Pending> pending = with_free_row();
+      // Held here: the iterator may drop the batch from the queue meanwhile.
+      const std::shared_ptr<Pending> pending = with_free_row();
       if (pending != nullptr) {
-        do_row(std::move(pending), lock);
+        do_row(*pending, lock);
       } else {
         begin(lock);
       }
@@ -118,32 +119,32 @@ struct Loader::State {
     ready.notify_all();
   }
 
-  void do_row(std::shared_ptr<Pending> pending, std::unique_lock<std::mutex>& lock) {
-    const int64_t row = pending->taken++;
+  void do_row(Pending& pending, std::unique_lock<std::mutex>& lock) {
+    const int64_t row = pending.taken++;
     lock.unlock();
     std::exception_ptr error;
     try {
-      load_row(*pending, row);
+      load_row(pending, row);
     } catch (...) {
       error = std::current_exception();
     }
     lock.lock();
-    if (error && row < pending->failed_row) {
-      pending->failed_row = row;
-      pending->error = error;
+    if (error && row < pending.failed_row) {
+      pending.failed_row = row;
+      pending.error = error;
     }
-    if (++pending->finished < pending->rows) return;
-    if (config.keep_pixels && !pending->error) {
+    if (++pending.finished < pending.rows) return;
+    if (config.keep_pixels && !pending.error) {
       lock.unlock();
       try {
-        keep_pictures(pending->pictures, pending->batch);
+        keep_pictures(pending.pictures, pending.batch);
       } catch (...) {
         error = std::current_exception();
       }
       lock.lock();
-      pending->error = error;
+      pending.error = error;
     }
-    pending->ready = true;
+    pending.ready = true;
     ready.notify_all();
   }
 
