@@ -70,5 +70,6 @@ build/existing/.ready: $(SOURCES)
 	cmake -S . -B build/existing -DPython_EXECUTABLE=$(INTERPRETER) -DPLACKET_CUDA=$(CUDA) \
 	    -DPLACKET_TESTS=ON $(shell command -v ninja > /dev/null && echo -G Ninja)
 	cmake --build build/existing -j
-	cp build/existing/_C*.so build/existing/_build.py python/placket/
+	mkdir -p build/existing/package && cp build/existing/_C*.so build/existing/_build.py build/existing/package
+	mv build/existing/package/* python/placket/  # in one step: a process may have the old ones mapped
 	touch $@
