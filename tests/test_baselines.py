@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from placket import baselines
+from placket import AttributeSchema, baselines
+from placket.protocols import asfr_map_all, embed_from
 
 
 def test_pixels_averages_cells_and_ignores_a_colour_cast() -> None:
@@ -83,6 +84,16 @@ def test_ridge_recovers_an_attribute_that_the_features_hold() -> None:
     train, labels, held, truth = ridge_problem(train=400)
     found = baselines.ridge(train, labels, held, held, lambda e: [0.0, 0.0], strengths=[0.1])
     assert (found.embeddings[:, 0, :2].argmax(dim=1) == truth[:, 0]).float().mean() >= 0.9
+
+
+def test_ridge_scores_rank_better_by_dot_product_than_by_cosine() -> None:
+    train, labels, held, truth = ridge_problem(train=400)
+    scores = baselines.ridge(train, labels, held, held, lambda e: [0.0, 0.0], strengths=[300.0]).embeddings
+    schema = AttributeSchema.of({"red": ["no", "yes"], "third": ["0", "1", "2"]})
+    rows = np.stack([np.arange(20), np.zeros(20, int), truth[:, 0].numpy()], 1)
+    dot = asfr_map_all(rows, rows, embed_from(scores), schema, similarity="dot")
+    cosine = asfr_map_all(rows, rows, embed_from(F.normalize(scores, dim=2)), schema)
+    assert dot.overall > cosine.overall
 
 
 class Colours(nn.Module):

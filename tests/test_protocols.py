@@ -45,8 +45,36 @@ def test_map_by_hand():
     assert (result.queries, result.candidates) == ({"neckline": 2, "hem": 1}, {"neckline": 4, "hem": 2})
     assert (result.without_relevant, result.missing) == (1, 7)
     assert (result.protocol, result.version) == ("asfr-map-all/v1", placket.__version__)
+    assert result.similarity == "cosine"
     assert result.floor["hem"] == 0.0
     assert PROTOCOLS[result.protocol] is asfr_map_all
+
+
+def test_dot_product_counts_lengths():
+    queries, candidates, embeddings = by_hand()
+    # Products 0.9 cos 30, 0.5 cos 10, cos 20, 0.2 cos 10 of candidates 3 to 6: the order is 5, 3, 4, 6.
+    scaled = embeddings * np.array([2, 1, 1, 0.9, 0.5, 1, 0.2], np.float32)[:, None, None]
+    result = asfr_map_all(queries, candidates, embed_from(scaled), SCHEMA, similarity="dot")
+    assert result.average_precision["neckline"].tolist() == pytest.approx([1.0, (1 / 3 + 2 / 4) / 2])
+    assert result.similarity == "dot"
+    assert "asfr-map-all/v1, ranked by dot, per cent" in result.table()
+    assert Result.from_dict(result.to_dict()) == result
+    unit, cosine = (
+        asfr_map_all(queries, candidates, embed_from(embeddings), SCHEMA, similarity=similarity)
+        for similarity in ("dot", "cosine")
+    )
+    assert unit.per_attribute == cosine.per_attribute
+    assert unit != cosine
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_dot_product_refuses_what_is_not_finite(bad: float):
+    queries, candidates, embeddings = by_hand()
+    embeddings[5, 0] = (bad, 0)
+    with pytest.raises(ValueError, match=f"finite rows, got norm {bad} for image 5 and attribute 0"):
+        asfr_map_all(queries, candidates, embed_from(embeddings), SCHEMA, similarity="dot")
+    with pytest.raises(ValueError, match="similarity must be 'cosine' or 'dot', got 'euclidean'"):
+        asfr_map_all(queries, candidates, embed_from(embeddings), SCHEMA, similarity="euclidean")
 
 
 def test_embed_sees_each_list_once_and_no_value():
@@ -114,7 +142,8 @@ def test_table_is_aligned():
         "mean of attributes",
     ]
     assert f"{result.overall:.2f}" in lines[3]
-    assert "asfr-map-all/v1, per cent; 1 queries without a relevant candidate, 0 images missing" in footer
+    assert footer.startswith("asfr-map-all/v1, ranked by cosine, per cent; ")
+    assert "; 1 queries without a relevant candidate, 0 images missing; lists " in footer
     assert [row["map"] for row in result.as_dicts()][2:] == [result.overall, result.mean_of_attributes]
 
 

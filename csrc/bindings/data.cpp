@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "bindings/gil.h"
 #include "data/decode.h"
 #include "data/loader.h"
 #include "data/picture.h"
@@ -32,16 +33,6 @@ template <class T>
 py::array_t<T> to_array(const std::vector<T>& values) {
   return py::array_t<T>(py::ssize_t(values.size()), values.data());
 }
-
-// The fallback decoder calls Python from the loader's threads, so a thread that holds the GIL must
-// not wait for them.
-struct WithoutGil {
-  template <class T>
-  void operator()(T* object) const {
-    const py::gil_scoped_release no_gil;
-    delete object;
-  }
-};
 
 std::shared_ptr<ImageList> make_image_list(std::vector<std::string> paths,
                                            const std::optional<Array<int64_t>>& boxes) {
@@ -87,12 +78,7 @@ Image image_of(const Array<uint8_t>& pixels) {
 void set_fallback(const py::object& decode) {
   std::function<Image(const std::string&)> fallback;
   if (!decode.is_none()) {
-    // The last copy may die in a thread without the GIL.
-    const std::shared_ptr<py::object> held(new py::object(decode), [](py::object* object) {
-      const py::gil_scoped_acquire gil;
-      delete object;
-    });
-    fallback = [held](const std::string& path) {
+    fallback = [held = hold(decode)](const std::string& path) {
       const py::gil_scoped_acquire gil;
       try {
         return image_of(py::cast<Array<uint8_t>>((*held)(path)));

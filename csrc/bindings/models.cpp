@@ -54,7 +54,8 @@ void bind_models(py::module_& m) {
       .def_readwrite("hidden_dim", &RpfConfig::hidden_dim)
       .def_readwrite("heads", &RpfConfig::heads)
       .def_readwrite("dropout", &RpfConfig::dropout)
-      .def_readwrite("project_background", &RpfConfig::project_background);
+      .def_readwrite("project_background", &RpfConfig::project_background)
+      .def_readwrite("project_per_attribute", &RpfConfig::project_per_attribute);
   m.def(
       "rpf_spec", [](const RpfConfig& config) { return to_python(rpf_spec(config)); },
       py::arg("config"));

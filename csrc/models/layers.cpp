@@ -153,7 +153,7 @@ Tensor conv_norm(const Tensor& x, const NormedConv& weights, const Conv& conv, c
 void add_linear(TensorSpecs& specs, const std::string& name, int64_t out, int64_t in,
                 LinearInit init) {
   if (init == LinearInit::kTorch) {
-    specs.push_back({name + ".weight", {out, in}, Initializer::kLinear});
+    specs.push_back({name + ".weight", {out, in}, Initializer::kLinear, double(in)});
     specs.push_back({name + ".bias", {out}, Initializer::kLinear, double(in)});
   } else {
     specs.push_back({name + ".weight", {out, in}, Initializer::kTruncatedNormal, 0.02});

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -109,12 +108,5 @@ at::Tensor tokens_to_map(const at::Tensor& tokens, const c10::SymInt& height,
 // [B, N, C] to [B, heads, N, C / heads] and back.
 at::Tensor split_heads(const at::Tensor& tokens, int64_t heads);
 at::Tensor join_heads(const at::Tensor& heads);
-
-// Attention over positions and what it leaves out (RPF): pooled [B, A, C], background [B, A, C]
-// (empty unless asked for), weights = softmax of the logits [B, A, P].
-std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_pool(
-    const at::Tensor& logits,  // [B, A, P]
-    const at::Tensor& values,  // [B, C, P]
-    bool background);
 
 }  // namespace placket

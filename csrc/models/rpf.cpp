@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "models/layers.h"
+#include "ops/attention_pool.h"
 
 namespace placket {
 
@@ -22,6 +23,24 @@ Tensor residual_mlp(const Tensor& x, const Tensor& normalized, const Affine& fc1
   const Tensor hidden = linear(normalized, fc1);
   const Tensor active = at::dropout(gelu ? at::gelu(hidden) : at::relu(hidden), dropout, training);
   return x + at::dropout(linear(active, fc2), dropout, training);
+}
+
+// x [B, K, C] to [B, K, E]: by the one weight [E, C] of all attributes, or by the attribute's own
+// of [A, E, C].
+Tensor project(const Tensor& x, const Affine& weights, const Tensor& attributes) {
+  if (weights.weight.dim() == 2) return linear(x, weights);
+  if (attributes.dim() == 1) {
+    const Tensor weight = weights.weight.index_select(0, attributes);
+    const Tensor bias = weights.bias.index_select(0, attributes);
+    return at::baddbmm(bias.unsqueeze(1), x.transpose(0, 1), weight.transpose(1, 2))
+        .transpose(0, 1);
+  }
+  // All A and then the wanted one: B K copies of a weight cost far more memory traffic than the
+  // other products cost arithmetic.
+  const int64_t width = weights.weight.size(1);
+  const Tensor all = linear(x, {weights.weight.flatten(0, 1), weights.bias.flatten()});
+  const Tensor wanted = attributes.unsqueeze(2).unsqueeze(3).expand({-1, -1, -1, width});
+  return all.unflatten(2, {-1, width}).gather(2, wanted).squeeze(2);
 }
 
 void check_config(const RpfConfig& config) {
@@ -67,7 +86,16 @@ TensorSpecs rpf_region_head_spec(const RpfConfig& config) {
   add_layer_norm(specs, "attribute_norm", config.attribute_dim);
   add_linear(specs, "image_proj", config.attribute_dim, channels);
   add_linear(specs, "attribute_proj", config.attribute_dim, config.attribute_dim);
-  add_linear(specs, "pooled_proj", config.embedding_dim, channels);
+  if (config.project_per_attribute) {
+    const int64_t tables = config.attributes;
+    const int64_t width = config.embedding_dim;
+    const double fan_in = double(channels);
+    specs.push_back(
+        {"pooled_proj.weight", {tables, width, channels}, Initializer::kLinear, fan_in});
+    specs.push_back({"pooled_proj.bias", {tables, width}, Initializer::kLinear, fan_in});
+  } else {
+    add_linear(specs, "pooled_proj", config.embedding_dim, channels);
+  }
   add_layer_norm(specs, "norm", config.embedding_dim);
   add_linear(specs, "mlp.fc1", config.hidden_dim, config.embedding_dim);
   add_linear(specs, "mlp.fc2", config.embedding_dim, config.hidden_dim);
@@ -131,6 +159,10 @@ std::tuple<Tensor, Tensor, Tensor> rpf_region_head(const Tensor& features,
   const Affine norm = w.next_affine();
   const Affine fc1 = w.next_affine();
   const Affine fc2 = w.next_affine();
+  TORCH_CHECK_VALUE(
+      pooled_proj.weight.dim() == 2 || pooled_proj.weight.size(0) == attribute_embedding.size(0),
+      kName, ": pooled_proj.weight must have one projection for each of the ",
+      attribute_embedding.size(0), " attributes, got ", pooled_proj.weight.sizes());
 
   const Tensor tokens = layer_norm(map_to_tokens(features), image_norm);   // [B, P, C]
   const Tensor embedded = at::embedding(attribute_embedding, attributes);  // [(B,) K, D]
@@ -145,14 +177,15 @@ std::tuple<Tensor, Tensor, Tensor> rpf_region_head(const Tensor& features,
     return layer_norm(
         residual_mlp(x, layer_norm(x, norm), fc1, fc2, /*gelu=*/false, dropout, training), norm);
   };
-  const Tensor region = embed(linear(pooled, pooled_proj));
+  const Tensor region = embed(project(pooled, pooled_proj, attributes));
   Tensor background_embedding;
   if (background) {
     TORCH_CHECK_VALUE(project_background || pooled.size(2) == region.size(2), kName,
                       ": features must have the ", region.size(2),
                       " channels of the embedding unless project_background is true, got ",
                       pooled.size(2));
-    background_embedding = embed(project_background ? linear(rest, pooled_proj) : rest);
+    background_embedding =
+        embed(project_background ? project(rest, pooled_proj, attributes) : rest);
   }
   const Tensor map = attention.unflatten_symint(2, {features.sym_size(2), features.sym_size(3)});
   return {region, background_embedding, map};

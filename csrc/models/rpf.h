@@ -22,6 +22,10 @@ struct RpfConfig {
   int64_t heads = 12;               // of the cross-attention; its width is that of the patch trunk
   double dropout = 0.1;             // of the region branch's MLP and of the cross-attention's MLP
   bool project_background = false;  // the published code leaves the background unprojected
+  // Not in the paper. The published head has one projection W of the pooled feature for all
+  // attributes, so that the directions which tell one attribute's values apart also move the
+  // cosines of the others; with a W for each attribute it can drop them.
+  bool project_per_attribute = false;
 };
 
 // Names: attribute_embedding.weight [A, attribute_dim]; region.trunk.*, region.head.*;
@@ -34,6 +38,8 @@ TensorSpecs rpf_spec(const RpfConfig& config);
 //   attention = softmax_P( sum_c tanh(W e)_c tanh(conv1x1 x)_c / sqrt(attribute_dim) )
 //   u = sum attention x, v = sum (1 - attention) x / (P - 1)
 //   region = LN(u' + MLP(LN(u'))) with u' = W u; background = LN(v' + MLP(LN(v'))), v' = v (or W v)
+// W is weights' pooled_proj: [E, C] and bias [E] as published, or, with project_per_attribute,
+// [A, E, C] and bias [A, E], of which attribute a takes the a-th.
 // Returns region [B, K, E], background [B, K, E] (undefined tensor unless asked for), attention [B,
 // K, h, w]. Registered as placket::rpf_region_head(Tensor features, Tensor attribute_embedding,
 // Tensor attributes, Tensor[] weights, float dropout, bool project_background, bool background,

@@ -14,8 +14,7 @@ enum class Initializer {
   kTruncatedNormal,  // N(0, scale^2) cut at two standard deviations of the unit normal times scale
   kKaimingNormal,    // fan out, ReLU gain (He et al., 2015), for convolutions
   kXavierUniform,    // Glorot and Bengio, 2010
-  kLinear,  // uniform in +-1/sqrt(fan in), as torch.nn.Linear and its bias; scale holds the fan in
-            // of a bias
+  kLinear,           // uniform in +-1/sqrt(fan in), as torch.nn.Linear; scale is the fan in
 };
 
 // One tensor of a model. The list of a model's specs, in order, is the order of the weights its

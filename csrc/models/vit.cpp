@@ -40,9 +40,10 @@ class Vit : public TrunkModel {
     specs.push_back({"cls_token", {1, 1, width}, Initializer::kZeros});
     specs.push_back(
         {"pos_embed", {1, side * side + 1, width}, Initializer::kTruncatedNormal, 0.02});
-    specs.push_back({"patch_embed.proj.weight", {width, 3, patch, patch}, Initializer::kLinear});
+    const double fan_in = double(3 * patch * patch);
     specs.push_back(
-        {"patch_embed.proj.bias", {width}, Initializer::kLinear, double(3 * patch * patch)});
+        {"patch_embed.proj.weight", {width, 3, patch, patch}, Initializer::kLinear, fan_in});
+    specs.push_back({"patch_embed.proj.bias", {width}, Initializer::kLinear, fan_in});
     for (int64_t i = 0; i < config_.depth; ++i) {
       const std::string name = "blocks." + std::to_string(i);
       add_layer_norm(specs, name + ".norm1", width);

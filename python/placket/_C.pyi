@@ -175,6 +175,7 @@ class RpfConfig(metaclass=_Type):
     heads: int
     dropout: float
     project_background: bool
+    project_per_attribute: bool
     def __init__(self) -> None: ...
 
 # Name, shape, initializer, scale, whether it is a buffer.

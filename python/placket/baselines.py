@@ -113,11 +113,15 @@ def ridge(
         labelled = train_labels[:, a] >= 0
         if not labelled.any():
             raise ValueError(f"ridge: train_labels must hold a value of attribute {a}, got none")
-        x, y = features[labelled], F.one_hot(train_labels[labelled, a], width).double()
-        centre, bias = x.mean(dim=0), y.mean(dim=0)
-        x = x - centre
-        # One decomposition serves every strength: W = U diag(1 / (s + lambda)) U' X'Y.
-        spectrum, basis = torch.linalg.eigh(x.T @ x)
+        # One decomposition serves every strength, W = U diag(1 / (s + lambda)) U' X'Y, and all attributes
+        # that the same images are labelled with.
+        if a == 0 or not torch.equal(labelled, train_labels[:, a - 1] >= 0):
+            x = features[labelled]
+            centre = x.mean(dim=0)
+            x = x - centre
+            spectrum, basis = torch.linalg.eigh(x.T @ x)
+        y = F.one_hot(train_labels[labelled, a], width).double()
+        bias = y.mean(dim=0)
         target = basis.T @ (x.T @ (y - bias))
         for i, strength in enumerate(strengths):
             weight = basis @ (target / (spectrum.clamp(min=0) + strength)[:, None])

@@ -47,9 +47,11 @@ class ModelConfig:
         trunk: description of the region branch's trunk.
         patch: the same of the patch branch, from the first stage that trains it; None leaves it out.
         trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load_trunk`` takes it;
-            None: random.
+            None: random. ``patch_weights`` may be "region": the region branch's trunk as it then is.
         start: a checkpoint's folder to start the first stage from instead.
         embedding_dim, hidden_dim, heads: None derives them from the trunks.
+        project_per_attribute: not in the paper: the region branch projects the features of each attribute by
+            a weight of its own, where the published one is shared by all.
     """
 
     name: str = "rpf"
@@ -64,6 +66,7 @@ class ModelConfig:
     heads: int | None = None
     dropout: float = 0.1
     project_background: bool = False
+    project_per_attribute: bool = False
     patch_size: int = 224
     box_threshold: float = 0.1
     region_weight: float = 0.3

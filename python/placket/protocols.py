@@ -1,11 +1,11 @@
 """Evaluation protocols: which queries meet which candidates, and what is counted.
 
 ``asfr-map-all/v1`` is attribute-specific fashion retrieval as ASEN, ASEN++ and RPF report it. A query is an
-image with an attribute; the candidates of that attribute are ranked by the dot product of L2-normalised
-float32 embeddings, ties by candidate order; a candidate is relevant when its value equals the query's. A
-query's average precision is taken over the whole list and is 0 where no candidate is relevant. The overall
-figure is the mean over all queries, so an attribute weighs as much as it has queries; the plain mean of the
-attributes stands beside it. All figures are per cent.
+image with an attribute; the candidates of that attribute are ranked by the cosine similarity of float32
+embeddings (or, where asked for, their plain dot product), ties by candidate order; a candidate is relevant
+when its value equals the query's. A query's average precision is taken over the whole list and is 0 where no
+candidate is relevant. The overall figure is the mean over all queries, so an attribute weighs as much as it
+has queries; the plain mean of the attributes stands beside it. All figures are per cent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ __all__ = [
     "PROTOCOLS",
     "Embed",
     "Result",
+    "Similarity",
     "asfr_map_all",
     "attention_peaks",
     "bootstrap_interval",
@@ -43,8 +44,10 @@ __all__ = [
 ]
 
 Embed = Callable[[NDArray[np.int64], int], "Tensor | NDArray[Any]"]
-"""``embed(image_ids [n] int64, attribute id)`` returns rows ``[n, D]``, L2-normalised or zero."""
+"""``embed(image_ids [n] int64, attribute id)`` returns rows ``[n, D]``: L2-normalised or zero for similarity
+"cosine", any finite ones for "dot"."""
 
+Similarity = Literal["cosine", "dot"]
 Interval = tuple[float, float]
 
 
@@ -69,6 +72,8 @@ class Result:
     """Queries that no candidate can answer; they count as 0."""
     missing: int
     """Images of the lists that the data set lacks."""
+    similarity: str
+    """What ranked the candidates: "cosine" or "dot"."""
     lists: str
     """SHA-256 of the query and candidate lists: equal where two results are comparable."""
     version: str = __version__
@@ -127,8 +132,9 @@ class Result:
             for line in lines
         )
         return (
-            f"{text}\n{self.protocol}, per cent; {self.without_relevant} queries without a relevant "
-            f"candidate, {self.missing} images missing; lists {self.lists[:12]}, placket {self.version}"
+            f"{text}\n{self.protocol}, ranked by {self.similarity}, per cent; "
+            f"{self.without_relevant} queries without a relevant candidate, {self.missing} images missing; "
+            f"lists {self.lists[:12]}, placket {self.version}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,7 +158,13 @@ class Result:
 
 
 def asfr_map_all(
-    queries: ArrayLike, candidates: ArrayLike, embed: Embed, schema: AttributeSchema, *, missing: int = 0
+    queries: ArrayLike,
+    candidates: ArrayLike,
+    embed: Embed,
+    schema: AttributeSchema,
+    *,
+    similarity: Similarity = "cosine",
+    missing: int = 0,
 ) -> Result:
     """Evaluate embeddings by ``asfr-map-all/v1``.
 
@@ -162,12 +174,17 @@ def asfr_map_all(
         embed: called once for each attribute and list, with the images in list order. It never sees a value.
             See ``embed_from`` for embeddings that exist.
         schema: names the attributes; those without queries are left out.
+        similarity: "cosine" ranks L2-normalised rows; "dot" ranks any finite rows by their plain dot product,
+            for estimated probabilities, whose product is the probability that two images share a value.
         missing: images of the lists that were left out because they are not there.
 
     Raises:
-        ValueError: where the lists are empty or malformed, an attribute is not of the schema, or ``embed``
-            returns rows that are neither L2-normalised nor zero.
+        ValueError: where the lists are empty or malformed, an attribute is not of the schema, ``similarity``
+            is another, or ``embed`` returns rows that are neither L2-normalised nor zero ("cosine") or not
+            finite ("dot").
     """
+    if similarity not in get_args(Similarity):
+        raise ValueError(f"asfr_map_all: similarity must be 'cosine' or 'dot', got {similarity!r}")
     query_rows, candidate_rows = _rows("queries", queries, schema), _rows("candidates", candidates, schema)
     if not len(query_rows):
         raise ValueError("asfr_map_all: queries must hold at least one row, got none")
@@ -183,7 +200,7 @@ def asfr_map_all(
         relevant = np.array([having[value] for value in asked[:, 2].tolist()])
         floor[name] = expected_average_precision(relevant, len(offered))
         if len(offered):
-            precision[name] = _average_precision(asked, offered, attribute, embed)
+            precision[name] = _average_precision(asked, offered, attribute, embed, similarity)
         else:
             precision[name] = np.zeros(len(asked))
     every, every_floor = np.concatenate(list(precision.values())), np.concatenate(list(floor.values()))
@@ -201,6 +218,7 @@ def asfr_map_all(
         candidates=counts,
         without_relevant=int((every_floor == 0).sum()),
         missing=missing,
+        similarity=similarity,
         lists=_hash(query_rows, candidate_rows),
         average_precision=precision,
     )
@@ -342,15 +360,19 @@ def pointing(peaks: ArrayLike, windows: ArrayLike, regions: Sequence[ArrayLike])
 
 
 def _average_precision(
-    asked: NDArray[np.int64], offered: NDArray[np.int64], attribute: int, embed: Embed
+    asked: NDArray[np.int64],
+    offered: NDArray[np.int64],
+    attribute: int,
+    embed: Embed,
+    similarity: Similarity,
 ) -> NDArray[np.float64]:
-    queries, candidates = _embedded(asked, attribute, embed), _embedded(offered, attribute, embed)
+    queries, candidates = (_embedded(rows, attribute, embed, similarity) for rows in (asked, offered))
     wanted, values = (torch.from_numpy(rows[:, 2].copy()).to(queries.device) for rows in (asked, offered))
     precision: NDArray[np.float64] = ops.average_precision(queries, candidates, wanted, values).cpu().numpy()
     return precision
 
 
-def _embedded(rows: NDArray[np.int64], attribute: int, embed: Embed) -> Tensor:
+def _embedded(rows: NDArray[np.int64], attribute: int, embed: Embed, similarity: Similarity) -> Tensor:
     """Return the embeddings of a list's images, checked."""
     embeddings = torch.as_tensor(embed(rows[:, 0].copy(), attribute)).detach().float()
     if embeddings.ndim != 2 or len(embeddings) != len(rows):
@@ -358,15 +380,20 @@ def _embedded(rows: NDArray[np.int64], attribute: int, embed: Embed) -> Tensor:
             f"asfr_map_all: embed must return shape [{len(rows)}, D], got {list(embeddings.shape)}"
         )
     norms = embeddings.norm(dim=1)
-    # 1e-2 leaves room for rows that were normalised in bfloat16; NaN fails the comparison.
-    wrong = ~(((norms - 1).abs() <= 1e-2) | (norms == 0))
+    if similarity == "cosine":
+        # 1e-2 leaves room for rows that were normalised in bfloat16; NaN fails the comparison.
+        wrong = ~(((norms - 1).abs() <= 1e-2) | (norms == 0))
+        kind = "L2-normalised"
+    else:
+        wrong = ~embeddings.isfinite().all(dim=1)
+        kind = "finite"
     if wrong.any():
         first = int(wrong.nonzero()[0])
         raise ValueError(
-            f"asfr_map_all: embed must return L2-normalised rows, got norm {norms[first].item():.4g} for "
+            f"asfr_map_all: embed must return {kind} rows, got norm {norms[first].item():.4g} for "
             f"image {rows[first, 0]} and attribute {attribute}"
         )
-    return F.normalize(embeddings, dim=1)
+    return F.normalize(embeddings, dim=1) if similarity == "cosine" else embeddings
 
 
 def _rows(name: str, rows: ArrayLike, schema: AttributeSchema) -> NDArray[np.int64]:

@@ -207,7 +207,7 @@ def rpf_region_head(
     project_background: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``[B, C, h, w]`` and attributes ``[B]`` to region ``[B, E]``, background ``[B, E]`` and attention
-    ``[B, h, w]``, without dropout; weights by name."""
+    ``[B, h, w]``, without dropout; weights by name, ``pooled_proj`` of all attributes or of each."""
     x = _layer_norm(features.flatten(2).transpose(1, 2), weights, "image_norm")
     e = _layer_norm(attribute_embedding[attributes], weights, "attribute_norm")
     key = torch.tanh(_linear(x, weights, "image_proj"))
@@ -219,11 +219,17 @@ def rpf_region_head(
         hidden = F.relu(_linear(_layer_norm(u, weights, "norm"), weights, "mlp.fc1"))
         return _layer_norm(u + _linear(hidden, weights, "mlp.fc2"), weights, "norm")
 
+    def project(u: Tensor) -> Tensor:
+        weight, bias = weights["pooled_proj.weight"], weights["pooled_proj.bias"]
+        if weight.dim() == 2:
+            return u @ weight.T + bias
+        return (weight[attributes] * u[:, None]).sum(2) + bias[attributes]
+
     foreground = (attention[:, :, None] * x).sum(1)
     background = (rest[:, :, None] * x).sum(1)
     if project_background:
-        background = _linear(background, weights, "pooled_proj")
-    region = embed(_linear(foreground, weights, "pooled_proj"))
+        background = project(background)
+    region = embed(project(foreground))
     return region, embed(background), attention.view(len(features), *features.shape[2:])
 
 

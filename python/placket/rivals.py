@@ -10,7 +10,7 @@ from torch import Tensor
 from placket import baselines, weights
 from placket.data import AsenDataset, Augment, Loader, Preprocess
 from placket.nn import Rpf, Trunk
-from placket.protocols import Result, asfr_map_all, embed_from
+from placket.protocols import Result, Similarity, asfr_map_all, embed_from
 
 __all__ = ["compare"]
 
@@ -33,8 +33,9 @@ def compare(
     16 x 16 pixels; the model's trunk as ``trunk_weights`` made it, pooled; ridge regression of each attribute
     on its map averaged to 2 x 2 (strength chosen on the validation split); and the same trunk fine-tuned for
     a time with a plain classifier head for each attribute, ranked by its embedding, by its class
-    probabilities, and by the probabilities averaged over the picture and its mirror image. Chance is the
-    floor of every result.
+    probabilities, and by the probabilities averaged over the picture and its mirror image. Ridge scores and
+    probabilities are ranked by dot product, which they do better by, the rest by cosine. Chance is the floor
+    of every result.
 
     Args:
         model: gives trunk and preprocessing.
@@ -53,8 +54,9 @@ def compare(
     """
     part = data.split(split)
 
-    def score(embeddings: Tensor) -> Result:
-        return asfr_map_all(part.queries, part.candidates, embed_from(embeddings), data.schema)
+    def score(embeddings: Tensor, similarity: Similarity = "cosine") -> Result:
+        embed = embed_from(embeddings)
+        return asfr_map_all(part.queries, part.candidates, embed, data.schema, similarity=similarity)
 
     say("16 x 16 pixels")
     yield "16 x 16 pixels", pixels(data, split)
@@ -72,11 +74,12 @@ def compare(
     valid = data.split("valid")
 
     def by_attribute(embeddings: Tensor) -> list[float]:
-        result = asfr_map_all(valid.queries, valid.candidates, embed_from(embeddings), data.schema)
+        embed = embed_from(embeddings)
+        result = asfr_map_all(valid.queries, valid.candidates, embed, data.schema, similarity="dot")
         return [result.per_attribute.get(name, 0.0) for name in data.schema.names]
 
     ridge = baselines.ridge(train_maps, train_labels, valid_maps, maps, by_attribute)
-    yield "ridge, 2 x 2 frozen map", score(ridge.embeddings)
+    yield "ridge, 2 x 2 frozen map", score(ridge.embeddings, "dot")
 
     say(f"fine-tuning a classifier for {minutes:g} minutes")
     torch.manual_seed(seed)
@@ -99,10 +102,8 @@ def compare(
     ):
         batches = Loader(part, batch=64, shuffle=False, drop_last=False, preprocess=inputs, threads=threads)
         found = baselines.embed_classifier(classifier, (b.images for b in batches), flip=flip)
-        yield (
-            f"classifier, ranked by {name}",
-            score(found.embeddings if name == "embedding" else found.probabilities),
-        )
+        result = score(found.embeddings) if name == "embedding" else score(found.probabilities, "dot")
+        yield f"classifier, ranked by {name}", result
 
 
 def pixels(data: AsenDataset, split: str = "test") -> Result:

@@ -379,7 +379,8 @@ def _stage_model(config: TrainConfig, data: AsenDataset, index: int, run: Path) 
     if not known and settings.trunk_weights is not None:
         weights.load_trunk(model, settings.trunk_weights, branch="region")
     has_patch = any(name.startswith("patch.") for name in known)
-    if model.config.patch_trunk and not has_patch and settings.patch_weights is not None:
+    begins_patch = bool(model.config.patch_trunk) and not has_patch
+    if begins_patch and settings.patch_weights not in (None, "region"):
         weights.load_trunk(model, settings.patch_weights, branch="patch")
     if known:
         state = model.state_dict()
@@ -389,6 +390,13 @@ def _stage_model(config: TrainConfig, data: AsenDataset, index: int, run: Path) 
             name: tensor for name, tensor in known.items() if name in state or not name.startswith("patch.")
         }
         checkpoint.fill(model, begun | taken, str(start))
+    if begins_patch and settings.patch_weights == "region":
+        if settings.patch != settings.trunk:
+            raise ValueError(
+                f"config: model.patch must be model.trunk, '{settings.trunk}', with patch_weights 'region', "
+                f"got '{settings.patch}'"
+            )
+        model.patch.trunk.load_state_dict(model.region.trunk.state_dict())
     return model.to(config.trainer.device)
 
 

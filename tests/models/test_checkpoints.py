@@ -17,8 +17,8 @@ SCHEMA = AttributeSchema.of({"neckline": ["round", "v"], "hem": ["mini", "midi",
 PATCH = "vit,width=16,depth=1,heads=2,patch=8,image=16"
 
 
-@pytest.fixture
-def model() -> Rpf:
+@pytest.fixture(params=[False, True], ids=["shared", "per_attribute"])
+def model(request: pytest.FixtureRequest) -> Rpf:
     return placket.create_model(
         "rpf",
         schema=SCHEMA,
@@ -26,6 +26,7 @@ def model() -> Rpf:
         patch=PATCH,
         attribute_dim=8,
         patch_size=16,
+        project_per_attribute=request.param,
     ).eval()
 
 

@@ -41,6 +41,7 @@ def test_reference_sizes_and_names() -> None:
     assert (count, count - patch, patch) == (101_837_888, 11_439_680, 90_398_208)
     names = list(model.state_dict())
     assert names[:2] == ["attribute_embedding.weight", "region.trunk.conv1.weight"]
+    assert model.region.head.get_parameter("pooled_proj.weight").shape == (1024, 1024)
     for name in (
         "region.trunk.layer3.5.bn3.running_var",
         "region.head.mlp.fc1.weight",
@@ -50,9 +51,11 @@ def test_reference_sizes_and_names() -> None:
         assert name in names
 
 
+@pytest.mark.parametrize("project_per_attribute", [False, True])
 @pytest.mark.parametrize("project_background", [False, True])
-def test_region_head_equals_formulas(project_background: bool) -> None:
-    model = make(project_background=project_background).double().eval()
+def test_region_head_equals_formulas(project_background: bool, project_per_attribute: bool) -> None:
+    model = make(project_background=project_background, project_per_attribute=project_per_attribute)
+    model = model.double().eval()
     features = torch.randn(3, 64, 4, 5, dtype=torch.double)
     for parameter in model.region.head.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -73,6 +76,61 @@ def test_region_head_equals_formulas(project_background: bool) -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("project_per_attribute", [False, True])
+def test_region_head_under_the_same_attributes_equals_formulas(project_per_attribute: bool) -> None:
+    options = {"project_background": True, "project_per_attribute": project_per_attribute}
+    model = make(embedding_dim=40, **options).double().eval()
+    features = torch.randn(3, 64, 4, 5, dtype=torch.double)
+    head, table = model.region.head, model.attribute_embedding.weight
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    ids = [2, 0]
+    shared = torch.ops.placket.rpf_region_head(
+        features, table, torch.tensor(ids), head.tensors(), 0.1, True, background=True
+    )
+    each = torch.ops.placket.rpf_region_head(
+        features, table, torch.tensor([ids] * 3), head.tensors(), 0.1, True, background=True
+    )
+    columns = [
+        reference.rpf_region_head(features, table, torch.full((3,), i), named(head), True) for i in ids
+    ]
+    expected = [torch.stack(parts, 1) for parts in zip(*columns, strict=True)]
+    weights = [torch.randn_like(x) for x in expected]
+    parameters = [*head.parameters(), table]
+    gradients = []
+    for outputs in (shared, each, expected):
+        for ours, theirs in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        loss = sum((x * w).sum() for x, w in zip(outputs, weights, strict=True))
+        gradients.append(torch.autograd.grad(loss, parameters))
+    torch.testing.assert_close(gradients[0], gradients[2])
+    torch.testing.assert_close(gradients[1], gradients[2])
+
+
+def test_projection_of_each_attribute_is_its_own() -> None:
+    model = make(project_per_attribute=True).eval()
+    shared = make()
+    weight, bias = model.region.head.tensors()[8:10]
+    assert (weight.shape, bias.shape) == ((3, 64, 64), (3, 64))
+    own = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in shared.parameters())
+    assert own == 2 * (64 * 64 + 64)
+    # Initial values as of the shared one: uniform in +-1/8.
+    for tensor in (weight, bias):
+        assert 0.95 / 8 < tensor.abs().max() <= 1 / 8
+    images = torch.randn(2, 3, 32, 32)
+    before = model.encode_all(images)
+    with torch.no_grad():
+        weight[1] += 1
+        bias[1] -= 1
+    changed = (model.encode_all(images) != before).flatten(2).any(2)
+    assert changed.tolist() == [[False, True, False]] * 2
+    table = torch.randn(2, 24)
+    with pytest.raises(ValueError, match=r"one projection for each of the 2 attributes, got \[3, 64, 64\]"):
+        torch.ops.placket.rpf_region_head(
+            torch.randn(1, 64, 2, 2), table, torch.tensor([0]), model.region.head.tensors()
+        )
+
+
 def test_patch_head_equals_formulas() -> None:
     model = make(PATCH).double().eval()
     features = torch.randn(3, 32, 4, 5, dtype=torch.double)
@@ -90,8 +148,9 @@ def test_patch_head_equals_formulas() -> None:
     torch.testing.assert_close(*gradients)
 
 
-def test_float32_within_1e_5_of_the_formulas() -> None:
-    model = make(PATCH).eval()
+@pytest.mark.parametrize("project_per_attribute", [False, True])
+def test_float32_within_1e_5_of_the_formulas(project_per_attribute: bool) -> None:
+    model = make(PATCH, project_per_attribute=project_per_attribute).eval()
     images, crops, ids = torch.randn(3, 3, 64, 64), torch.randn(3, 3, 32, 32), torch.tensor([2, 0, 1])
     with torch.no_grad():
         out = model(images, ids, patch=False, background=True)
@@ -103,6 +162,10 @@ def test_float32_within_1e_5_of_the_formulas() -> None:
         patch_expected = reference.rpf_patch_head(
             model.patch.trunk(crops), table, ids, named(model.patch.head), 4
         )
+        every = torch.ops.placket.rpf_region_head(
+            model.region.trunk(images), table, torch.arange(3), model.region.head.tensors()
+        )[0]
+    torch.testing.assert_close(every[range(3), ids], region, rtol=0, atol=1e-5)
     joint = joint_embedding(out.region, patch, 0.3)
     for ours, expected in (
         (out.region, region),
@@ -259,8 +322,9 @@ def region_output(model: Rpf, images: Tensor, ids: Tensor) -> RpfOutput:
 # aot_eager below: traced and decomposed in full, without a C++ compiler's minutes.
 
 
-def test_compiles_in_evaluation() -> None:
-    model = make(trunk=SHALLOW).eval()
+@pytest.mark.parametrize("project_per_attribute", [False, True])
+def test_compiles_in_evaluation(project_per_attribute: bool) -> None:
+    model = make(trunk=SHALLOW, project_per_attribute=project_per_attribute).eval()
     images, ids = torch.randn(3, 3, 32, 32), torch.tensor([0, 2, 1])
     with torch.no_grad():
         ours = torch.compile(region_output, fullgraph=True, backend="aot_eager")(model, images, ids)
@@ -293,7 +357,7 @@ class Encoder(nn.Module):
 
 
 def test_exports_with_a_dynamic_batch() -> None:
-    encoder = Encoder(make(PATCH, trunk=SHALLOW).eval())
+    encoder = Encoder(make(PATCH, trunk=SHALLOW, project_per_attribute=True).eval())
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(encoder, (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: batch},))
     program = program.run_decompositions()

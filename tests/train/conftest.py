@@ -33,6 +33,7 @@ def make_model(drawn: AsenDataset) -> Callable[..., Rpf]:
         seed: int = 0,
         dropout: float = 0.1,
         size: int = SIZE,
+        project_per_attribute: bool = False,
     ) -> Rpf:
         return placket.create_model(
             "rpf",
@@ -42,6 +43,7 @@ def make_model(drawn: AsenDataset) -> Callable[..., Rpf]:
             attribute_dim=16,
             dropout=dropout,
             patch_size=32,
+            project_per_attribute=project_per_attribute,
             preprocess={"size": size},
             generator=torch.Generator().manual_seed(seed),
         )

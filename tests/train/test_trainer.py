@@ -74,14 +74,18 @@ def python_loop(model: Rpf, data: AsenDataset, stage: StageConfig, seed: int, st
     model.eval()
 
 
-@pytest.mark.parametrize(("stage", "patch"), [(STAGE, None), (BOTH, TRUNK)], ids=["region", "both"])
+@pytest.mark.parametrize(
+    ("stage", "patch", "own"),
+    [(STAGE, None, False), (STAGE, None, True), (BOTH, TRUNK, False)],
+    ids=["region", "region_project_per_attribute", "both"],
+)
 def test_equals_a_python_loop_in_every_bit(
-    drawn: AsenDataset, make_model: MakeModel, stage: StageConfig, patch: str | None
+    drawn: AsenDataset, make_model: MakeModel, stage: StageConfig, patch: str | None, own: bool
 ) -> None:
-    native, python = make_model(patch), make_model(patch)
+    native, python = (make_model(patch, project_per_attribute=own) for _ in range(2))
     Trainer(native, drawn, stage, trainer=QUIET).run(6)
     python_loop(python, drawn, stage, QUIET.seed, 6)
-    assert not equal(native, make_model(patch))
+    assert not equal(native, make_model(patch, project_per_attribute=own))
     for (name, a), b in zip(native.state_dict().items(), python.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
@@ -290,7 +294,8 @@ def test_embeddings_equal_the_module(drawn: AsenDataset, make_model: MakeModel) 
     torch.testing.assert_close(image, embeddings[4].flip(0), rtol=1e-5, atol=1e-6)
 
 
-def test_images_sampler_and_other_losses(drawn: AsenDataset, make_model: MakeModel) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "project_per_attribute"])
+def test_images_sampler_and_other_losses(drawn: AsenDataset, make_model: MakeModel, own: bool) -> None:
     stage = dataclasses.replace(
         BOTH,
         sampler="images",
@@ -304,7 +309,7 @@ def test_images_sampler_and_other_losses(drawn: AsenDataset, make_model: MakeMod
         rates={"": 1e-3, "region_centres": 1e-2, "patch_centres": 1e-2},
     )
     reports: list[_C.Report] = []
-    model = make_model(TRUNK)
+    model = make_model(TRUNK, project_per_attribute=own)
     trainer = Trainer(model, drawn, stage, trainer=QUIET, on_report=reports.append)
     trainer.run(4)
     state = trainer.state()
@@ -312,7 +317,7 @@ def test_images_sampler_and_other_losses(drawn: AsenDataset, make_model: MakeMod
     assert set(state.trainer) >= {"region_centres", "patch_centres"}
     assert not any("centres" in name for name in state.model)
     assert reports[-1].loss < 0.7 * reports[0].loss
-    resumed = make_model(TRUNK, seed=3)
+    resumed = make_model(TRUNK, seed=3, project_per_attribute=own)
     other = Trainer(resumed, drawn, stage, trainer=QUIET)
     other.load_state(state)
     other.run()

@@ -33,6 +33,10 @@ class RpfConfig:
         dropout: of both heads' MLP.
         project_background: whether the background passes the same projection as the region; the published
             code leaves it out, which requires ``embedding_dim`` to be the trunk's channels.
+        project_per_attribute: whether the region branch projects the pooled features of each attribute by a
+            weight of its own, ``region.head.pooled_proj.weight [A, E, C]``. Not in the paper: its one weight
+            ``[E, C]`` for all attributes lets the directions that one attribute needs into the cosines of
+            the others.
         patch_size: side of the crops in pixels.
         box_threshold: share of the attention map's range above which a position counts as region.
         region_weight: share (beta) of the region branch in the joint similarity, 0 to 1.
@@ -47,6 +51,7 @@ class RpfConfig:
     heads: int = 12
     dropout: float = 0.1
     project_background: bool = False
+    project_per_attribute: bool = False
     patch_size: int = 224
     box_threshold: float = 0.1
     region_weight: float = 0.3
@@ -110,7 +115,8 @@ class Rpf(nn.Module):
         embedding_dim: of each branch's embedding; None takes the channels of the region trunk.
         hidden_dim: of the MLPs; None takes half the embedding.
         heads: of the cross-attention; None takes one for each 64 channels of the patch trunk.
-        dropout, project_background, patch_size, box_threshold, region_weight: see ``RpfConfig``.
+        dropout, project_background, project_per_attribute, patch_size, box_threshold, region_weight: see
+            ``RpfConfig``.
         preprocess: from decoded image to input, kept with the model: ``size, fit, box_margin, mean, std``;
             missing keys take 224, ``"crop"``, 0 and the trunk's own mean and std.
         generator: of the initial values; None takes torch's default generator, hence ``torch.manual_seed``.
@@ -133,6 +139,7 @@ class Rpf(nn.Module):
         heads: int | None = None,
         dropout: float = RpfConfig.dropout,
         project_background: bool = RpfConfig.project_background,
+        project_per_attribute: bool = RpfConfig.project_per_attribute,
         patch_size: int = RpfConfig.patch_size,
         box_threshold: float = RpfConfig.box_threshold,
         region_weight: float = RpfConfig.region_weight,
@@ -156,6 +163,7 @@ class Rpf(nn.Module):
             heads=heads,
             dropout=dropout,
             project_background=project_background,
+            project_per_attribute=project_per_attribute,
             patch_size=patch_size,
             box_threshold=box_threshold,
             region_weight=region_weight,

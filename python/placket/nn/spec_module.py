@@ -75,8 +75,7 @@ def initialize(tensor: Tensor, spec: TensorSpec, generator: torch.Generator | No
         case "xavier_uniform":
             nn.init.xavier_uniform_(tensor, generator=generator)
         case "linear":
-            fan_in = math.prod(spec.shape[1:]) if len(spec.shape) > 1 else spec.scale
-            bound = 1 / math.sqrt(fan_in)
+            bound = 1 / math.sqrt(spec.scale)
             nn.init.uniform_(tensor, -bound, bound, generator=generator)
         case other:
             raise ValueError(f"initialize: initializer must be a known one, got '{other}' for '{spec.name}'")
