@@ -11,12 +11,12 @@ SOURCES := CMakeLists.txt pyproject.toml python/placket/_build.py.in $(shell fin
 
 ifdef PYTHON
 READY := build/existing/.ready
-RUN := PYTHONPATH=$(CURDIR)/python $(PYTHON)
-COMPILE_COMMANDS := build/existing/compile_commands.json
+INTERPRETER := $(shell command -v $(PYTHON))
+RUN := PYTHONPATH=$(CURDIR)/python $(INTERPRETER)
 else
 READY := .venv/.ready
-RUN := .venv/bin/python
-COMPILE_COMMANDS := build/compile_commands.json
+INTERPRETER := $(CURDIR)/.venv/bin/python
+RUN := $(INTERPRETER)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 
@@ -38,7 +38,9 @@ lint: $(READY)
 	$(RUN) -m mypy
 	$(RUN) -m mypy.stubtest placket._C
 	find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format --dry-run -Werror
-	find csrc -name '*.cpp' | xargs -P 2 -n 2 clang-tidy --quiet -p $(dir $(COMPILE_COMMANDS)) 2> build/clang-tidy.log || (cat build/clang-tidy.log; exit 1)
+	cmake -S . -B build/lint -DPython_EXECUTABLE=$(INTERPRETER) -DPLACKET_CUDA=OFF -DCMAKE_UNITY_BUILD=ON > /dev/null
+	sed -n 's/.*"file": "\(.*\)".*/\1/p' build/lint/compile_commands.json | xargs -P 2 -n 1 clang-tidy --quiet -p build/lint \
+	    --extra-arg=-idirafter$(shell g++ -print-file-name=include) 2> build/clang-tidy.log || (cat build/clang-tidy.log; exit 1)
 
 wheel: $(READY)
 	$(RUN) -m pip wheel --no-build-isolation --no-deps -w dist -C cmake.define.PLACKET_CUDA=$(CUDA) .
@@ -65,8 +67,9 @@ clean:
 	touch $@
 
 build/existing/.ready: $(SOURCES)
-	cmake -S . -B build/existing -DPython_EXECUTABLE=$(shell command -v $(PYTHON)) -DPLACKET_CUDA=$(CUDA) \
+	cmake -S . -B build/existing -DPython_EXECUTABLE=$(INTERPRETER) -DPLACKET_CUDA=$(CUDA) \
 	    -DPLACKET_TESTS=ON $(shell command -v ninja > /dev/null && echo -G Ninja)
 	cmake --build build/existing -j
-	cp build/existing/_C*.so build/existing/_build.py python/placket/
+	mkdir -p build/existing/package && cp build/existing/_C*.so build/existing/_build.py build/existing/package
+	mv build/existing/package/* python/placket/  # in one step: a process may have the old ones mapped
 	touch $@

@@ -32,22 +32,22 @@ at::Tensor to_tensor(const std::vector<int64_t>& values) {
   return tensor;
 }
 
-// A batch on its way. What a row writes belongs to that row alone; the counters are guarded by
-// State::mutex.
-struct Pending {
-  Batch batch;
-  std::vector<Image> pictures;  // [N] where pixels are kept
-  int64_t rows = 0;
-  int64_t taken = 0;     // rows given to a thread
-  int64_t finished = 0;  // rows done
-  bool ready = false;
-  int64_t failed_row = std::numeric_limits<int64_t>::max();
-  std::exception_ptr error;
-};
-
 }  // namespace
 
 struct Loader::State {
+  // A batch on its way. What a row writes belongs to that row alone; the counters are guarded by
+  // mutex.
+  struct Pending {
+    Batch batch;
+    std::vector<Image> pictures;  // [N] where pixels are kept
+    int64_t rows = 0;
+    int64_t taken = 0;     // rows given to a thread
+    int64_t finished = 0;  // rows done
+    bool ready = false;
+    int64_t failed_row = std::numeric_limits<int64_t>::max();
+    std::exception_ptr error;
+  };
+
   std::shared_ptr<const ImageList> images;
   std::shared_ptr<const LabelTable> labels;
   std::shared_ptr<const BatchSource> source;
@@ -85,9 +85,10 @@ struct Loader::State {
     while (true) {
       work.wait(lock, [this] { return stop || may_begin() || with_free_row() != nullptr; });
       if (stop) return;
-      std::shared_ptr<Pending> pending = with_free_row();
+      // Held here: the iterator may drop the batch from the queue meanwhile.
+      const std::shared_ptr<Pending> pending = with_free_row();
       if (pending != nullptr) {
-        do_row(std::move(pending), lock);
+        do_row(*pending, lock);
       } else {
         begin(lock);
       }
@@ -118,32 +119,32 @@ struct Loader::State {
     ready.notify_all();
   }
 
-  void do_row(std::shared_ptr<Pending> pending, std::unique_lock<std::mutex>& lock) {
-    const int64_t row = pending->taken++;
+  void do_row(Pending& pending, std::unique_lock<std::mutex>& lock) {
+    const int64_t row = pending.taken++;
     lock.unlock();
     std::exception_ptr error;
     try {
-      load_row(*pending, row);
+      load_row(pending, row);
     } catch (...) {
       error = std::current_exception();
     }
     lock.lock();
-    if (error && row < pending->failed_row) {
-      pending->failed_row = row;
-      pending->error = error;
+    if (error && row < pending.failed_row) {
+      pending.failed_row = row;
+      pending.error = error;
     }
-    if (++pending->finished < pending->rows) return;
-    if (config.keep_pixels && !pending->error) {
+    if (++pending.finished < pending.rows) return;
+    if (config.keep_pixels && !pending.error) {
       lock.unlock();
       try {
-        keep_pictures(pending->pictures, pending->batch);
+        keep_pictures(pending.pictures, pending.batch);
       } catch (...) {
         error = std::current_exception();
       }
       lock.lock();
-      pending->error = error;
+      pending.error = error;
     }
-    pending->ready = true;
+    pending.ready = true;
     ready.notify_all();
   }
 
@@ -237,7 +238,7 @@ Loader::~Loader() = default;
 void Loader::seek(int64_t step) {
   TORCH_CHECK_VALUE(step >= 0, "Loader: step must not be negative, got ", step);
   // Outlives the lock: giving up a tensor may wait for other locks.
-  std::deque<std::shared_ptr<Pending>> dropped;
+  std::deque<std::shared_ptr<State::Pending>> dropped;
   const std::lock_guard<std::mutex> lock(state_->mutex);
   dropped.swap(state_->queue);
   state_->next_step = step;
@@ -245,7 +246,7 @@ void Loader::seek(int64_t step) {
 }
 
 Batch Loader::next() {
-  std::shared_ptr<Pending> pending;
+  std::shared_ptr<State::Pending> pending;
   {
     std::unique_lock<std::mutex> lock(state_->mutex);
     const auto start = Clock::now();

@@ -31,7 +31,7 @@ Tensor layer(const Tensor& x, Weights& weights, const Conv& conv, const Mode& mo
 }
 
 // An inverted residual: 1x1 up, depthwise, 1x1 down (MobileNetV2).
-struct Block {
+struct InvertedResidual {
   std::string name;
   int64_t in, inner, out, kernel, stride;
 
@@ -84,7 +84,7 @@ class EfficientNetLite : public TrunkModel {
     TensorSpecs specs;
     add_conv(specs, "_conv_stem", kStem, 3, 3);
     add_batch_norm(specs, "_bn0", kStem);
-    for (const Block& block : blocks_) block.add_spec(specs);
+    for (const InvertedResidual& block : blocks_) block.add_spec(specs);
     if (head_) {
       add_conv(specs, "_conv_head", kHead, blocks_.back().out, 1);
       add_batch_norm(specs, "_bn1", kHead);
@@ -94,13 +94,13 @@ class EfficientNetLite : public TrunkModel {
 
   Tensor features(const Tensor& images, Weights& weights, const Mode& mode) const override {
     Tensor x = layer(images, weights, {.stride = 2, .same = true}, mode, Activation::kRelu6);
-    for (const Block& block : blocks_) x = block.forward(x, weights, mode);
+    for (const InvertedResidual& block : blocks_) x = block.forward(x, weights, mode);
     return head_ ? layer(x, weights, {}, mode, Activation::kRelu6) : x;
   }
 
  private:
   bool head_;
-  std::vector<Block> blocks_;
+  std::vector<InvertedResidual> blocks_;
 };
 
 }  // namespace

@@ -33,7 +33,8 @@ void add_conv(TensorSpecs& specs, const std::string& name, int64_t out, int64_t 
   } else {
     // The fan out of one group; torch's own rule would count all of them.
     weight.initializer = Initializer::kNormal;
-    weight.scale = std::sqrt(2.0 / double(out / conv.groups * kernel * kernel));
+    const int64_t fan_out = out / conv.groups * kernel * kernel;
+    weight.scale = std::sqrt(2.0 / double(fan_out));
   }
   specs.push_back(std::move(weight));
   if (conv.bias) specs.push_back({name + ".bias", {out}});

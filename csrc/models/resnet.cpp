@@ -14,7 +14,7 @@ using at::Tensor;
 
 namespace {
 
-struct Block {
+struct ResidualBlock {
   std::string name;
   int64_t in, width, out, stride;
   bool bottleneck;
@@ -82,7 +82,7 @@ class ResNet : public TrunkModel {
     TensorSpecs specs;
     add_conv(specs, "conv1", stem_, 3, 7);
     add_batch_norm(specs, "bn1", stem_);
-    for (const Block& block : blocks_) block.add_spec(specs);
+    for (const ResidualBlock& block : blocks_) block.add_spec(specs);
     return specs;
   }
 
@@ -90,14 +90,14 @@ class ResNet : public TrunkModel {
     Tensor x = conv_norm(images, weights.next_normed_conv(), {.stride = 2, .padding = 3}, mode,
                          Activation::kRelu);
     x = at::max_pool2d(x, 3, 2, 1);
-    for (const Block& block : blocks_) x = block.forward(x, weights, mode);
+    for (const ResidualBlock& block : blocks_) x = block.forward(x, weights, mode);
     return x;
   }
 
  private:
   int64_t stem_;
   int64_t channels_;
-  std::vector<Block> blocks_;
+  std::vector<ResidualBlock> blocks_;
 };
 
 }  // namespace

@@ -8,15 +8,15 @@ namespace placket {
 
 using at::Tensor;
 
+Tensor unit_rows(const Tensor& rows) {
+  const Tensor x = at_least_float32(rows);
+  return x / x.norm(2, {-1}, /*keepdim=*/true).clamp_min(1e-12);
+}
+
 namespace {
 
 // Finite, so that a row with nothing left has a zero gradient and not NaN.
 constexpr double kMasked = -1e30;
-
-Tensor unit_rows(const Tensor& rows) {
-  const Tensor x = at_least_float32(rows);
-  return x / x.norm(2, {1}, /*keepdim=*/true).clamp_min(1e-12);
-}
 
 Tensor mean_of(const Tensor& values, const Tensor& counted) {
   return values.where(counted, 0).sum() / counted.sum().clamp_min(1);

@@ -4,6 +4,9 @@
 
 namespace placket {
 
+// Embeddings at unit length, float32 at least; a zero row stays zero.
+at::Tensor unit_rows(const at::Tensor& rows);  // [..., E]
+
 // Supervised contrastive loss with the sum over positives outside the logarithm (Khosla et al.,
 // "Supervised Contrastive Learning", NeurIPS 2020, L_out) among rows of one group:
 //

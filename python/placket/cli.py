@@ -184,7 +184,7 @@ def _write_hits(page: Path, image: Path, weights: Mapping[str, float] | None, hi
     """Write the query and its hits, with their pictures, to one HTML file."""
     from placket import _C, report
 
-    shown: list[report.Hit] = [
+    shown: list[report.GalleryHit] = [
         (_C.decode_file(hit.metadata["path"]), f"{hit.score:.3f} {hit.id}", None) for hit in hits
     ]
     row = report.gallery_html(_C.decode_file(str(image)), None, None, shown)

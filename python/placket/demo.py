@@ -158,7 +158,10 @@ def evaluate_pointing(
     preprocess = Preprocess(**model.preprocess)
     sizes = [_C.decode_file(path).shape[:2] for path in part.paths]
     places = [None] * len(part) if part.boxes is None else part.boxes.tolist()
-    windows = [_C.frame(*size, box, preprocess)[1] for size, box in zip(sizes, places, strict=True)]
+    windows = [
+        _C.frame(height, width, box, preprocess)[1]
+        for (height, width), box in zip(sizes, places, strict=True)
+    ]
     inside: dict[str, NDArray[np.bool_]] = {}
     for name in garments.LOCAL:
         attribute = data.schema.index(name)
@@ -236,12 +239,14 @@ def _gallery(
             0
         ]
         wanted = data.schema[attribute].values[value]
-        true = [] if regions is None else regions[(regions[:, 0] == image) & (regions[:, 1] == attribute), 2:]
+        true: list[list[int]] = []
+        if regions is not None:
+            true = regions[(regions[:, 0] == image) & (regions[:, 1] == attribute), 2:].tolist()
         hits = index.search({name: seen.embedding}, k=10)
         galleries.append(
             report.gallery_html(
                 seen.picture,
-                seen.overlay(list(true)),
+                seen.overlay(true),
                 seen.crop(),
                 [_shown(hit, name, wanted) for hit in hits],
                 f"{name}: {wanted}",
@@ -255,6 +260,6 @@ def _gallery(
     )
 
 
-def _shown(hit: Hit, name: str, wanted: str) -> report.Hit:
+def _shown(hit: Hit, name: str, wanted: str) -> report.GalleryHit:
     value = hit.metadata["labels"][name]
     return _C.decode_file(hit.metadata["path"]), f"{value} {hit.score:.2f}", value == wanted

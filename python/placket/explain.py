@@ -74,7 +74,8 @@ def look(
     preprocess = _C.Preprocess(**model.preprocess)
     picture = _C.decode_file(os.fspath(image))
     batch = _C.prepare_image(picture, box, preprocess)
-    (left, top, _, _), (x0, y0, x1, y1) = _C.frame(*picture.shape[:2], box, preprocess)
+    height, width = picture.shape[:2]
+    (left, top, _, _), (x0, y0, x1, y1) = _C.frame(height, width, box, preprocess)
     device = next(model.parameters()).device
     ids = torch.tensor([model.schema.indices(attributes)], device=device)
     pictures = Pictures(batch.pixels.to(device), batch.offsets.to(device), batch.sizes.to(device))

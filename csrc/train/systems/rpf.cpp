@@ -26,11 +26,6 @@ const std::vector<std::string> kLosses = {"triplet_region",  "triplet_patch",  "
                                           "region_contrast", "patch_contrast", "region_classify",
                                           "patch_classify"};
 
-Tensor unit_rows(const Tensor& rows) {
-  const Tensor x = at_least_float32(rows);
-  return x / x.norm(2, {-1}, /*keepdim=*/true).clamp_min(1e-12);
-}
-
 constexpr int64_t kRegionView = 224;  // the published one, which boxes are counted in
 
 // What one forward pass of the region branch gives, for K attributes of each image.
