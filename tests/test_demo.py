@@ -32,6 +32,11 @@ def test_demo_leaves_everything(shown):
     # Three queries of six attributes, with overlay, crop and ten hits each.
     assert page.count("data:image/jpeg;base64,") == 3 * 6 * (3 + 10)
     assert "://" not in page
+    # 18 queries with ten hits each, every one marked.
+    right, wrong = page.count('<figure class="right">'), page.count('<figure class="wrong">')
+    assert right + wrong == 180
+    assert right > 0
+    assert wrong > 0
     saved = json.loads((folder / "demo.json").read_text())
     assert list(saved["stages"]) == ["region", "patch"]
     assert saved["pixels"]["overall"] == shown.pixels.overall

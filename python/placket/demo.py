@@ -261,5 +261,5 @@ def _gallery(
 
 
 def _shown(hit: Hit, name: str, wanted: str) -> report.GalleryHit:
-    value = hit.metadata["labels"][name]
-    return _C.decode_file(hit.metadata["path"]), f"{value} {hit.score:.2f}", value == wanted
+    values = hit.metadata["labels"][name]
+    return _C.decode_file(hit.metadata["path"]), f"{', '.join(values)} {hit.score:.2f}", wanted in values

@@ -281,5 +281,9 @@ def test_two_processes_equal_one(drawn: AsenDataset, tmp_path: Path) -> None:
         found = [safetensors.torch.load_file(tmp_path / f"{name}{rank}.safetensors") for rank in range(2)]
         for key, tensor in tensors.items():
             assert torch.equal(found[0][key], found[1][key]), key
+            # Softmax is the same for all keys shifted alike, so this gradient is rounding alone, which Adam
+            # turns into whole steps.
+            if key == "patch.head.attn.k.bias":
+                continue
             # Sums over two halves are added in another order, which Adam's division may enlarge.
             torch.testing.assert_close(found[0][key], tensor, rtol=1e-4, atol=2e-5, msg=f"{name} {key}")
