@@ -27,7 +27,8 @@ def build(
 ) -> AttributeIndex:
     """Embed images under every attribute, add them to a new index, and save it with the model.
 
-    The ids are the file names in the data set; the metadata are ``path`` and ``labels`` (attribute to its values).
+    The ids are the file names in the data set; the metadata are ``path`` and ``labels`` (attribute to its
+    values).
 
     Args:
         model: whose attributes become the spaces.
