@@ -93,7 +93,6 @@ def embed_split(
     return rows.view(len(split), len(ids), rows.shape[1])
 
 
-@torch.no_grad()
 @torch.inference_mode()
 def embed_image(
     model: Rpf,
@@ -116,11 +115,10 @@ def embed_image(
     """
     batch = _C.load_image(os.fspath(image), box, _C.Preprocess(**model.preprocess))
     device = next(model.parameters()).device
-    pictures = Pictures(batch.pixels.to(device), batch.offsets.to(device), batch.sizes.to(device))
     training = model.training
-    embedding = model.eval().encode(batch.images.to(device), attributes, pictures)[0].float().cpu()
+    embedding = model.eval().encode(batch.images.to(device), attributes, Pictures.of(batch, device))[0]
     model.train(training)
-    return embedding
+    return embedding.float().cpu()
 
 
 def embed_pairs(
@@ -186,7 +184,7 @@ def _embed_in_python(
         for part in loader:
             pictures = None
             if model.config.patch_trunk:
-                pictures = Pictures(part.pixels.to(device), part.offsets.to(device), part.sizes.to(device))
+                pictures = Pictures.of(part, device)
             every.append(model.encode_all(part.images.to(device), pictures).float().cpu())
     model.train(training)
     return torch.cat(every)[torch.from_numpy(images), torch.from_numpy(attributes)]

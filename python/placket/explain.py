@@ -78,8 +78,7 @@ def look(
     (left, top, _, _), (x0, y0, x1, y1) = _C.frame(height, width, box, preprocess)
     device = next(model.parameters()).device
     ids = torch.tensor([model.schema.indices(attributes)], device=device)
-    pictures = Pictures(batch.pixels.to(device), batch.offsets.to(device), batch.sizes.to(device))
-    out = model(batch.images.to(device), ids, pictures)
+    out = model(batch.images.to(device), ids, Pictures.of(batch, device))
     attention = out.attention[0].float().cpu()
     found = ops.region_box(attention, batch.sizes.expand(len(attention), 2), model.config.box_threshold)
     boxes = (found + torch.tensor([left, top, left, top])).tolist()

@@ -95,15 +95,16 @@ def compare(
         threads=threads,
     )
     baselines.train_classifier(classifier, _forever(loader), minutes)
-    for name, flip in (
-        ("embedding", False),
-        ("probabilities", False),
-        ("probabilities, with mirror image", True),
-    ):
+
+    def classified(flip: bool) -> baselines.Classified:
         batches = Loader(part, batch=64, shuffle=False, drop_last=False, preprocess=inputs, threads=threads)
-        found = baselines.embed_classifier(classifier, (b.images for b in batches), flip=flip)
-        result = score(found.embeddings) if name == "embedding" else score(found.probabilities, "dot")
-        yield f"classifier, ranked by {name}", result
+        return baselines.embed_classifier(classifier, (b.images for b in batches), flip=flip)
+
+    found = classified(flip=False)
+    yield "classifier, ranked by embedding", score(found.embeddings)
+    yield "classifier, ranked by probabilities", score(found.probabilities, "dot")
+    mirrored = classified(flip=True)
+    yield "classifier, ranked by probabilities, with mirror image", score(mirrored.probabilities, "dot")
 
 
 def rows(results: Mapping[str, Result]) -> list[dict[str, object]]:

@@ -91,6 +91,11 @@ class Pictures(NamedTuple):
     offsets: Tensor  #: ``[B]`` int64, first byte of each
     sizes: Tensor  #: ``[B, 2]`` int64, height and width
 
+    @staticmethod
+    def of(batch: _C.Batch, device: torch.device) -> Pictures:
+        """Return the pictures that a batch was loaded with (``keep_pixels``), on a device."""
+        return Pictures(batch.pixels.to(device), batch.offsets.to(device), batch.sizes.to(device))
+
 
 class Branch(nn.Module):
     """A trunk and the head on its map."""
