@@ -212,9 +212,10 @@ void contrast_cpu(const ContrastBlock<A>& block, A* loss) {
 }
 
 template <class A>
-void contrast_backward_cpu(const ContrastBlock<A>& block, const A* grad) {
-  const A each = *grad / A(double(block.rows) * block.temperature);
+void contrast_gradient_cpu(const ContrastBlock<A>& block, A* loss) {
+  const A each = A(1 / (double(block.rows) * block.temperature));
   for_each_anchor(block, [&](int64_t i, const Anchor<A>& anchor) {
+    loss[i] = anchor.loss;
     const A share = each / anchor.denominator;
     multiply(anchor.patch, block.rows, share);
     for (const auto& [j, probability] : anchor.positives) anchor.patch[j] -= each * probability;
@@ -238,7 +239,7 @@ PLACKET_INSTANTIATE(BFloat16);
 
 template void contrast_cpu(const ContrastBlock<float>&, float*);
 template void contrast_cpu(const ContrastBlock<double>&, double*);
-template void contrast_backward_cpu(const ContrastBlock<float>&, const float*);
-template void contrast_backward_cpu(const ContrastBlock<double>&, const double*);
+template void contrast_gradient_cpu(const ContrastBlock<float>&, float*);
+template void contrast_gradient_cpu(const ContrastBlock<double>&, double*);
 
 }  // namespace placket

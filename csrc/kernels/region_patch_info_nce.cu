@@ -118,6 +118,10 @@ struct Anchor {
     numerator = block_sum(own);
   }
 
+  __device__ A loss() const {
+    return (highest - nearest) * scale + log(denominator) - log(numerator);
+  }
+
   __device__ bool positive(const ContrastBlock<A>& block, int64_t j) const {
     return j >= begin && j < end && block.labels[j] == label;
   }
@@ -126,16 +130,14 @@ struct Anchor {
 template <class A>
 __global__ void contrast_kernel(ContrastBlock<A> block, A* loss) {
   const Anchor<A> anchor(block);
-  if (threadIdx.x == 0) {
-    loss[blockIdx.x] = (anchor.highest - anchor.nearest) * anchor.scale + log(anchor.denominator) -
-                       log(anchor.numerator);
-  }
+  if (threadIdx.x == 0) loss[blockIdx.x] = anchor.loss();
 }
 
 template <class A>
-__global__ void contrast_backward_kernel(ContrastBlock<A> block, const A* grad) {
+__global__ void contrast_gradient_kernel(ContrastBlock<A> block, A* loss) {
   const Anchor<A> anchor(block);
-  const A each = *grad / A(double(block.rows) * block.temperature);
+  if (threadIdx.x == 0) loss[blockIdx.x] = anchor.loss();
+  const A each = A(1 / (double(block.rows) * block.temperature));
   const A share = each / anchor.denominator;
   for (int64_t j = threadIdx.x; j < block.rows; j += kThreads) {
     const A cosine = anchor.patch[j];
@@ -183,9 +185,9 @@ const char* launch_contrast(const ContrastBlock<A>& block, A* loss, Stream strea
 }
 
 template <class A>
-const char* launch_contrast_backward(const ContrastBlock<A>& block, const A* grad, Stream stream) {
+const char* launch_contrast_gradient(const ContrastBlock<A>& block, A* loss, Stream stream) {
   if (block.anchors == 0) return nullptr;
-  contrast_backward_kernel<A><<<unsigned(block.anchors), kThreads, 0, stream>>>(block, grad);
+  contrast_gradient_kernel<A><<<unsigned(block.anchors), kThreads, 0, stream>>>(block, loss);
   return launch_error();
 }
 
@@ -200,7 +202,7 @@ PLACKET_INSTANTIATE(BFloat16);
 
 template const char* launch_contrast(const ContrastBlock<float>&, float*, Stream);
 template const char* launch_contrast(const ContrastBlock<double>&, double*, Stream);
-template const char* launch_contrast_backward(const ContrastBlock<float>&, const float*, Stream);
-template const char* launch_contrast_backward(const ContrastBlock<double>&, const double*, Stream);
+template const char* launch_contrast_gradient(const ContrastBlock<float>&, float*, Stream);
+template const char* launch_contrast_gradient(const ContrastBlock<double>&, double*, Stream);
 
 }  // namespace placket

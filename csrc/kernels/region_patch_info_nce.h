@@ -60,9 +60,9 @@ void unit_rows_backward_cpu(const UnitRowsBackward<T>& pass);
 // loss [anchors].
 template <class A>
 void contrast_cpu(const ContrastBlock<A>& block, A* loss);
-// Replaces the cosines by the gradient of the mean loss in them, times grad [1].
+// The same, and replaces the cosines by the gradient of the mean loss in them.
 template <class A>
-void contrast_backward_cpu(const ContrastBlock<A>& block, const A* grad);
+void contrast_gradient_cpu(const ContrastBlock<A>& block, A* loss);
 
 template <class T>
 const char* launch_unit_rows(const UnitRows<T>& pass, Stream stream);
@@ -71,6 +71,6 @@ const char* launch_unit_rows_backward(const UnitRowsBackward<T>& pass, Stream st
 template <class A>
 const char* launch_contrast(const ContrastBlock<A>& block, A* loss, Stream stream);
 template <class A>
-const char* launch_contrast_backward(const ContrastBlock<A>& block, const A* grad, Stream stream);
+const char* launch_contrast_gradient(const ContrastBlock<A>& block, A* loss, Stream stream);
 
 }  // namespace placket

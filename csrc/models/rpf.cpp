@@ -170,14 +170,21 @@ std::tuple<Tensor, Tensor, Tensor> rpf_region_head(const Tensor& features,
   const Tensor keys = linear(tokens, image_proj).tanh();  // [B, P, D]
   const double scale = 1 / std::sqrt(double(attribute_embedding.size(1)));
   const Tensor logits = queries.matmul(keys.transpose(1, 2)) * scale;  // [B, K, P]
-  const auto [pooled, rest, attention] = attention_pool(logits, tokens.transpose(1, 2), background);
+  // Attention weights add up to 1, so that projecting and pooling commute; with more attributes
+  // than positions it is cheaper to project the positions.
+  const bool project_positions =
+      !background && pooled_proj.weight.dim() == 2 &&
+      attributes.sym_size(-1) > features.sym_size(2) * features.sym_size(3);
+  const Tensor values = project_positions ? linear(tokens, pooled_proj) : tokens;
+  const auto [pooled, rest, attention] = attention_pool(logits, values.transpose(1, 2), background);
 
   // One LayerNorm before and after the MLP, as in the published code.
   const auto embed = [&](const Tensor& x) {
     return layer_norm(
         residual_mlp(x, layer_norm(x, norm), fc1, fc2, /*gelu=*/false, dropout, training), norm);
   };
-  const Tensor region = embed(project(pooled, pooled_proj, attributes));
+  const Tensor region =
+      embed(project_positions ? pooled : project(pooled, pooled_proj, attributes));
   Tensor background_embedding;
   if (background) {
     TORCH_CHECK_VALUE(project_background || pooled.size(2) == region.size(2), kName,

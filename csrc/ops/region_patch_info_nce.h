@@ -19,7 +19,8 @@ namespace placket {
 // float32, bfloat16 (everything inside in float32) or float64, all three of one dtype; the loss is
 // float32, or float64 for float64. Norms are floored at 1e-12 as in torch.nn.functional.normalize.
 // A NaN in any row makes the loss NaN. N = 0 gives 0. Differentiable once in region, patch and
-// background. No N x N matrix is kept: blocks of it are computed, and again by backward. The bits
+// background. Where a gradient is asked for, all three are computed with the loss and kept for
+// backward, which scales them; no N x N matrix is kept, only blocks of it are ever there. The bits
 // may depend on the number of threads, as those of a matrix product do. Under autocast it runs in
 // float32.
 at::Tensor region_patch_info_nce(const at::Tensor& region,      // [N, E]

@@ -202,6 +202,7 @@ Trainer::Trainer(std::shared_ptr<System> system, std::shared_ptr<const ImageList
   TORCH_CHECK_VALUE(config_.evaluate_every == 0 || evaluation_,
                     "Trainer: evaluate_every must be 0 without an evaluation set, got ",
                     config_.evaluate_every);
+  if (device_.is_cpu()) host_memory_.emplace();
   adam_ = std::make_unique<Adam>(make_adam(*system_, stage));
   const uint64_t seed = stage_seed(config_.seed, config_.stage_index);
   source_ = make_source(config_, sync_, images_, labels, seed);

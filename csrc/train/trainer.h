@@ -12,6 +12,7 @@
 #include "train/evaluate.h"
 #include "train/grad_sync.h"
 #include "train/hooks.h"
+#include "train/host_memory.h"
 #include "train/system.h"
 
 namespace placket {
@@ -101,6 +102,7 @@ class Trainer {
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<Adam> adam_;
   at::Device device_ = at::kCPU;
+  std::optional<KeepHostMemory> host_memory_;  // where the steps run on the host
 
   int64_t steps_ = 0;
   int64_t step_ = 0;

@@ -344,9 +344,8 @@ def _(
     return region.new_empty((), dtype=torch.float64 if region.dtype == torch.float64 else torch.float32)
 
 
-@torch.library.register_fake("placket::_region_patch_info_nce_backward")
+@torch.library.register_fake("placket::_region_patch_info_nce_gradients")
 def _(
-    grad: Tensor,
     region: Tensor,
     patch: Tensor,
     background: Tensor,
@@ -354,9 +353,23 @@ def _(
     attributes: Tensor,
     temperature: float,
     alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
+        region.new_empty((), dtype=torch.float64 if region.dtype == torch.float64 else torch.float32),
         torch.empty_like(region, memory_format=torch.contiguous_format),
         torch.empty_like(patch, memory_format=torch.contiguous_format),
         torch.empty_like(background, memory_format=torch.contiguous_format),
     )
+
+
+@torch.library.register_fake("placket::_region_patch_info_nce_backward")
+def _(
+    grad: Tensor,
+    grad_region: Tensor,
+    grad_patch: Tensor,
+    grad_background: Tensor,
+    region: Tensor,
+    patch: Tensor,
+    background: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(grad_region), torch.empty_like(grad_patch), torch.empty_like(grad_background)

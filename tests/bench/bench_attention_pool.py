@@ -17,58 +17,62 @@ import torch.nn.functional as F
 from paired import Record, compare
 from torch import Tensor
 
-from placket import ops
+from placket import AttributeSchema, create_model, ops
 
-C, HEIGHT, ATTRIBUTE_DIM, HIDDEN = 1024, 14, 512, 512
+C, HEIGHT = 1024, 14  # of ResNet-50's layer3 at 224 pixels
 P = HEIGHT * HEIGHT
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Head:
-    """The head's weights, and its three implementations."""
+    """The head's weights, and its implementations."""
 
     def __init__(self, attributes: int) -> None:
-        def weight(rows: int, columns: int) -> Tensor:
-            return torch.randn(rows, columns, device=DEVICE) * columns**-0.5
+        schema = AttributeSchema.of({f"attribute {i}": ["a", "b"] for i in range(attributes)})
+        model = create_model("rpf", schema=schema, patch=None).to(DEVICE)
+        self.table = model.attribute_embedding.weight
+        self.attributes = torch.arange(attributes, device=DEVICE)
+        self.weights = dict(model.region.head.named_parameters())
 
-        self.embedding = torch.randn(attributes, ATTRIBUTE_DIM, device=DEVICE)
-        self.attribute = weight(ATTRIBUTE_DIM, ATTRIBUTE_DIM)
-        self.conv = weight(ATTRIBUTE_DIM, C)
-        self.project = weight(C, C)
-        self.expand, self.reduce = weight(HIDDEN, C), weight(C, HIDDEN)
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return F.layer_norm(x, weight.shape, weight, bias, 1e-6)
 
     def mlp(self, x: Tensor) -> Tensor:
-        hidden = F.relu(F.linear(F.layer_norm(x, (C,), eps=1e-6), self.expand))
-        return F.layer_norm(x + F.linear(hidden, self.reduce), (C,), eps=1e-6)
+        hidden = F.relu(self.linear(self.norm(x, "norm"), "mlp.fc1"))
+        return self.norm(x + self.linear(hidden, "mlp.fc2"), "norm")
 
     def published(self, features: Tensor) -> Tensor:
         """One pass for each attribute."""
         regions = []
-        for row in self.embedding:
-            x = F.layer_norm(features.permute(0, 2, 3, 1), (C,), eps=1e-6).permute(0, 3, 1, 2)
-            image = torch.tanh(F.conv2d(x, self.conv[..., None, None]))
-            e = torch.tanh(F.linear(F.layer_norm(row, (ATTRIBUTE_DIM,), eps=1e-6), self.attribute))
-            expanded = e.view(1, -1, 1, 1).expand(len(x), ATTRIBUTE_DIM, HEIGHT, HEIGHT)
-            logits = (expanded * image).sum(1) / ATTRIBUTE_DIM**0.5
+        conv = self.weights["image_proj.weight"][..., None, None]
+        for row in self.table:
+            x = self.norm(features.permute(0, 2, 3, 1), "image_norm").permute(0, 3, 1, 2)
+            image = torch.tanh(F.conv2d(x, conv, self.weights["image_proj.bias"]))
+            e = torch.tanh(self.linear(self.norm(row, "attribute_norm"), "attribute_proj"))
+            expanded = e.view(1, -1, 1, 1).expand_as(image)
+            logits = (expanded * image).sum(1) / len(row) ** 0.5
             weights = logits.flatten(1).softmax(1).view(len(x), 1, HEIGHT, HEIGHT)
             outside = (1 - weights) / (1 - weights).sum((2, 3), keepdim=True)
             self.mlp((x * outside).sum((2, 3)))
-            regions.append(self.mlp(F.linear((x * weights).sum((2, 3)), self.project)))
+            regions.append(self.mlp(self.linear((x * weights).sum((2, 3)), "pooled_proj")))
         return torch.stack(regions, 1)
 
-    def batched(self, features: Tensor, pool: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """All attributes at once, from one reading of the map."""
-        x = F.layer_norm(features.permute(0, 2, 3, 1).flatten(1, 2), (C,), eps=1e-6)
-        image = torch.tanh(F.linear(x, self.conv))
-        e = torch.tanh(F.linear(F.layer_norm(self.embedding, (ATTRIBUTE_DIM,), eps=1e-6), self.attribute))
-        logits = (e * ATTRIBUTE_DIM**-0.5) @ image.mT
-        return self.mlp(F.linear(pool(logits, x.mT), self.project))
-
     def ours(self, features: Tensor) -> Tensor:
-        return self.batched(features, lambda logits, x: ops.attention_pool(logits, x, False)[0])
+        return torch.ops.placket.rpf_region_head(
+            features, self.table, self.attributes, list(self.weights.values())
+        )[0]
 
     def plain(self, features: Tensor) -> Tensor:
-        return self.batched(features, lambda logits, x: logits.softmax(2) @ x.mT)
+        """All attributes at once, from one reading of the map."""
+        x = self.norm(features.permute(0, 2, 3, 1).flatten(1, 2), "image_norm")
+        image = torch.tanh(self.linear(x, "image_proj"))
+        e = torch.tanh(self.linear(self.norm(self.table, "attribute_norm"), "attribute_proj"))
+        logits = (e * e.shape[1] ** -0.5) @ image.mT
+        return self.mlp(self.linear(logits.softmax(2) @ x, "pooled_proj"))
 
 
 def same_regions(ours: Tensor, theirs: Tensor) -> None:

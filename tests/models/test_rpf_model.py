@@ -107,6 +107,23 @@ def test_region_head_under_the_same_attributes_equals_formulas(project_per_attri
     torch.testing.assert_close(gradients[1], gradients[2])
 
 
+@pytest.mark.parametrize("embedding_dim", [40, 64])
+def test_region_head_with_more_attributes_than_positions_equals_formulas(embedding_dim: int) -> None:
+    model = make(embedding_dim=embedding_dim, project_background=True).double().eval()
+    features = torch.randn(3, 64, 1, 2, dtype=torch.double)
+    head, table = model.region.head, model.attribute_embedding.weight
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    region, background, attention = torch.ops.placket.rpf_region_head(
+        features, table, torch.arange(3), head.tensors(), 0.1, True
+    )
+    assert background.numel() == 0
+    for i in range(3):
+        expected = reference.rpf_region_head(features, table, torch.full((3,), i), named(head), True)
+        torch.testing.assert_close(region[:, i], expected[0])
+        torch.testing.assert_close(attention[:, i], expected[2])
+
+
 def test_projection_of_each_attribute_is_its_own() -> None:
     model = make(project_per_attribute=True).eval()
     shared = make()
