@@ -74,14 +74,15 @@ Image image_of(const Array<uint8_t>& pixels) {
   return {pixels.shape(0), pixels.shape(1), to_vector(pixels)};
 }
 
-// `decode(path)` returns [height, width, 3] uint8 and raises OSError with the cause.
+// `decode(path, upright)` returns [height, width, 3] uint8 and raises OSError with the cause.
 void set_fallback(const py::object& decode) {
-  std::function<Image(const std::string&)> fallback;
+  DecodeFallback fallback;
   if (!decode.is_none()) {
-    fallback = [held = hold(decode)](const std::string& path) {
+    fallback = [held = hold(decode)](const std::string& path, Orientation orientation) {
       const py::gil_scoped_acquire gil;
       try {
-        return image_of(py::cast<Array<uint8_t>>((*held)(path)));
+        const bool upright = orientation == Orientation::kApply;
+        return image_of(py::cast<Array<uint8_t>>((*held)(path, upright)));
       } catch (const py::error_already_set& error) {
         if (!error.matches(PyExc_Exception)) throw;  // KeyboardInterrupt keeps its type
         throw std::runtime_error(path + ": " + py::str(error.value()).cast<std::string>());
@@ -94,7 +95,8 @@ void set_fallback(const py::object& decode) {
 
 std::string describe(const Preprocess& p) {
   std::ostringstream text;
-  text << "Preprocess(size=" << p.size << ", fit='" << p.fit << "', box_margin=" << p.box_margin
+  text << "Preprocess(size=" << p.size << ", fit='" << p.fit << "', interpolation='"
+       << p.interpolation << "', orientation='" << p.orientation << "', box_margin=" << p.box_margin
        << ", mean=(" << p.mean[0] << ", " << p.mean[1] << ", " << p.mean[2] << "), std=("
        << p.std[0] << ", " << p.std[1] << ", " << p.std[2] << "))";
   return text.str();
@@ -103,7 +105,7 @@ std::string describe(const Preprocess& p) {
 Batch load_image(const std::string& path, const std::optional<Box>& box,
                  const Preprocess& preprocess) {
   const py::gil_scoped_release no_gil;
-  const Image image = decode_file(path);
+  const Image image = decode_file(path, orientation_of(preprocess));
   return make_batch(image, box, preprocess);
 }
 
@@ -135,18 +137,32 @@ void bind_data(py::module_& m) {
       m, "Preprocess",
       "From a decoded image to a model's input. size: side of the square input, in [1, 8192]. fit: "
       "'crop' resizes the short side and keeps the centre, 'pad' grows the box to a square about "
-      "its centre, zeros outside the image. box_margin: share of the box's width and height added "
+      "its centre, zeros outside the image. interpolation: Pillow's antialiased filter, "
+      "'bilinear', "
+      "'bicubic', 'box' or 'lanczos'. orientation: 'apply' turns pictures upright by their EXIF "
+      "tag, 'ignore' takes the pixels as stored. box_margin: share of the box's width and height "
+      "added "
       "on each side, in [0, 10], where the set has boxes. mean, std: of each channel, on [0, 1].")
       .def(py::init([](int64_t size, std::string fit, double box_margin, std::array<float, 3> mean,
-                       std::array<float, 3> std) {
-             Preprocess preprocess{size, std::move(fit), box_margin, mean, std};
+                       std::array<float, 3> std, std::string interpolation,
+                       std::string orientation) {
+             Preprocess preprocess{.size = size,
+                                   .fit = std::move(fit),
+                                   .interpolation = std::move(interpolation),
+                                   .orientation = std::move(orientation),
+                                   .box_margin = box_margin,
+                                   .mean = mean,
+                                   .std = std};
              check_preprocess("Preprocess", preprocess);
              return preprocess;
            }),
            arg("size") = 224, arg("fit") = "crop", arg("box_margin") = 0.0,
-           arg("mean") = Preprocess().mean, arg("std") = Preprocess().std)
+           arg("mean") = Preprocess().mean, arg("std") = Preprocess().std,
+           arg("interpolation") = "bilinear", arg("orientation") = "apply")
       .def_readonly("size", &Preprocess::size)
       .def_readonly("fit", &Preprocess::fit)
+      .def_readonly("interpolation", &Preprocess::interpolation)
+      .def_readonly("orientation", &Preprocess::orientation)
       .def_readonly("box_margin", &Preprocess::box_margin)
       .def_readonly("mean", &Preprocess::mean)
       .def_readonly("std", &Preprocess::std)
@@ -196,14 +212,27 @@ void bind_data(py::module_& m) {
   m.def(
       "triplet_source",
       [](std::shared_ptr<LabelTable> labels, uint64_t seed, int64_t batch, int64_t triplets,
-         bool negative_by_value, bool exclude_shared, int64_t rank, int64_t world_size) {
+         bool negative_by_value, bool exclude_shared, bool single_views, int64_t rank,
+         int64_t world_size) {
         return std::shared_ptr<BatchSource>(make_triplet_source(
-            std::move(labels),
-            {seed, batch, triplets, negative_by_value, exclude_shared, rank, world_size}));
+            std::move(labels), {seed, batch, triplets, negative_by_value, exclude_shared,
+                                single_views, rank, world_size}));
       },
       arg("labels"), py::kw_only(), arg("seed") = 0, arg("batch") = 16, arg("triplets") = 100000,
-      arg("negative_by_value") = true, arg("exclude_shared") = false, arg("rank") = 0,
-      arg("world_size") = 1);
+      arg("negative_by_value") = true, arg("exclude_shared") = false, arg("single_views") = false,
+      arg("rank") = 0, arg("world_size") = 1);
+  m.def(
+      "class_source",
+      [](std::shared_ptr<LabelTable> labels, uint64_t seed, int64_t classes,
+         int64_t images_of_class, int64_t steps, int64_t attribute, int64_t least_images,
+         int64_t rank, int64_t world_size) {
+        return std::shared_ptr<BatchSource>(make_class_source(
+            std::move(labels),
+            {seed, classes, images_of_class, steps, attribute, least_images, rank, world_size}));
+      },
+      arg("labels"), py::kw_only(), arg("seed") = 0, arg("classes") = 16,
+      arg("images_of_class") = 4, arg("steps") = 0, arg("attribute") = -1, arg("least_images") = 2,
+      arg("rank") = 0, arg("world_size") = 1);
   m.def(
       "image_source",
       [](int64_t images, uint64_t seed, int64_t batch, bool shuffle, bool drop_last, int64_t rank,
@@ -218,29 +247,31 @@ void bind_data(py::module_& m) {
       .def(py::init([](std::shared_ptr<ImageList> images, std::shared_ptr<LabelTable> labels,
                        std::shared_ptr<BatchSource> source, const Preprocess& preprocess,
                        const Augment& augment, uint64_t seed, bool keep_pixels, int64_t threads,
-                       int64_t prefetch) {
-             return std::unique_ptr<Loader, WithoutGil>(
-                 new Loader(std::move(images), std::move(labels), std::move(source),
-                            {preprocess, augment, seed, keep_pixels, threads, prefetch}));
+                       int64_t prefetch, bool skip_unreadable) {
+             return std::unique_ptr<Loader, WithoutGil>(new Loader(
+                 std::move(images), std::move(labels), std::move(source),
+                 {preprocess, augment, seed, keep_pixels, threads, prefetch, skip_unreadable}));
            }),
            arg("images"), arg("labels").none(true), arg("source"), py::kw_only(),
            arg("preprocess") = Preprocess(), arg("augment") = Augment(), arg("seed") = 0,
-           arg("keep_pixels") = false, arg("threads") = 2, arg("prefetch") = 2)
+           arg("keep_pixels") = false, arg("threads") = 2, arg("prefetch") = 2,
+           arg("skip_unreadable") = false)
       .def("next", &Loader::next, py::call_guard<py::gil_scoped_release>())
       .def("seek", &Loader::seek, arg("step"), py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("waited", &Loader::waited);
+      .def_property_readonly("waited", &Loader::waited)
+      .def_property_readonly("skipped", &Loader::skipped);
 
   m.def(
       "decode_file",
-      [](const std::string& path) {
+      [](const std::string& path, bool upright) {
         Image image;
         {
           const py::gil_scoped_release no_gil;
-          image = decode_file(path);
+          image = decode_file(path, upright ? Orientation::kApply : Orientation::kIgnore);
         }
         return pixels_of(image);
       },
-      arg("path"));
+      arg("path"), arg("upright") = true);
   m.def("frame", &frame_of, arg("height"), arg("width"), arg("box") = py::none(),
         arg("preprocess") = Preprocess(),
         "What preprocessing cuts out of an image: the picture, and the part of it that the square "

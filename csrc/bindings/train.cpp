@@ -97,6 +97,7 @@ void bind_configs(py::module_& m) {
       .def_readwrite("bfloat16", &TrainerConfig::bfloat16)
       .def_readwrite("preprocess", &TrainerConfig::preprocess)
       .def_readwrite("loader_threads", &TrainerConfig::loader_threads)
+      .def_readwrite("skip_unreadable", &TrainerConfig::skip_unreadable)
       .def_readwrite("report_every", &TrainerConfig::report_every)
       .def_readwrite("evaluate_every", &TrainerConfig::evaluate_every)
       .def_readwrite("checkpoint_every", &TrainerConfig::checkpoint_every)
@@ -221,7 +222,8 @@ void bind_trainer(py::module_& m) {
       .def_property_readonly("steps", &Trainer::steps)
       .def_property_readonly("steps_per_epoch", &Trainer::steps_per_epoch)
       .def_property_readonly("done", &Trainer::done)
-      .def_property_readonly("best", &Trainer::best);
+      .def_property_readonly("best", &Trainer::best)
+      .def_property_readonly("skipped", &Trainer::skipped);
 }
 
 }  // namespace

@@ -14,7 +14,10 @@
 #include <csetjmp>
 #include <cstddef>
 #include <cstdio>
+#include <cstring>
 #include <system_error>
+
+#include "data/orientation.h"
 // Needs size_t and FILE to be declared first.
 #include <jerror.h>
 #include <jpeglib.h>
@@ -27,20 +30,18 @@ namespace {
   throw std::runtime_error(path + ": " + cause);
 }
 
-using Fallback = std::function<Image(const std::string&)>;
-
 // A call holds it shared, so that a change waits for the calls in progress.
 std::shared_mutex fallback_mutex;
 
 // Never destroyed: what it holds may belong to an interpreter that has ended by then.
-Fallback& fallback() {
-  static auto* held = new Fallback;
+DecodeFallback& fallback() {
+  static auto* held = new DecodeFallback;
   return *held;
 }
 
-Image decode_by_fallback(const std::string& path) {
+Image decode_by_fallback(const std::string& path, Orientation orientation) {
   const std::shared_lock<std::shared_mutex> lock(fallback_mutex);
-  const Fallback& decode = fallback();
+  const DecodeFallback& decode = fallback();
   if (!decode) {
 #ifdef PLACKET_JPEG
     fail(path, "is not a JPEG file, and no decoder for other formats is set");
@@ -48,7 +49,7 @@ Image decode_by_fallback(const std::string& path) {
     fail(path, "this build has no libjpeg-turbo, and no other decoder is set");
 #endif
   }
-  return decode(path);
+  return decode(path, orientation);
 }
 
 #ifdef PLACKET_JPEG
@@ -118,9 +119,12 @@ struct JpegDecoder {
   }
 };
 
+constexpr int kExifMarker = JPEG_APP0 + 1;
+
 bool read_header(JpegDecoder& decoder, const uint8_t* bytes, size_t size) {
   if (setjmp(decoder.on_error) != 0) return false;
   jpeg_mem_src(&decoder.info, bytes, static_cast<unsigned long>(size));
+  jpeg_save_markers(&decoder.info, kExifMarker, 0xffff);
   jpeg_read_header(&decoder.info, TRUE);
   const bool grey = decoder.info.num_components == 1;
   const bool four = decoder.info.num_components == 4;
@@ -157,10 +161,24 @@ bool decode_scanlines(JpegDecoder& decoder, uint8_t* row, uint8_t* out) {
   return true;
 }
 
-Image decode_jpeg(const std::string& path, const std::vector<uint8_t>& bytes) {
+// Of the first EXIF block; after read_header.
+int orientation_of(const JpegDecoder& decoder) {
+  for (jpeg_saved_marker_ptr marker = decoder.info.marker_list; marker != nullptr;
+       marker = marker->next) {
+    const bool exif = marker->marker == kExifMarker && marker->data_length >= 6 &&
+                      std::memcmp(marker->data, "Exif\0\0", 6) == 0;
+    if (exif) return exif_orientation(marker->data, marker->data_length);
+  }
+  return 1;
+}
+
+Image decode_jpeg(const std::string& path, const std::vector<uint8_t>& bytes,
+                  Orientation orientation) {
   JpegDecoder decoder;
   const auto damaged = [&] { fail(path, std::string("damaged JPEG: ") + decoder.message); };
   if (!read_header(decoder, bytes.data(), bytes.size())) damaged();
+  // Markers do not outlive decoding.
+  const int turned = orientation == Orientation::kApply ? orientation_of(decoder) : 1;
   Image image;
   image.height = decoder.info.image_height;
   image.width = decoder.info.image_width;
@@ -173,24 +191,24 @@ Image decode_jpeg(const std::string& path, const std::vector<uint8_t>& bytes) {
   image.pixels.resize(size_t(image.height * image.width * 3));
   std::vector<uint8_t> row(components == 3 ? 0 : size_t(image.width * components));
   if (!decode_scanlines(decoder, row.data(), image.pixels.data())) damaged();
-  return image;
+  return upright(std::move(image), turned);
 }
 
 #endif
 
 }  // namespace
 
-Image decode_file(const std::string& path) {
+Image decode_file(const std::string& path, Orientation orientation) {
 #ifdef PLACKET_JPEG
   const std::vector<uint8_t> bytes = read_file(path);
   if (bytes.size() >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff) {
-    return decode_jpeg(path, bytes);
+    return decode_jpeg(path, bytes, orientation);
   }
 #endif
-  return decode_by_fallback(path);
+  return decode_by_fallback(path, orientation);
 }
 
-void set_decode_fallback(Fallback decode) {
+void set_decode_fallback(DecodeFallback decode) {
   const std::lock_guard<std::shared_mutex> lock(fallback_mutex);
   fallback().swap(decode);
 }

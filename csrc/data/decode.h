@@ -12,20 +12,24 @@ struct Image {
   std::vector<uint8_t> pixels;  // [height, width, 3] RGB
 };
 
+// What to do with the EXIF tag that says how the camera was held: turn the picture upright, as
+// every viewer does, or take the pixels as they are stored, as the reference code does.
+enum class Orientation { kApply, kIgnore };
+
 // Decodes a file to RGB as Pillow's convert("RGB") does. JPEG (grey, YCbCr, RGB, CMYK, YCCK; the
 // latter two in Adobe's inverted sense) by libjpeg-turbo with Pillow's settings: accurate DCT,
-// smooth upsampling. Every other format, and JPEG in a build without libjpeg, by the fallback. The
-// EXIF orientation is not applied, as the reference code does not.
+// smooth upsampling. Every other format, and JPEG in a build without libjpeg, by the fallback.
 // Stricter than Pillow: corrupt data that libjpeg would only warn of is an error, since the pixels
 // after it are not the photograph's.
 // A missing, truncated or damaged file throws std::runtime_error "<path>: <cause>". An image that
 // claims more than kMaxPixels is refused before memory is taken. Thread-safe.
-Image decode_file(const std::string& path);
+Image decode_file(const std::string& path, Orientation orientation = Orientation::kApply);
 
 // What decodes other formats; it may be called from any thread and throws std::runtime_error
 // "<path>: <cause>". The bindings set Pillow, under the GIL; nullptr takes it away. Returns once no
 // call of the one before is in progress: a thread that holds the GIL must give it up first.
-void set_decode_fallback(std::function<Image(const std::string& path)> fallback);
+using DecodeFallback = std::function<Image(const std::string& path, Orientation orientation)>;
+void set_decode_fallback(DecodeFallback fallback);
 
 inline constexpr int64_t kMaxPixels = 178956970;  // Pillow's limit for a decompression bomb
 

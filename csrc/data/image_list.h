@@ -23,6 +23,10 @@ struct Preprocess {
   // "crop": short side to `size`, centre crop (the reference). "pad": the box grown to a square
   // about its centre, zeros outside the image, so that nothing is cut off.
   std::string fit = "crop";
+  // The filter of resizing, one of Pillow's by its name: "bilinear", "bicubic", "box", "lanczos".
+  std::string interpolation = "bilinear";
+  // "apply" turns pictures upright by their EXIF tag, "ignore" takes the pixels as stored.
+  std::string orientation = "apply";
   // Share of the box's width and height added on each side, where the set has boxes.
   double box_margin = 0.0;
   std::array<float, 3> mean = {0.485f, 0.456f, 0.406f};

@@ -10,6 +10,7 @@
 #include <deque>
 #include <exception>
 #include <limits>
+#include <map>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
@@ -61,6 +62,7 @@ struct Loader::State {
   int64_t next_step = 0;  // the step of the batch to be begun next
   bool stop = false;
   double waited = 0;
+  std::map<int64_t, std::string> skipped;  // image -> cause
   std::vector<std::thread> threads;
 
   ~State() {
@@ -167,22 +169,78 @@ struct Loader::State {
     batch.labels = at::full({rows, attributes}, -1, at::kLong);
     if (labels) {
       auto* out = batch.labels.mutable_data_ptr<int64_t>();
-      for (int64_t row = 0; row < rows; ++row, out += attributes) {
-        const int64_t image = plan.images[row];
-        for (int64_t i = labels->begin[image]; i < labels->begin[image + 1]; ++i) {
-          int64_t& value = out[labels->attribute[i]];
-          if (value < 0) value = labels->value[i];
-        }
+      for (int64_t row = 0; row < rows; ++row) {
+        write_labels(plan.images[row], out + row * attributes);
       }
     }
     batch.plan = std::move(plan);
     return batch;
   }
 
-  void load_row(Pending& pending, int64_t row) const {
+  // The first value of every attribute that the image carries.
+  void write_labels(int64_t image, int64_t* out) const {
+    for (int64_t i = labels->begin[image]; i < labels->begin[image + 1]; ++i) {
+      int64_t& value = out[labels->attribute[i]];
+      if (value < 0) value = labels->value[i];
+    }
+  }
+
+  void load_row(Pending& pending, int64_t row) {
+    if (!config.skip_unreadable) return load_image(pending, row);
+    BatchPlan& plan = pending.batch.plan;
+    const int64_t drawn = plan.images[row];
+    while (true) {
+      const int64_t image = plan.images[row];
+      if (!is_skipped(image)) {
+        try {
+          load_image(pending, row);
+          break;
+        } catch (const std::runtime_error& error) {
+          const std::lock_guard<std::mutex> lock(mutex);
+          skipped.emplace(image, error.what());
+        }
+      }
+      plan.images[row] = replacement(plan, row);
+      if (plan.images[row] == drawn) {
+        throw std::runtime_error(images->paths[drawn] +
+                                 ": cannot be read, nor can any image that could replace it");
+      }
+    }
+    if (plan.images[row] == drawn || !labels) return;
+    const auto attributes = int64_t(labels->values.size());
+    auto* out = pending.batch.labels.mutable_data_ptr<int64_t>() + row * attributes;
+    std::fill_n(out, attributes, -1);
+    write_labels(plan.images[row], out);
+  }
+
+  bool is_skipped(int64_t image) const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return skipped.count(image) > 0;
+  }
+
+  // The image after the row's that carries the value the row was drawn for, if it was for one.
+  int64_t replacement(const BatchPlan& plan, int64_t row) const {
+    const auto count = int64_t(images->paths.size());
+    const auto serves = [&](int64_t image) {
+      if (plan.attributes.empty() || !labels) return true;
+      for (int64_t i = labels->begin[image]; i < labels->begin[image + 1]; ++i) {
+        if (labels->attribute[i] == plan.attributes[row] && labels->value[i] == plan.values[row]) {
+          return true;
+        }
+      }
+      return false;
+    };
+    int64_t image = plan.images[row];
+    do {
+      image = (image + 1) % count;
+    } while (!serves(image));
+    return image;
+  }
+
+  void load_image(Pending& pending, int64_t row) const {
     const int64_t index = pending.batch.plan.images[row];
     const std::string& path = images->paths[index];
-    const Image image = decode_file(path);
+    const Image image = decode_file(path, orientation_of(config.preprocess));
     std::optional<Box> box;
     if (!images->boxes.empty()) box = images->boxes[index];
     RandomStream random(config.seed, kRandomAugment, uint64_t(pending.batch.plan.epoch),
@@ -263,6 +321,11 @@ Batch Loader::next() {
   }
   if (pending->error) std::rethrow_exception(pending->error);
   return std::move(pending->batch);
+}
+
+std::map<int64_t, std::string> Loader::skipped() const {
+  const std::lock_guard<std::mutex> lock(state_->mutex);
+  return state_->skipped;
 }
 
 double Loader::waited() const {

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <string>
 
 #include "data/batch.h"
 #include "data/image_list.h"
@@ -17,6 +19,10 @@ struct LoaderConfig {
   bool keep_pixels = false;  // fill Batch::pixels
   int64_t threads = 2;
   int64_t prefetch = 2;  // batches in work or finished ahead of next()
+  // Whether an image that cannot be read is replaced by the next image of the list, from its end on
+  // from the beginning, that can be read and carries the value the row was drawn for, rather than
+  // being an error. The replacement depends on the files alone.
+  bool skip_unreadable = false;
 };
 
 // Reads, decodes and prepares batches on its own threads, one image at a time, so that a batch is
@@ -42,6 +48,8 @@ class Loader {
   Batch next();
   // Seconds next() has waited since the loader was made.
   double waited() const;
+  // The images that were found unreadable and replaced, by index, with the cause.
+  std::map<int64_t, std::string> skipped() const;
 
  private:
   struct State;

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <string>
 
 #include "kernels/resample.h"
 
@@ -26,13 +28,44 @@ Box with_margin(const Box& box, double margin, int64_t height, int64_t width) {
           std::min(y1 + dy, height)};
 }
 
+struct NamedFilter {
+  const char* name;
+  Filter filter;
+};
+constexpr NamedFilter kFilters[] = {{"bilinear", Filter::kBilinear},
+                                    {"bicubic", Filter::kBicubic},
+                                    {"box", Filter::kBox},
+                                    {"lanczos", Filter::kLanczos}};
+
+const NamedFilter* find_filter(const std::string& name) {
+  const auto* found = std::find_if(std::begin(kFilters), std::end(kFilters),
+                                   [&](const NamedFilter& known) { return name == known.name; });
+  return found == std::end(kFilters) ? nullptr : found;
+}
+
 }  // namespace
+
+Filter filter_of(const Preprocess& preprocess) {
+  const NamedFilter* found = find_filter(preprocess.interpolation);
+  TORCH_INTERNAL_ASSERT(found != nullptr);
+  return found->filter;
+}
+
+Orientation orientation_of(const Preprocess& preprocess) {
+  return preprocess.orientation == "ignore" ? Orientation::kIgnore : Orientation::kApply;
+}
 
 void check_preprocess(const char* user, const Preprocess& preprocess) {
   TORCH_CHECK_VALUE(preprocess.size >= 1 && preprocess.size <= 8192, user,
                     ": size must be in [1, 8192], got ", preprocess.size);
   TORCH_CHECK_VALUE(preprocess.fit == "crop" || preprocess.fit == "pad", user,
                     ": fit must be 'crop' or 'pad', got '", preprocess.fit, "'");
+  TORCH_CHECK_VALUE(find_filter(preprocess.interpolation) != nullptr, user,
+                    ": interpolation must be 'bilinear', 'bicubic', 'box' or 'lanczos', got '",
+                    preprocess.interpolation, "'");
+  TORCH_CHECK_VALUE(preprocess.orientation == "apply" || preprocess.orientation == "ignore", user,
+                    ": orientation must be 'apply' or 'ignore', got '", preprocess.orientation,
+                    "'");
   TORCH_CHECK_VALUE(preprocess.box_margin >= 0 && preprocess.box_margin <= 10, user,
                     ": box_margin must be in [0, 10], got ", preprocess.box_margin);
   for (const float std : preprocess.std) {
@@ -87,7 +120,8 @@ void write_input(const Image& image, const Frame& frame, const Preprocess& prepr
                         .resized_width = fit.resized_width,
                         .top = fit.top,
                         .left = left,
-                        .flip = frame.flip};
+                        .flip = frame.flip,
+                        .filter = filter_of(preprocess)};
   float mean[3], std[3];
   std::copy(preprocess.mean.begin(), preprocess.mean.end(), mean);
   std::copy(preprocess.std.begin(), preprocess.std.end(), std);

@@ -12,6 +12,7 @@
 #include "data/decode.h"
 #include "data/image_list.h"
 #include "kernels/fit_window.h"
+#include "kernels/resample_taps.h"
 
 namespace placket {
 
@@ -34,6 +35,7 @@ struct Frame {
 //    its place uniform. The aspect ratio stays, so that what is found in the input maps back to the
 //    picture by the one rule of step 4.
 // 4. The short side is resized to `size` and the centre square kept (kernels/fit_window.h).
+// Boxes and sides are those of the picture after its orientation was applied or ignored.
 Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box,
                     const Preprocess& preprocess, const Augment& augment = {},
                     RandomStream* random = nullptr);
@@ -43,6 +45,10 @@ void write_input(const Image& image, const Frame& frame, const Preprocess& prepr
 
 // The frame's picture, [y1 - y0, x1 - x0, 3].
 Image cut_picture(const Image& image, const Frame& frame);
+
+// Of the fields of the same names, which must be among the known ones.
+Filter filter_of(const Preprocess& preprocess);
+Orientation orientation_of(const Preprocess& preprocess);
 
 // Throws ValueError where a field is out of range; `user` begins the sentence.
 void check_preprocess(const char* user, const Preprocess& preprocess);

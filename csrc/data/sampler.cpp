@@ -54,7 +54,9 @@ struct ValueClasses {
   }
 };
 
-ValueClasses make_classes(const LabelTable& labels, int32_t attribute, bool exclude_shared) {
+// `least` images make a value an anchor's.
+ValueClasses make_classes(const LabelTable& labels, int32_t attribute, bool exclude_shared,
+                          int64_t least) {
   ValueClasses classes;
   classes.attribute = attribute;
   const int64_t values = labels.values[attribute];
@@ -81,7 +83,7 @@ ValueClasses make_classes(const LabelTable& labels, int32_t attribute, bool excl
     if (!images[v].empty()) classes.serving.push_back(int32_t(v));
   }
   for (const int32_t v : classes.serving) {
-    if (classes.size(v) < 2) continue;
+    if (classes.size(v) < least) continue;
     std::vector<uint32_t> excluded;
     for (uint32_t place = 0; place < classes.serving.size(); ++place) {
       const int32_t w = classes.serving[place];
@@ -110,7 +112,8 @@ class TripletSource final : public BatchSource {
                       ": images must fit in 31 bits, got ", labels_->images());
     std::ostringstream left_out;
     for (size_t a = 0; a < labels_->values.size(); ++a) {
-      ValueClasses classes = make_classes(*labels_, int32_t(a), config.exclude_shared);
+      ValueClasses classes =
+          make_classes(*labels_, int32_t(a), config.exclude_shared, config.single_views ? 1 : 2);
       if (classes.anchors.empty()) {
         left_out << (left_out.tellp() > 0 ? ", " : "") << "attribute " << a << " has images under "
                  << classes.serving.size() << " of " << labels_->values[a] << " values";
@@ -118,9 +121,9 @@ class TripletSource final : public BatchSource {
         classes_.push_back(std::move(classes));
       }
     }
-    TORCH_CHECK_VALUE(!classes_.empty(), name,
-                      ": labels must have an attribute with two images under one value and an image"
-                      " under another",
+    TORCH_CHECK_VALUE(!classes_.empty(), name, ": labels must have an attribute with ",
+                      config.single_views ? "an image" : "two images",
+                      " under one value and an image under another",
                       config.exclude_shared ? " that does not share it" : "", ", got ",
                       labels_->images(), " images: ", left_out.str());
   }
@@ -166,8 +169,11 @@ class TripletSource final : public BatchSource {
     const int32_t* own = classes.images.data() + classes.begin[value];
     const auto own_size = uint32_t(classes.size(value));
     const uint32_t anchor = random.below(own_size);
-    uint32_t positive = random.below(own_size - 1);
-    positive += positive >= anchor;
+    uint32_t positive = anchor;
+    if (own_size > 1) {
+      positive = random.below(own_size - 1);
+      positive += positive >= anchor;
+    }
     Triplet out{classes.attribute, value, 0, {own[anchor], own[positive], 0}};
     if (config_.negative_by_value) {
       const auto& excluded = classes.excluded[anchor_place];
@@ -220,6 +226,111 @@ class TripletSource final : public BatchSource {
   std::shared_ptr<const LabelTable> labels_;
   TripletSamplerConfig config_;
   std::vector<ValueClasses> classes_;
+};
+
+// `count` different numbers below `size`, uniform and in uniform order: the first steps of a
+// shuffle whose untouched places are not stored.
+std::vector<uint32_t> draw_without_replacement(RandomStream& random, uint32_t size,
+                                               uint32_t count) {
+  std::unordered_map<uint32_t, uint32_t> moved;
+  const auto at = [&](uint32_t place) {
+    const auto found = moved.find(place);
+    return found == moved.end() ? place : found->second;
+  };
+  std::vector<uint32_t> drawn;
+  for (uint32_t i = 0; i < count; ++i) {
+    const uint32_t chosen = i + random.below(size - i);
+    drawn.push_back(at(chosen));
+    moved[chosen] = at(i);
+  }
+  return drawn;
+}
+
+class ClassSource final : public BatchSource {
+ public:
+  ClassSource(const LabelTable& labels, const ClassSamplerConfig& config) : config_(config) {
+    const char* name = "class sampler";
+    TORCH_CHECK_VALUE(config.classes >= 1 && config.images_of_class >= 1, name,
+                      ": classes and images_of_class must be positive, got ", config.classes,
+                      " and ", config.images_of_class);
+    TORCH_CHECK_VALUE(config.least_images >= 1, name, ": least_images must be positive, got ",
+                      config.least_images);
+    TORCH_CHECK_VALUE(config.steps >= 0, name, ": steps must not be negative, got ", config.steps);
+    check_batch(name, config.classes, config.rank, config.world_size);
+    check_labels(name, labels);
+    const auto attributes = int64_t(labels.values.size());
+    TORCH_CHECK_VALUE(config.attribute >= -1 && config.attribute < attributes, name,
+                      ": attribute must be -1 or in [0, ", attributes, "), got ", config.attribute);
+    TORCH_CHECK_VALUE(labels.images() <= std::numeric_limits<int32_t>::max(), name,
+                      ": images must fit in 31 bits, got ", labels.images());
+    std::ostringstream left_out;
+    for (int64_t a = 0; a < attributes; ++a) {
+      if (config.attribute >= 0 && a != config.attribute) continue;
+      Classes classes{int32_t(a), make_classes(labels, int32_t(a), false, 1), {}};
+      for (const int32_t v : classes.images.serving) {
+        if (classes.images.size(v) >= config.least_images) classes.values.push_back(v);
+      }
+      if (int64_t(classes.values.size()) < config.classes) {
+        left_out << (left_out.tellp() > 0 ? ", " : "") << "attribute " << a << " with "
+                 << classes.values.size();
+      } else {
+        attributes_.push_back(std::move(classes));
+      }
+    }
+    TORCH_CHECK_VALUE(!attributes_.empty(), name, ": labels must have an attribute with ",
+                      config.classes, " values of ", config.least_images, " images or more, got ",
+                      left_out.str());
+    const int64_t rows = config.classes * config.images_of_class;
+    steps_ = config.steps > 0 ? config.steps : std::max<int64_t>(labels.images() / rows, 1);
+    TORCH_CHECK_VALUE(steps_ <= std::numeric_limits<uint32_t>::max() / (rows + 1), name,
+                      ": rows of an epoch must fit in 32 bits, got ", steps_, " steps of ", rows);
+  }
+
+  int64_t steps_per_epoch() const override { return steps_; }
+
+  BatchPlan plan(int64_t step) const override {
+    TORCH_CHECK_VALUE(step >= 0, "class sampler: step must not be negative, got ", step);
+    BatchPlan plan;
+    plan.epoch = step / steps_;
+    const int64_t place = step % steps_, images_of_class = config_.images_of_class;
+    // Streams of the steps lie behind those of the epoch's rows.
+    const int64_t rows = config_.classes * images_of_class;
+    RandomStream random(config_.seed, kRandomSampler, uint64_t(plan.epoch),
+                        uint32_t(steps_ * rows + place));
+    const Classes& drawn = attributes_[random.below(uint32_t(attributes_.size()))];
+    const auto values =
+        draw_without_replacement(random, uint32_t(drawn.values.size()), uint32_t(config_.classes));
+    const auto [first, last] = share(config_.classes, config_.rank, config_.world_size);
+    for (int64_t c = first; c < last; ++c) {
+      const int32_t value = drawn.values[values[c]];
+      const int64_t row = (place * config_.classes + c) * images_of_class;
+      RandomStream own(config_.seed, kRandomSampler, uint64_t(plan.epoch), uint32_t(row));
+      const auto size = uint32_t(drawn.images.size(value));
+      std::vector<uint32_t> order;
+      for (int64_t k = 0; k < images_of_class; ++k) {
+        if (k % size == 0) {
+          const auto wanted = uint32_t(std::min<int64_t>(size, images_of_class - k));
+          order = draw_without_replacement(own, size, wanted);
+        }
+        plan.positions.push_back(row + k);
+        plan.images.push_back(drawn.images.images[drawn.images.begin[value] + order[k % size]]);
+        plan.attributes.push_back(drawn.attribute);
+        plan.values.push_back(value);
+      }
+    }
+    return plan;
+  }
+
+ private:
+  struct Classes {
+    int32_t attribute;
+    ValueClasses images;
+    std::vector<int32_t> values;  // that can be drawn
+  };
+
+  ClassSamplerConfig config_;
+  std::vector<Classes> attributes_;  // that can be drawn
+  int64_t steps_ = 0;
 };
 
 class ImageSource final : public BatchSource {
@@ -291,6 +402,12 @@ std::unique_ptr<BatchSource> make_triplet_source(std::shared_ptr<const LabelTabl
                                                  const TripletSamplerConfig& config) {
   TORCH_CHECK_VALUE(labels != nullptr, "triplet sampler: labels must be given, got none");
   return std::make_unique<TripletSource>(std::move(labels), config);
+}
+
+std::unique_ptr<BatchSource> make_class_source(std::shared_ptr<const LabelTable> labels,
+                                               const ClassSamplerConfig& config) {
+  TORCH_CHECK_VALUE(labels != nullptr, "class sampler: labels must be given, got none");
+  return std::make_unique<ClassSource>(*labels, config);
 }
 
 std::unique_ptr<BatchSource> make_image_source(int64_t images, const ImageSamplerConfig& config) {

@@ -29,14 +29,17 @@ struct TripletSamplerConfig {
   // over what is left: values uniform over those with an image left, images uniform over those
   // left.
   bool exclude_shared = false;
+  // Whether a value with one image can be the anchor's: the positive is then the same image, which
+  // augmentation makes another view. Otherwise such a value serves as a negative only.
+  bool single_views = false;
   int64_t rank = 0;
   int64_t world_size = 1;  // divides batch; the ranks' rows together are those of one rank
 };
 
 // Triplets of one attribute each: the attribute is uniform, then the anchor's value uniform over
 // those with two images, anchor and positive uniform within it without replacement, then the
-// negative. Equal to the references' rules where every value has two images; values with one image
-// serve as negatives only, values with none never.
+// negative. Equal to the references' rules where every value has two images; values with none are
+// never drawn.
 // Attributes with fewer than two values that can serve (one with two images, one more with an
 // image) are left out; if none remains: an error that names them.
 std::unique_ptr<BatchSource> make_triplet_source(std::shared_ptr<const LabelTable> labels,
@@ -50,6 +53,26 @@ struct ImageSamplerConfig {
   int64_t rank = 0;
   int64_t world_size = 1;  // divides batch
 };
+struct ClassSamplerConfig {
+  uint64_t seed = 0;
+  int64_t classes = 16;         // P, values a step, over all ranks
+  int64_t images_of_class = 4;  // K
+  int64_t steps = 0;            // an epoch; 0: as many as the split's images fill
+  // The attribute whose values are the classes, an identity for example; -1 draws one for each
+  // step, uniform over those with P values.
+  int64_t attribute = -1;
+  // Images a value must have to be drawn. Where it has fewer than K, all of them come before any
+  // comes again.
+  int64_t least_images = 2;
+  int64_t rank = 0;
+  int64_t world_size = 1;  // divides classes; the ranks' rows together are those of one rank
+};
+// P x K batches: P values of one attribute, uniform without replacement, and K images of each, next
+// to each other, uniform without replacement. An error names the attribute where it has fewer than
+// P values with enough images.
+std::unique_ptr<BatchSource> make_class_source(std::shared_ptr<const LabelTable> labels,
+                                               const ClassSamplerConfig& config);
+
 // Every image once an epoch, with no attribute role.
 std::unique_ptr<BatchSource> make_image_source(int64_t images, const ImageSamplerConfig& config);
 

@@ -17,6 +17,8 @@ constexpr int kThreads = 8;  // of the second dimension; the first is kTile
 constexpr int kChunk = 64;
 constexpr int kStored = 64;  // weights of an output coordinate that are kept in shared memory
 
+using BilinearTaps = FilterTaps<Filter::kBilinear>;
+
 // One axis of the crop. Source coordinates count from the box's edge.
 struct CropAxis {
   int64_t box_size, size;  // of the box and of the result
@@ -28,14 +30,14 @@ struct CropAxis {
 
 // The taps of one axis for the tile's output coordinates.
 struct TileAxis {
-  ResampleTaps taps[kTile];
+  BilinearTaps taps[kTile];
   int32_t weights[kStored][kTile];
 
   __device__ void fill(const CropAxis& axis, int64_t tile_begin) {
     const int i = threadIdx.x;
     const int64_t target = tile_begin + i;
     if (target >= axis.size) return;
-    ResampleTaps mine(axis.box_size, axis.size, axis.flip ? axis.size - 1 - target : target);
+    BilinearTaps mine(axis.box_size, axis.size, axis.flip ? axis.size - 1 - target : target);
     mine.clip(axis.first, axis.last);
     if (threadIdx.y == 0) taps[i] = mine;
     const int64_t count = mine.end() - mine.begin();
@@ -106,8 +108,8 @@ __global__ void __launch_bounds__(kTile* kThreads, 3)
 
     const int64_t left = across.size - tile_across;
     const int count = left < kTile ? int(left) : kTile;
-    const ResampleTaps& one = across_tile.taps[0];
-    const ResampleTaps& other = across_tile.taps[count - 1];
+    const BilinearTaps& one = across_tile.taps[0];
+    const BilinearTaps& other = across_tile.taps[count - 1];
     int64_t begin = one.begin() < other.begin() ? one.begin() : other.begin();
     int64_t end = one.end() > other.end() ? one.end() : other.end();
     // Taps of a box beside the image are empty, wherever they begin.
@@ -123,7 +125,7 @@ __global__ void __launch_bounds__(kTile* kThreads, 3)
         for (int k = 0; k < kLines; ++k) {
           for (int c = 0; c < 3; ++c) line_sums[k][c] = kWeightHalf;
         }
-        const ResampleTaps& taps = along_tile.taps[a];
+        const BilinearTaps& taps = along_tile.taps[a];
         for (int64_t source = taps.begin(); source < taps.end(); ++source) {
           const int32_t weight = along_tile.weight(a, source);
           const uint8_t* pixel = pixels + source * along.stride + begin * across.stride;
@@ -148,7 +150,7 @@ __global__ void __launch_bounds__(kTile* kThreads, 3)
         for (int k = 0; k < kAcross; ++k) {
           const int b = threadIdx.y + k * kThreads;
           if (b >= count) break;
-          const ResampleTaps& taps = across_tile.taps[b];
+          const BilinearTaps& taps = across_tile.taps[b];
           const int64_t first = taps.begin() > begin ? taps.begin() : begin;
           const int64_t last = taps.end() < begin + lines ? taps.end() : begin + lines;
           for (int64_t source = first; source < last; ++source) {

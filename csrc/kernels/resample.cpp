@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "base/bfloat16.h"
@@ -31,15 +33,17 @@ struct Axis {
   std::vector<int32_t> weights;
 
   // The window [first, first + size) of a box resized to `resized_size`; mirrored with `flip`.
-  Axis(int64_t box_begin, int64_t box_end, int64_t image_size, int64_t resized_size, int64_t first,
-       int64_t size, bool flip)
+  template <Filter kFilter>
+  Axis(std::integral_constant<Filter, kFilter>, int64_t box_begin, int64_t box_end,
+       int64_t image_size, int64_t resized_size, int64_t first, int64_t size, bool flip)
       : size(size),
-        most(ResampleTaps::most(box_end - box_begin, resized_size)),
+        most(FilterTaps<kFilter>::most(box_end - box_begin, resized_size)),
         begin(size),
         count(size),
         weights(size * most) {
     for (int64_t i = 0; i < size; ++i) {
-      ResampleTaps taps(box_end - box_begin, resized_size, first + (flip ? size - 1 - i : i));
+      FilterTaps<kFilter> taps(box_end - box_begin, resized_size,
+                               first + (flip ? size - 1 - i : i));
       taps.clip(-box_begin, image_size - box_begin);
       count[i] = taps.end() - taps.begin();
       begin[i] = count[i] == 0 ? 0 : taps.begin() + box_begin;
@@ -151,8 +155,9 @@ class Avx2Passes {
         factors += kFactors;
       }
       const __m256i sum = _mm256_add_epi32(low, _mm256_slli_epi32(high, kLowBits));
-      const __m256i clipped =
-          _mm256_min_epi32(_mm256_srli_epi32(sum, kWeightBits), _mm256_set1_epi32(255));
+      const __m256i clipped = _mm256_max_epi32(
+          _mm256_setzero_si256(),
+          _mm256_min_epi32(_mm256_srai_epi32(sum, kWeightBits), _mm256_set1_epi32(255)));
       const __m256i bytes = _mm256_shuffle_epi8(clipped, to_bytes);
       // Each store spills one byte into the next pixel, which is written after it.
       store4(out + 6 * p, _mm256_castsi256_si128(bytes));
@@ -175,9 +180,9 @@ class Avx2Passes {
         d = _mm256_add_epi32(d, _mm256_mullo_epi32(widen8(row + 24), weight));
       }
       const __m256i ab =
-          _mm256_packus_epi32(_mm256_srli_epi32(a, kWeightBits), _mm256_srli_epi32(b, kWeightBits));
+          _mm256_packus_epi32(_mm256_srai_epi32(a, kWeightBits), _mm256_srai_epi32(b, kWeightBits));
       const __m256i cd =
-          _mm256_packus_epi32(_mm256_srli_epi32(c, kWeightBits), _mm256_srli_epi32(d, kWeightBits));
+          _mm256_packus_epi32(_mm256_srai_epi32(c, kWeightBits), _mm256_srai_epi32(d, kWeightBits));
       // Packing works in each half: 32-bit blocks come out as a0 b0 c0 d0 a1 b1 c1 d1.
       const __m256i packed = _mm256_packus_epi16(ab, cd);
       const __m256i ordered =
@@ -284,11 +289,33 @@ void resample(const ResampleJob& job, const Axis& columns, const Axis& rows, con
   }
 }
 
+// The two axes of a job's window, columns and rows.
+template <Filter kFilter>
+std::pair<Axis, Axis> axes_of(const ResampleJob& job, int64_t height, int64_t width) {
+  constexpr std::integral_constant<Filter, kFilter> filter;
+  return {
+      Axis(filter, job.x0, job.x1, job.image_width, job.resized_width, job.left, width, job.flip),
+      Axis(filter, job.y0, job.y1, job.image_height, job.resized_height, job.top, height, false)};
+}
+
+std::pair<Axis, Axis> axes_of(const ResampleJob& job, int64_t height, int64_t width) {
+  switch (job.filter) {
+    case Filter::kBox:
+      return axes_of<Filter::kBox>(job, height, width);
+    case Filter::kBilinear:
+      return axes_of<Filter::kBilinear>(job, height, width);
+    case Filter::kBicubic:
+      return axes_of<Filter::kBicubic>(job, height, width);
+    case Filter::kLanczos:
+      return axes_of<Filter::kLanczos>(job, height, width);
+  }
+  std::abort();
+}
+
 template <class Write>
 void resample(const ResampleJob& job, int64_t height, int64_t width, const Write& write) {
   if (height == 0 || width == 0) return;
-  const Axis columns(job.x0, job.x1, job.image_width, job.resized_width, job.left, width, job.flip);
-  const Axis rows(job.y0, job.y1, job.image_height, job.resized_height, job.top, height, false);
+  const auto [columns, rows] = axes_of(job, height, width);
 #if defined(__x86_64__)
   if (use_avx2()) return resample<Avx2Passes>(job, columns, rows, write);
 #endif

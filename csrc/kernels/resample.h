@@ -2,12 +2,12 @@
 
 #include <cstdint>
 
-#include "base/host_device.h"
+#include "kernels/resample_taps.h"
 
 namespace placket {
 
 // One picture to cut out: `box` of a uint8 RGB image, resized as a whole to resized_height x
-// resized_width with Pillow's antialiased bilinear filter (every bit of Pillow 13: 22-bit fixed
+// resized_width with one of Pillow's antialiased filters (every bit of Pillow 13: 22-bit fixed
 // point, rounded to 8 bits between the passes, its order of passes), of which the window at (top,
 // left) of height x width is written. Parts of the box outside the image read zeros, as Pillow's
 // crop does. Only the rows and columns that the window needs are computed.
@@ -18,6 +18,7 @@ struct ResampleJob {
   int64_t resized_height, resized_width;
   int64_t top, left;  // of the written window, which lies inside the resized picture
   bool flip;          // mirror the written window
+  Filter filter = Filter::kBilinear;
 };
 
 // Both run in the calling thread; they use AVX2 where the processor has it and

@@ -137,8 +137,13 @@ std::shared_ptr<const BatchSource> make_source(const TrainerConfig& config, cons
                                                uint64_t seed) {
   const StageConfig& stage = config.stage;
   if (stage.sampler == "triplets") {
-    return make_triplet_source(labels, {seed, stage.batch, stage.triplets, stage.negative_by_value,
-                                        stage.exclude_shared, sync.rank(), sync.world_size()});
+    return make_triplet_source(labels, {.seed = seed,
+                                        .batch = stage.batch,
+                                        .triplets = stage.triplets,
+                                        .negative_by_value = stage.negative_by_value,
+                                        .exclude_shared = stage.exclude_shared,
+                                        .rank = sync.rank(),
+                                        .world_size = sync.world_size()});
   }
   return make_image_source(
       int64_t(images->paths.size()),
@@ -214,6 +219,7 @@ Trainer::Trainer(std::shared_ptr<System> system, std::shared_ptr<const ImageList
   loader.seed = seed;
   loader.keep_pixels = system_->needs_pixels();
   loader.threads = config_.loader_threads;
+  loader.skip_unreadable = config_.skip_unreadable;
   loader_ = std::make_unique<Loader>(images_, std::move(labels), source_, loader);
   window_ = at::zeros({config_.report_every, int64_t(stage.losses.size()) + 1},
                       at::dtype(at::kFloat).device(device_));

@@ -1,12 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "data/loader.h"
 #include "train/adam.h"
 #include "train/checkpoint.h"
 #include "train/evaluate.h"
@@ -30,6 +32,7 @@ struct TrainerConfig {
   bool bfloat16 = false;
   Preprocess preprocess;
   int64_t loader_threads = 2;
+  bool skip_unreadable = false;  // see LoaderConfig
   int64_t report_every = 20;     // steps
   int64_t evaluate_every = 0;    // steps; 0: never. Also after the stage's last step
   int64_t checkpoint_every = 0;  // steps; 0: only with evaluations and at the end
@@ -67,6 +70,8 @@ class Trainer {
   int64_t steps_per_epoch() const;
   bool done() const { return step_ >= steps_ && settled(); }
   std::optional<double> best() const { return best_; }
+  // Images that could not be read and were replaced since the trainer was made.
+  std::map<int64_t, std::string> skipped() const { return loader_->skipped(); }
 
   // Everything that resuming needs. The tensors are the trainer's own, not copies.
   Checkpoint state() const;

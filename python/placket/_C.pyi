@@ -120,11 +120,14 @@ class Loader(metaclass=_Type):
         keep_pixels: bool = ...,
         threads: int = ...,
         prefetch: int = ...,
+        skip_unreadable: bool = ...,
     ) -> None: ...
     def next(self) -> Batch: ...
     def seek(self, step: int) -> None: ...
     @property
     def waited(self) -> float: ...
+    @property
+    def skipped(self) -> dict[int, str]: ...
 
 class Preprocess(metaclass=_Type):
     def __init__(
@@ -134,11 +137,17 @@ class Preprocess(metaclass=_Type):
         box_margin: float = ...,
         mean: Sequence[float] = ...,
         std: Sequence[float] = ...,
+        interpolation: str = ...,
+        orientation: str = ...,
     ) -> None: ...
     @property
     def size(self) -> int: ...
     @property
     def fit(self) -> str: ...
+    @property
+    def interpolation(self) -> str: ...
+    @property
+    def orientation(self) -> str: ...
     @property
     def box_margin(self) -> float: ...
     @property
@@ -249,6 +258,8 @@ class Trainer(metaclass=_Type):
     @property
     def steps_per_epoch(self) -> int: ...
     @property
+    def skipped(self) -> dict[int, str]: ...
+    @property
     def done(self) -> bool: ...
     @property
     def best(self) -> float | None: ...
@@ -261,6 +272,7 @@ class TrainerConfig(metaclass=_Type):
     bfloat16: bool
     preprocess: Preprocess
     loader_threads: int
+    skip_unreadable: bool
     report_every: int
     evaluate_every: int
     checkpoint_every: int
@@ -272,7 +284,19 @@ class TrainerConfig(metaclass=_Type):
 def centre_cross_entropy(
     embeddings: Tensor, centres: Tensor, owners: Tensor, attributes: Tensor, classes: Tensor, scale: float
 ) -> Tensor: ...
-def decode_file(path: str) -> NDArray[np.uint8]: ...
+def class_source(
+    labels: LabelTable,
+    *,
+    seed: int = ...,
+    classes: int = ...,
+    images_of_class: int = ...,
+    steps: int = ...,
+    attribute: int = ...,
+    least_images: int = ...,
+    rank: int = ...,
+    world_size: int = ...,
+) -> BatchSource: ...
+def decode_file(path: str, upright: bool = ...) -> NDArray[np.uint8]: ...
 def encode_rows(
     system: System,
     images: ImageList,
@@ -330,6 +354,7 @@ def triplet_source(
     triplets: int = ...,
     negative_by_value: bool = ...,
     exclude_shared: bool = ...,
+    single_views: bool = ...,
     rank: int = ...,
     world_size: int = ...,
 ) -> BatchSource: ...

@@ -82,7 +82,12 @@ class DataConfig:
         evaluation: split whose query and candidate lists choose the best checkpoint.
         size: side of the input in pixels.
         fit: "crop" (short side and centre crop) or "pad" (the whole box on a square).
+        interpolation: Pillow's filter that resizes; "bilinear" as published.
+        orientation: "apply" turns pictures upright by their EXIF tag; "ignore", as published, takes the
+            pixels as they are stored.
         box_margin: share of the box's sides added around it, where the set has boxes.
+        on_error: "raise" for a training image that cannot be read, or "skip": another of its value takes its
+            place, and ``skipped.json`` in the run folder lists it. Evaluation never skips.
     """
 
     root: str = ""
@@ -90,7 +95,10 @@ class DataConfig:
     evaluation: str = "valid"
     size: int = 224
     fit: Literal["crop", "pad"] = "crop"
+    interpolation: Literal["bilinear", "bicubic", "box", "lanczos"] = "bilinear"
+    orientation: Literal["apply", "ignore"] = "apply"
     box_margin: float = 0.0
+    on_error: Literal["raise", "skip"] = "raise"
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def skipped(self) -> Path:
+        """Return where ``skipped.json`` is, in a run that had to replace images."""
+        return self.path / "skipped.json"
+
+    @property
     def samples(self) -> Path:
         """Return ``samples/``, made where it is absent."""
         folder = self.path / "samples"
@@ -107,6 +112,10 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Replace ``result.json``."""
         write_json(self.result, result)
+
+    def write_skipped(self, causes: Mapping[str, str]) -> None:
+        """Replace ``skipped.json``: why each image could not be read, by path."""
+        write_json(self.skipped, causes)
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is there for other processes when this returns.

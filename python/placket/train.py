@@ -6,11 +6,12 @@ import dataclasses
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class Trainer:
         evaluation: split whose lists are evaluated; None for never.
         folder: of the run, for checkpoints; None for none.
         stage_index, first_step: the stage's place in a training of several, and the steps before it.
+        on_error: "raise" for an image of ``split`` that cannot be read, or "skip": another that carries the
+            value it was drawn for takes its place; ``skipped`` lists it.
         on_report: called with a report every ``trainer.report_every`` steps; what it raises ends ``run()``
             unchanged.
         on_evaluation: the same after each evaluation.
@@ -77,6 +80,7 @@ class Trainer:
         trainer: TrainerConfig | None = None,
         split: str = "train",
         evaluation: str | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
         folder: Path | None = None,
         stage_index: int = 0,
         first_step: int = 0,
@@ -88,7 +92,7 @@ class Trainer:
         self.stage = stage or StageConfig()
         self.first_step = first_step
         settings = trainer or TrainerConfig()
-        images = data.split(split)
+        self._images = images = data.split(split)
         config = _C.TrainerConfig()
         config.stage = _native_stage(self.stage)
         config.stage_index = stage_index
@@ -96,6 +100,7 @@ class Trainer:
         config.preprocess = _C.Preprocess(**model.preprocess)
         config.evaluate_every = _evaluate_every(settings, self.stage, images) if evaluation is not None else 0
         config.run = "" if folder is None else str(folder)
+        config.skip_unreadable = on_error == "skip"
         config.model_config = json.dumps(model.config_dict(), indent=2) + "\n"
         for key in ("seed", "bfloat16", "loader_threads", "report_every", "checkpoint_every"):
             setattr(config, key, getattr(settings, key))
@@ -158,6 +163,11 @@ class Trainer:
     def steps(self) -> int:
         """Steps of the stage in all."""
         return self._native.steps
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The images that could not be read and were replaced so far: the cause by path."""
+        return {self._images.paths[image]: cause for image, cause in self._native.skipped.items()}
 
     @property
     def best(self) -> float | None:
@@ -230,6 +240,7 @@ def train(
                 trainer=config.trainer,
                 split=config.data.train,
                 evaluation=evaluation,
+                on_error=config.data.on_error,
                 folder=folder.path,
                 stage_index=index,
                 first_step=first_step,
@@ -406,7 +417,8 @@ def _make_model(
     settings: ModelConfig = config.model
     skip = ("name", "patch", "trunk_weights", "patch_weights", "start")
     options = {key: value for key, value in dataclasses.asdict(settings).items() if key not in skip}
-    preprocess = {key: getattr(config.data, key) for key in ("size", "fit", "box_margin")}
+    keys = ("size", "fit", "interpolation", "orientation", "box_margin")
+    preprocess = {key: getattr(config.data, key) for key in keys}
     return create_model(
         settings.name,
         schema=data.schema,
@@ -433,6 +445,8 @@ class _Log(AbstractContextManager["_Log"]):
         self._bar: tqdm[Any] | None = None
         self._first_step = 0
         self._stage = ""
+        self._trainer: Trainer | None = None
+        self._skipped: dict[str, str] = {}
         self._show = sys.stderr.isatty() if progress is None else progress
         self._writer = _tensorboard(folder.path) if config.trainer.tensorboard else None
 
@@ -442,6 +456,7 @@ class _Log(AbstractContextManager["_Log"]):
 
     def stage(self, trainer: Trainer) -> AbstractContextManager[object]:
         """Return a progress bar for a stage, to be closed at its end."""
+        self._trainer = trainer
         self._stage = trainer.stage.name
         self._first_step = trainer.first_step
         if not self._show:
@@ -455,6 +470,7 @@ class _Log(AbstractContextManager["_Log"]):
         record |= {"loss": report.loss, "losses": report.losses, "rates": report.rates}
         record |= {"images_per_second": report.images_per_second, "data_wait": report.data_wait}
         self._folder.append_metrics(record)
+        self._note_skipped()
         scalars = {"loss": report.loss, "images_per_second": report.images_per_second}
         scalars |= {f"losses/{name}": value for name, value in report.losses.items()}
         scalars |= {f"rates/{name}": value for name, value in report.rates.items()}
@@ -479,6 +495,18 @@ class _Log(AbstractContextManager["_Log"]):
         self._scalars({"map/overall": overall, **scalars}, evaluation.step)
         if self._bar is not None:
             self._bar.write(f"{self._stage}: step {evaluation.step}: MAP {overall:.2f}", file=sys.stderr)
+
+    def _note_skipped(self) -> None:
+        assert self._trainer is not None
+        found = self._skipped | self._trainer.skipped
+        if len(found) > len(self._skipped):
+            warnings.warn(
+                f"train: {len(found)} images cannot be read and others take their place, see "
+                f"{self._folder.skipped}",
+                stacklevel=2,
+            )
+            self._skipped = found
+            self._folder.write_skipped(found)
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
         if self._writer is not None:

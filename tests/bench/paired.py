@@ -113,7 +113,9 @@ def _pairs(arms: tuple[Run, Run], pairs: int, warmup: int) -> Record:
 def _repeats(run: Run, warmup: int) -> int:
     for _ in range(warmup):
         run()
-    seconds = min(_time(run, 1)[0] for _ in range(3))
+    seconds = _time(run, 1)[0]
+    if seconds < 1:
+        seconds = min(seconds, *(_time(run, 1)[0] for _ in range(2)))
     return max(1, math.ceil(MIN_SECONDS / seconds))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from placket import _C, _build
 from placket.data import _pillow
@@ -50,12 +50,36 @@ def test_jpeg_is_decoded_as_by_pillow(
     np.testing.assert_array_equal(decoded, by_pillow(path))
 
 
-def test_exif_orientation_is_not_applied(tmp_path: Path, photograph: Photograph) -> None:
-    path = tmp_path / "a.jpg"
+@pytest.mark.parametrize("big_endian", [False, True])
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_exif_orientation(
+    tmp_path: Path, photograph: Photograph, ending: str, orientation: int, big_endian: bool
+) -> None:
+    path = tmp_path / f"a.{ending}"
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif.endian = ">" if big_endian else "<"
+    exif[0x010F] = "a maker's name"
+    exif[0x0112] = orientation
     Image.fromarray(photograph(20, 30)).save(path, exif=exif)
-    assert _C.decode_file(str(path)).shape == (20, 30, 3)
+    with Image.open(path) as image:
+        turned = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    np.testing.assert_array_equal(_C.decode_file(str(path)), turned)
+    np.testing.assert_array_equal(_C.decode_file(str(path), upright=False), by_pillow(path))
+
+
+@needs_jpeg
+@pytest.mark.parametrize(
+    "block",
+    [b"", b"II", b"II*\0", b"XX*\0\x08\0\0\0", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff",
+     b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0",
+     b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x01\0\0\0\x06\0\0\0"],
+    ids=repr,
+)  # fmt: skip
+def test_a_damaged_exif_block_means_upright(tmp_path: Path, photograph: Photograph, block: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(photograph(20, 30)).save(path, exif=b"Exif\0\0" + block)
+    np.testing.assert_array_equal(_C.decode_file(str(path)), by_pillow(path))
 
 
 def transparent_palette() -> Image.Image:
@@ -187,9 +211,9 @@ def test_the_fallback_can_be_replaced(tmp_path: Path, photograph: Photograph) ->
     Image.fromarray(photograph(8, 8)).save(path)
     with pytest.raises(RuntimeError, match=r"a\.png: .*no.* decoder.* is set"):
         _C.decode_file(str(path))
-    _C.set_decode_fallback(lambda path: np.full((1, 2, 3), len(path), np.uint8))
+    _C.set_decode_fallback(lambda path, upright: np.full((1, 2, 3), len(path), np.uint8))
     assert _C.decode_file(str(path)).tolist() == [[[len(str(path))] * 3] * 2]
-    _C.set_decode_fallback(lambda path: np.zeros((2, 2), np.uint8))
+    _C.set_decode_fallback(lambda path, upright: np.zeros((2, 2), np.uint8))
     with pytest.raises(ValueError, match=r"image must have shape \[height, width, 3\], got 2 dimensions"):
         _C.decode_file(str(path))
 

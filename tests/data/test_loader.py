@@ -185,6 +185,46 @@ def test_a_bad_image_is_named_and_does_not_end_the_epoch(train: Split) -> None:
         loader.next()
 
 
+def test_unreadable_images_can_be_replaced(train: Split) -> None:
+    for damaged in (1, 2):
+        Path(train.paths[damaged]).write_bytes(b"not an image")
+    plain = Loader(train, batch=6, shuffle=False, preprocess=SMALL, on_error="skip", threads=3)
+    (batch,) = plain
+    assert batch.plan.images.tolist() == [0, 3, 3, 3, 4, 5]
+    np.testing.assert_array_equal(batch.labels[1], batch.labels[3])
+    np.testing.assert_array_equal(batch.images[1], batch.images[3])
+    assert list(plain.skipped) == [train.paths[1], train.paths[2]]
+    assert "not an image" in plain.skipped[train.paths[1]]
+
+
+def test_a_replacement_carries_the_value_that_was_drawn(train: Split) -> None:
+    Path(train.paths[1]).write_bytes(b"not an image")
+    options = {"batch": 50, "triplets": 50, "seed": 1}
+    before = _C.triplet_source(train.labels.to_native(), **options).plan(0)
+    loaders = [
+        Loader(train, sampler="triplets", preprocess=SMALL, on_error="skip", threads=n, **options)
+        for n in (1, 3)
+    ]
+    (after,), (again,) = (list(loader) for loader in loaders)
+    assert (before.images == 1).any()
+    rows = zip(
+        before.images.tolist(), after.plan.images.tolist(), before.attributes, before.values, strict=True
+    )
+    for drawn, taken, attribute, value in rows:
+        assert taken == (3 if drawn == 1 else drawn)
+        assert (attribute, value) in train.labels[taken]
+    assert all(torch.equal(x, y) for x, y in zip(tensors(after), tensors(again), strict=True))
+    with pytest.raises(RuntimeError, match="is not an image"):
+        next(iter(Loader(train, sampler="triplets", preprocess=SMALL, **options)))
+
+
+def test_where_no_image_can_be_read_skipping_ends(train: Split) -> None:
+    for path in train.paths:
+        os.remove(path)
+    with pytest.raises(RuntimeError, match=r"img/\d\.jpg: cannot be read, nor can any image that could"):
+        next(iter(Loader(train, batch=2, preprocess=SMALL, on_error="skip")))
+
+
 def test_a_box_beside_its_image_is_named(layout: Path) -> None:
     boxes = layout / "bbox_test.txt"
     boxes.write_text("0 0 9 9\n0 0 9 9\n500 0 509 9\n")
@@ -200,7 +240,7 @@ def slow_fallback() -> Iterator[list[str]]:
     """A decoder in Python that takes 20 ms and notes what it was asked for."""
     asked: list[str] = []
 
-    def decode(path: str) -> NDArray[np.uint8]:
+    def decode(path: str, upright: bool) -> NDArray[np.uint8]:
         asked.append(threading.current_thread().name)
         time.sleep(0.02)
         return np.full((9, 9, 3), int(Path(path).stem), np.uint8)
@@ -241,7 +281,7 @@ def test_the_interpreter_may_end_while_loading(tmp_path: Path) -> None:
 import placket.data, time
 from placket import _C, data
 decode = data._pillow.decode
-_C.set_decode_fallback(lambda path: time.sleep(0.03) or decode(path))
+_C.set_decode_fallback(lambda path, upright: time.sleep(0.03) or decode(path, upright))
 images = _C.ImageList([f"{tmp_path}/{{i}}.png" for i in range(20)])
 loader = _C.Loader(images, None, _C.image_source(20, batch=4), threads=4, prefetch=5)
 print(len(loader.next().images), flush=True)
@@ -265,7 +305,7 @@ def test_no_more_is_read_ahead_than_prefetch(tmp_path: Path, slow_fallback: list
         ({"prefetch": 0}, "Loader: prefetch must be positive, got 0"),
         ({"augment": Augment(flip=1.5)}, r"Loader: flip must be in \[0, 1\], got 1.5"),
         ({"augment": Augment(crop_scale=0)}, r"Loader: crop_scale must be in \(0, 1\], got 0"),
-        ({"sampler": "pairs"}, "Loader: sampler must be 'images' or 'triplets', got 'pairs'"),
+        ({"sampler": "pairs"}, "Loader: sampler must be 'images', 'triplets' or 'classes', got 'pairs'"),
         ({"batch": 7}, "image sampler: batch must be at most 6"),
     ],
 )

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -43,6 +46,33 @@ def test_crop_equals_pillow_and_torchvision_bit_for_bit(
     torch.testing.assert_close(batch.images[0], expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (90, 41), (41, 90), (700, 300), (31, 33), (1, 5)], ids=str)
+@pytest.mark.parametrize("size", [32, 33, 64, 200])
+@pytest.mark.parametrize("filter", ["box", "bilinear", "bicubic", "lanczos"])
+def test_every_filter_equals_pillow_bit_for_bit(
+    photograph: Photograph, shape: tuple[int, int], size: int, filter: str
+) -> None:
+    # Hard edges drive bicubic and Lanczos below 0 and above 255.
+    pixels = np.where(photograph(*shape) > 128, 255, 0).astype(np.uint8)
+    pixels[::3] = photograph(*shape)[::3]
+    levels = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+    inputs = Preprocess(size=size, fit="pad", interpolation=filter, **levels)
+    side = max(shape)
+    x0, y0 = -((side - shape[1]) // 2), -((side - shape[0]) // 2)
+    square = Image.fromarray(pixels).crop((x0, y0, x0 + side, y0 + side))
+    expected = np.asarray(square.resize((size, size), Image.Resampling[filter.upper()]))
+    ours = _C.prepare_image(pixels, preprocess=inputs).images[0].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(np.rint(ours).astype(np.uint8), expected)
+
+
+def test_every_filter_equals_pillow_without_vector_instructions() -> None:
+    """torch's switch turns them off; it is read once, hence another process."""
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "every_filter_equals_pillow_bit"]
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize("box", [(10, 5, 30, 60), (0, 0, 50, 20), (-5, 40, 12, 99), (49, 79, 50, 80)])
 def test_pad_equals_pillow_bit_for_bit(photograph: Photograph, box: tuple[int, int, int, int]) -> None:
     pixels = photograph(80, 50)
@@ -77,6 +107,8 @@ def test_a_box_beside_the_image_is_an_error(photograph: Photograph) -> None:
         ({"size": 0}, r"Preprocess: size must be in \[1, 8192\], got 0"),
         ({"fit": "stretch"}, "Preprocess: fit must be 'crop' or 'pad', got 'stretch'"),
         ({"box_margin": -0.1}, "Preprocess: box_margin must be in"),
+        ({"interpolation": "cubic"}, "Preprocess: interpolation must be 'bilinear', .* got 'cubic'"),
+        ({"orientation": "turn"}, "Preprocess: orientation must be 'apply' or 'ignore', got 'turn'"),
         ({"std": (1.0, 0.0, 1.0)}, "Preprocess: std must be positive, got 0"),
     ],
 )

@@ -222,3 +222,92 @@ def test_tables_that_do_not_fit_together(
 ) -> None:
     with pytest.raises(ValueError, match=f"LabelTable: {message}"):
         _C.LabelTable(begin, attribute, value, [4])
+
+
+def test_a_value_with_one_image_gives_two_views_of_it() -> None:
+    native = labels_of([[(0, 0)], [(0, 1)]], (2,)).to_native()
+    with pytest.raises(ValueError, match="two images under one value and an image under another"):
+        _C.triplet_source(native, batch=8, triplets=8)
+    plan = _C.triplet_source(native, batch=8, triplets=8, single_views=True).plan(0)
+    anchors, positives, negatives = plan.images.reshape(3, 8)
+    np.testing.assert_array_equal(anchors, positives)
+    np.testing.assert_array_equal(anchors, 1 - negatives)
+    assert len(set(plan.positions.tolist())) == 24  # which augmentation is keyed by
+
+
+@given(
+    table=tables(),
+    classes=st.integers(1, 4),
+    k=st.integers(1, 5),
+    least=st.integers(1, 3),
+    seed=st.integers(0, 2**64 - 1),
+    step=st.integers(0, 50),
+)
+@settings(deadline=None, max_examples=300)
+def test_classes_are_what_they_must_be(
+    table: tuple[list[Pairs], tuple[int, ...]], classes: int, k: int, least: int, seed: int, step: int
+) -> None:
+    rows, values = table
+    options = {"seed": seed, "classes": classes, "images_of_class": k, "least_images": least, "steps": 7}
+    native = labels_of(rows, values).to_native()
+    images = {
+        (a, v): {i for i, row in enumerate(rows) if (a, v) in row}
+        for a, n in enumerate(values)
+        for v in range(n)
+    }
+    enough = [sum(len(images[a, v]) >= least for v in range(n)) for a, n in enumerate(values)]
+    if max(enough) < classes:
+        with pytest.raises(ValueError, match=f"an attribute with {classes} values of {least} images or more"):
+            _C.class_source(native, **options)
+        return
+    source = _C.class_source(native, **options)
+    assert source.steps_per_epoch == 7
+    plan = source.plan(step)
+    assert plan.epoch == step // 7
+    assert plan.positions.tolist() == [step % 7 * classes * k + i for i in range(classes * k)]
+    (attribute,) = set(plan.attributes.tolist())
+    assert enough[attribute] >= classes
+    drawn = plan.values.reshape(classes, k)
+    assert len(set(drawn[:, 0].tolist())) == classes
+    for value, group in zip(drawn, plan.images.reshape(classes, k), strict=True):
+        known = images[attribute, value[0]]
+        assert set(value.tolist()) == {value[0]}
+        assert len(known) >= least
+        assert set(group.tolist()) <= known
+        counts = np.unique(group, return_counts=True)[1]
+        assert len(counts) == min(k, len(known))
+        assert counts.max() - counts.min() <= 1
+
+    parts = [
+        _C.class_source(native, **options, rank=rank, world_size=classes).plan(step)
+        for rank in range(classes)
+    ]
+    for column in ("images", "attributes", "values", "positions"):
+        joined = np.concatenate([getattr(part, column) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(plan, column))
+
+
+def test_classes_and_their_images_are_uniform() -> None:
+    native = labels_of(UNEVEN, (4,)).to_native()
+    source = _C.class_source(native, seed=5, classes=1, images_of_class=2, least_images=1, steps=30_000)
+    plans = [source.plan(step) for step in range(30_000)]
+    values = np.array([plan.values[0] for plan in plans])
+    images = np.concatenate([plan.images for plan in plans if plan.values[0] == 0])
+    # Three values and six images: five standard deviations of a binomial count.
+    assert np.abs(np.bincount(values) - 10_000).max() < 5 * 82
+    share = np.bincount(images, minlength=9)[[0, 1, 2, 3, 4, 7]] / len(images)
+    assert np.abs(share - 1 / 6).max() < 5 * (5 / 36 / len(images)) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": 0}, "classes and images_of_class must be positive, got 0 and 4"),
+        ({"classes": 2, "attribute": 1}, r"attribute must be -1 or in \[0, 1\), got 1"),
+        ({"classes": 3}, "an attribute with 3 values of 2 images or more, got attribute 0 with 2"),
+        ({"classes": 2, "world_size": 3}, "batch must be a positive multiple of world_size 3, got 2"),
+    ],
+)
+def test_class_arguments_out_of_range(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=f"class sampler: .*{message}"):
+        _C.class_source(labels_of(UNEVEN, (4,)).to_native(), **arguments)

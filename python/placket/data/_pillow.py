@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +14,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def decode(path: str) -> NDArray[np.uint8]:
+def decode(path: str, upright: bool = True) -> NDArray[np.uint8]:
     """Decode a file to RGB, [height, width, 3] uint8.
 
     Transparent pixels show white, the ground of catalogue photographs. Grey values of 16 bits keep their
-    upper eight. Of an animation the first frame is taken. The EXIF orientation is not applied, as for JPEG.
+    upper eight. Of an animation the first frame is taken. With ``upright`` the EXIF orientation is applied.
 
     Raises:
         OSError: the file is missing, damaged, of an unknown format, or larger than ``MAX_PIXELS``; the text
@@ -32,7 +33,8 @@ def decode(path: str) -> NDArray[np.uint8]:
                 size = f"{image.width} x {image.height}"
                 raise OSError(f"image must have at most {_C.MAX_PIXELS} pixels, got {size}")
             image.load()
-            return np.asarray(_to_rgb(image))
+            rgb = _to_rgb(image)
+            return np.asarray(_turned(rgb, _orientation(image)) if upright else rgb)
     except UnidentifiedImageError:
         raise OSError("is not an image of a format that Pillow knows") from None
     except Image.DecompressionBombError:
@@ -41,6 +43,30 @@ def decode(path: str) -> NDArray[np.uint8]:
         raise OSError(error.strerror or str(error)) from None
     except (SyntaxError, ValueError, EOFError) as error:  # what Pillow's readers raise on damaged data
         raise OSError(f"damaged image: {error}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's tag of that name, 1 (upright) where there is none or the block does not parse, as in C++."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except (SyntaxError, ValueError, EOFError, OSError, struct.error):
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    from PIL import Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -34,18 +34,23 @@ class Loader:
         split: Split,
         *,
         batch: int,
-        sampler: Literal["images", "triplets"] = "images",
+        sampler: Literal["images", "triplets", "classes"] = "images",
         shuffle: bool = True,
         drop_last: bool = True,
         triplets: int = 100_000,
         negative_by_value: bool = True,
         exclude_shared: bool = False,
+        single_views: bool = False,
+        images_of_class: int = 4,
+        attribute: str | None = None,
+        steps: int | None = None,
         preprocess: _C.Preprocess | None = None,
         augment: _C.Augment | None = None,
         keep_pixels: bool = False,
         seed: int = 0,
         threads: int = 2,
         prefetch: int = 2,
+        on_error: Literal["raise", "skip"] = "raise",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -55,19 +60,29 @@ class Loader:
             split: the images.
             batch: images, or triplets, a step, over all ranks; a multiple of ``world_size``.
             sampler: "images" takes every image once an epoch; "triplets" draws triplets of one attribute each
-                (ASEN, ASEN++, RPF: attribute uniform, value uniform, images uniform within it).
+                (ASEN, ASEN++, RPF: attribute uniform, value uniform, images uniform within it); "classes"
+                draws P values of one attribute and K images of each, P x K = ``batch``.
             shuffle: "images" in a new order each epoch, otherwise in the split's order.
             drop_last: leave out the last images of an epoch where they do not fill a batch.
             triplets: triplets an epoch.
             negative_by_value: draw a negative's value uniformly, then an image of it, as ASEN++ and RPF do;
                 otherwise uniformly among all images of other values, as ASEN does.
             exclude_shared: draw no negative that carries the anchor's value too.
+            single_views: let a value with one image be drawn, which then comes again where another image of
+                the value is due, as another view of itself by augmentation; otherwise such values are left
+                out (of triplets, as anchors).
+            images_of_class: K of "classes"; a value with fewer images gives all of them before any again.
+            attribute: whose values are the classes, an identity for example; None draws one for each step.
+            steps: of "classes", an epoch; None takes as many as the split's images fill.
             preprocess: from decoded image to input; by default 224 pixels, short side and centre crop.
             augment: random changes; by default none.
             keep_pixels: fill ``pixels``.
             seed: of sampling and augmentation.
             threads: that decode.
             prefetch: batches in work or finished ahead.
+            on_error: "raise" for an image that cannot be read, or "skip": the next image of the split that
+                can be read and carries the value the row was drawn for takes its place, always the same
+                one, and ``skipped`` lists it.
             rank: which part of each batch to load, from 0.
             world_size: number of parts; together they are the batch of one rank.
 
@@ -86,7 +101,8 @@ class Loader:
                 world_size=world_size,
             )
         elif sampler == "triplets":
-            _check_variety(split)
+            if not single_views:
+                _check_variety(split)
             self._source = _C.triplet_source(
                 split.labels.to_native(),
                 seed=seed,
@@ -94,11 +110,28 @@ class Loader:
                 triplets=triplets,
                 negative_by_value=negative_by_value,
                 exclude_shared=exclude_shared,
+                single_views=single_views,
+                rank=rank,
+                world_size=world_size,
+            )
+        elif sampler == "classes":
+            if batch % images_of_class:
+                raise ValueError(
+                    f"Loader: batch must be a multiple of images_of_class {images_of_class}, got {batch}"
+                )
+            self._source = _C.class_source(
+                split.labels.to_native(),
+                seed=seed,
+                classes=batch // images_of_class,
+                images_of_class=images_of_class,
+                steps=steps or 0,
+                attribute=-1 if attribute is None else split.schema.index(attribute),
+                least_images=1 if single_views else 2,
                 rank=rank,
                 world_size=world_size,
             )
         else:
-            raise ValueError(f"Loader: sampler must be 'images' or 'triplets', got '{sampler}'")
+            raise ValueError(f"Loader: sampler must be 'images', 'triplets' or 'classes', got '{sampler}'")
         self._loader = _C.Loader(
             split.image_list(),
             split.labels.to_native(),
@@ -109,7 +142,9 @@ class Loader:
             keep_pixels=keep_pixels,
             threads=threads,
             prefetch=prefetch,
+            skip_unreadable=_skips(on_error),
         )
+        self._split = split
         self._next_step = 0
         self._next_epoch = 0
 
@@ -138,9 +173,20 @@ class Loader:
         self._next_epoch = epoch
 
     @property
+    def skipped(self) -> dict[str, str]:
+        """The images that could not be read and were replaced so far: the cause by path."""
+        return {self._split.paths[image]: cause for image, cause in self._loader.skipped.items()}
+
+    @property
     def waited(self) -> float:
         """Seconds that iteration has waited for batches since the loader was made."""
         return self._loader.waited
+
+
+def _skips(on_error: str) -> bool:
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"Loader: on_error must be 'raise' or 'skip', got '{on_error}'")
+    return on_error == "skip"
 
 
 def _check_variety(split: Split) -> None:

@@ -122,8 +122,9 @@ class Rpf(nn.Module):
         heads: of the cross-attention; None takes one for each 64 channels of the patch trunk.
         dropout, project_background, project_per_attribute, patch_size, box_threshold, region_weight: see
             ``RpfConfig``.
-        preprocess: from decoded image to input, kept with the model: ``size, fit, box_margin, mean, std``;
-            missing keys take 224, ``"crop"``, 0 and the trunk's own mean and std.
+        preprocess: from decoded image to input, kept with the model: ``size, fit, interpolation,
+            orientation, box_margin, mean, std``; missing keys take 224, ``"crop"``, ``"bilinear"``,
+            ``"apply"``, 0 and the trunk's own mean and std.
         generator: of the initial values; None takes torch's default generator, hence ``torch.manual_seed``.
 
     Raises:
@@ -186,6 +187,8 @@ class Rpf(nn.Module):
         self.preprocess = {
             "size": 224,
             "fit": "crop",
+            "interpolation": "bilinear",
+            "orientation": "apply",
             "box_margin": 0.0,
             "mean": list(getattr(self.region.trunk, "mean", IMAGENET_MEAN)),
             "std": list(getattr(self.region.trunk, "std", IMAGENET_STD)),
