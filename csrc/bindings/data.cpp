@@ -168,14 +168,73 @@ void bind_data(py::module_& m) {
       .def_readonly("std", &Preprocess::std)
       .def("__repr__", &describe);
 
+  py::class_<ColorJitter>(
+      m, "ColorJitter",
+      "torchvision's ColorJitter with probability p: factors of brightness, contrast and "
+      "saturation uniform in [max(0, 1 - x), 1 + x], the hue turned by a share of the circle "
+      "uniform in [-hue, hue], hue at most 0.5; in random order and Pillow's arithmetic.")
+      .def(py::init([](double brightness, double contrast, double saturation, double hue,
+                       double p) { return ColorJitter{brightness, contrast, saturation, hue, p}; }),
+           arg("brightness") = 0.0, arg("contrast") = 0.0, arg("saturation") = 0.0,
+           arg("hue") = 0.0, arg("p") = 1.0)
+      .def_readonly("brightness", &ColorJitter::brightness)
+      .def_readonly("contrast", &ColorJitter::contrast)
+      .def_readonly("saturation", &ColorJitter::saturation)
+      .def_readonly("hue", &ColorJitter::hue)
+      .def_readonly("p", &ColorJitter::p);
+
+  py::class_<GaussianBlur>(
+      m, "GaussianBlur",
+      "torchvision's GaussianBlur of the input with probability p: kernel_size odd, sigma in "
+      "pixels of the input, uniform between two numbers.")
+      .def(py::init([](int64_t kernel_size, std::array<double, 2> sigma, double p) {
+             return GaussianBlur{kernel_size, sigma, p};
+           }),
+           arg("kernel_size") = 9, arg("sigma") = GaussianBlur().sigma, arg("p") = 0.5)
+      .def_readonly("kernel_size", &GaussianBlur::kernel_size)
+      .def_readonly("sigma", &GaussianBlur::sigma)
+      .def_readonly("p", &GaussianBlur::p);
+
+  py::class_<RandomErasing>(
+      m, "RandomErasing",
+      "torchvision's RandomErasing of the normalised input: with probability p a rectangle "
+      "whose share of the area is in `scale` and height / width in `ratio` becomes `value`.")
+      .def(py::init([](double p, std::array<double, 2> scale, std::array<double, 2> ratio,
+                       double value) { return RandomErasing{p, scale, ratio, value}; }),
+           arg("p") = 0.5, arg("scale") = RandomErasing().scale,
+           arg("ratio") = RandomErasing().ratio, arg("value") = 0.0)
+      .def_readonly("p", &RandomErasing::p)
+      .def_readonly("scale", &RandomErasing::scale)
+      .def_readonly("ratio", &RandomErasing::ratio)
+      .def_readonly("value", &RandomErasing::value);
+
   py::class_<Augment>(
       m, "Augment",
       "Random changes in training. flip: probability of a horizontal flip. crop_scale: lower end, "
-      "in (0, 1], of the share of the area that a random resized crop keeps; 1 switches it off.")
-      .def(py::init([](double flip, double crop_scale) { return Augment{flip, crop_scale}; }),
-           arg("flip") = 0.0, arg("crop_scale") = 1.0)
+      "in (0, 1], of the share of the area that a random resized crop keeps; 1 switches it off. "
+      "color_jitter, then grayscale (a probability), change the picture before it is resized; "
+      "blur, "
+      "then erasing, the input.")
+      .def(py::init([](double flip, double crop_scale, const std::optional<ColorJitter>& jitter,
+                       double grayscale, const std::optional<GaussianBlur>& blur,
+                       const std::optional<RandomErasing>& erasing) {
+             Augment augment{.flip = flip,
+                             .crop_scale = crop_scale,
+                             .color_jitter = jitter.value_or(ColorJitter()),
+                             .grayscale = grayscale,
+                             .blur = blur.value_or(GaussianBlur()),
+                             .erasing = erasing.value_or(RandomErasing())};
+             check_augment("Augment", augment);
+             return augment;
+           }),
+           arg("flip") = 0.0, arg("crop_scale") = 1.0, arg("color_jitter") = py::none(),
+           arg("grayscale") = 0.0, arg("blur") = py::none(), arg("erasing") = py::none())
       .def_readonly("flip", &Augment::flip)
-      .def_readonly("crop_scale", &Augment::crop_scale);
+      .def_readonly("crop_scale", &Augment::crop_scale)
+      .def_readonly("color_jitter", &Augment::color_jitter)
+      .def_readonly("grayscale", &Augment::grayscale)
+      .def_readonly("blur", &Augment::blur)
+      .def_readonly("erasing", &Augment::erasing);
 
   py::class_<ImageList, std::shared_ptr<ImageList>>(m, "ImageList")
       .def(py::init(&make_image_list), arg("paths"), arg("boxes") = py::none())
@@ -272,6 +331,20 @@ void bind_data(py::module_& m) {
         return pixels_of(image);
       },
       arg("path"), arg("upright") = true);
+  const auto def_adjust = [&](const char* name, void (*adjust)(Image&, double)) {
+    m.def(
+        name,
+        [adjust](const Array<uint8_t>& pixels, double amount) {
+          Image image = image_of(pixels);
+          adjust(image, amount);
+          return pixels_of(image);
+        },
+        arg("pixels"), arg("amount"));
+  };
+  def_adjust("adjust_brightness", &adjust_brightness);
+  def_adjust("adjust_contrast", &adjust_contrast);
+  def_adjust("adjust_saturation", &adjust_saturation);
+  def_adjust("adjust_hue", &adjust_hue);
   m.def("frame", &frame_of, arg("height"), arg("width"), arg("box") = py::none(),
         arg("preprocess") = Preprocess(),
         "What preprocessing cuts out of an image: the picture, and the part of it that the square "

@@ -33,12 +33,4 @@ struct Preprocess {
   std::array<float, 3> std = {0.229f, 0.224f, 0.225f};
 };
 
-// Random changes in training, keyed by (seed, epoch, position in the epoch).
-struct Augment {
-  double flip = 0.0;  // probability of a horizontal flip
-  // Lower end of the share of the area that a random resized crop keeps, the aspect ratio kept; 1
-  // switches it off.
-  double crop_scale = 1.0;
-};
-
 }  // namespace placket

@@ -252,10 +252,19 @@ struct Loader::State {
     } catch (const c10::Error& error) {
       throw std::runtime_error(path + ": " + error.what_without_backtrace());
     }
-    const int64_t row_size = 3 * config.preprocess.size * config.preprocess.size;
-    write_input(image, frame, config.preprocess,
-                pending.batch.images.mutable_data_ptr<float>() + row * row_size);
-    if (config.keep_pixels) pending.pictures[row] = cut_picture(image, frame);
+    const int64_t size = config.preprocess.size;
+    float* const input = pending.batch.images.mutable_data_ptr<float>() + row * size * size * 3;
+    const bool recolored = config.augment.changes_colors();
+    Image picture;
+    if (config.keep_pixels || recolored) picture = cut_picture(image, frame);
+    if (recolored) {
+      change_colors(config.augment, random, picture);
+      write_input(picture, whole_picture(frame), config.preprocess, input);
+    } else {
+      write_input(image, frame, config.preprocess, input);
+    }
+    change_input(config.augment, random, size, input);
+    if (config.keep_pixels) pending.pictures[row] = std::move(picture);
   }
 };
 
@@ -277,10 +286,7 @@ Loader::Loader(std::shared_ptr<const ImageList> images, std::shared_ptr<const La
   TORCH_CHECK_VALUE(config.threads >= 1, name, ": threads must be positive, got ", config.threads);
   TORCH_CHECK_VALUE(config.prefetch >= 1, name, ": prefetch must be positive, got ",
                     config.prefetch);
-  TORCH_CHECK_VALUE(config.augment.flip >= 0 && config.augment.flip <= 1, name,
-                    ": flip must be in [0, 1], got ", config.augment.flip);
-  TORCH_CHECK_VALUE(config.augment.crop_scale > 0 && config.augment.crop_scale <= 1, name,
-                    ": crop_scale must be in (0, 1], got ", config.augment.crop_scale);
+  check_augment(name, config.augment);
   check_preprocess(name, config.preprocess);
   state_->images = std::move(images);
   state_->labels = std::move(labels);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "data/augment.h"
 #include "data/batch.h"
 #include "data/image_list.h"
 #include "data/label_table.h"

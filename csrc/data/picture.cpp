@@ -149,6 +149,10 @@ Image cut_picture(const Image& image, const Frame& frame) {
   return picture;
 }
 
+Frame whole_picture(const Frame& frame) {
+  return {0, 0, frame.x1 - frame.x0, frame.y1 - frame.y0, frame.fit, false};
+}
+
 void keep_pictures(const std::vector<Image>& pictures, Batch& batch) {
   const int64_t count = int64_t(pictures.size());
   batch.offsets = at::empty({count}, at::kLong);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "data/augment.h"
 #include "data/batch.h"
 #include "data/decode.h"
 #include "data/image_list.h"
@@ -43,8 +44,10 @@ Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box
 // Writes the input of a frame to out, [size, size, 3] float32 normalised.
 void write_input(const Image& image, const Frame& frame, const Preprocess& preprocess, float* out);
 
-// The frame's picture, [y1 - y0, x1 - x0, 3].
+// The frame's picture, [y1 - y0, x1 - x0, 3], and the frame by which it gives the input that the
+// image gives by the first.
 Image cut_picture(const Image& image, const Frame& frame);
+Frame whole_picture(const Frame& frame);
 
 // Of the fields of the same names, which must be among the known ones.
 Filter filter_of(const Preprocess& preprocess);

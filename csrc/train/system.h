@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "data/augment.h"
 #include "data/batch.h"
 #include "data/image_list.h"
 #include "train/grad_sync.h"

@@ -251,13 +251,13 @@ def _add_generate(parser: ArgumentParser) -> None:
 
 
 def _add_verify(parser: ArgumentParser) -> None:
-    parser.add_argument("dir", type=Path, help="the data set's folder")
+    parser.add_argument("dir", type=Path, help="the data set: a folder, or the YAML file of a table")
     _add_json(parser)
 
 
 def _add_model_and_data(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, runs/NAME/best for example")
-    parser.add_argument("data", type=Path, help="the data set's folder")
+    parser.add_argument("data", type=Path, help="the data set: a folder, or the YAML file of a table")
     parser.add_argument("--split", default="test", help="of the data set")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
 

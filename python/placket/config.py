@@ -77,7 +77,7 @@ class DataConfig:
     """What is read and how an image becomes an input; see ``placket.data.Preprocess``.
 
     Attributes:
-        root: the data set's folder.
+        root: the data set's folder, or the YAML file of a table (``placket.data.TableLayout``).
         train: split to learn from.
         evaluation: split whose query and candidate lists choose the best checkpoint.
         size: side of the input in pixels.
@@ -136,6 +136,36 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class ColorJitterConfig:
+    """Random colours; see ``placket.data.ColorJitter``."""
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    p: float = 1.0
+
+
+@dataclass(frozen=True)
+class BlurConfig:
+    """Random blur; see ``placket.data.GaussianBlur``."""
+
+    kernel_size: int = 9
+    sigma: tuple[float, float] = (0.1, 2.0)
+    p: float = 0.0
+
+
+@dataclass(frozen=True)
+class ErasingConfig:
+    """Random erasing; see ``placket.data.RandomErasing``."""
+
+    p: float = 0.0
+    scale: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
+    value: float = 0.0
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """One stage of a training; the next one starts from its best checkpoint.
 
@@ -157,6 +187,8 @@ class StageConfig:
         views_per_image: with sampler "images", how many attributes of each image the patch branch looks at.
         flip: probability of a horizontal flip.
         crop_scale: least share of the area that a random resized crop keeps; 1 switches it off.
+        color_jitter, grayscale, blur, erasing: further random changes, all off by default; ``grayscale`` is
+            a probability.
     """
 
     name: str = "region"
@@ -176,6 +208,10 @@ class StageConfig:
     views_per_image: int = 1
     flip: float = 0.0
     crop_scale: float = 1.0
+    color_jitter: ColorJitterConfig = field(default_factory=ColorJitterConfig)
+    grayscale: float = 0.0
+    blur: BlurConfig = field(default_factory=BlurConfig)
+    erasing: ErasingConfig = field(default_factory=ErasingConfig)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from placket import _C, report, rivals
 from placket.config import TrainConfig, load_config
-from placket.data import AsenDataset, Loader, Preprocess, Split, garments
+from placket.data import Dataset, Loader, Preprocess, Split, garments
 from placket.data import open as open_data
 from placket.evaluate import evaluate
 from placket.explain import look
@@ -139,7 +139,7 @@ def attention_maps(model: Rpf, split: Split) -> torch.Tensor:
 
 
 def evaluate_pointing(
-    model: Rpf, data: AsenDataset, split: str, attention: torch.Tensor
+    model: Rpf, data: Dataset, split: str, attention: torch.Tensor
 ) -> tuple[dict[str, float], float]:
     """Return how often attention is greatest inside the attribute's true region.
 
@@ -192,7 +192,7 @@ def _write_page(
     points: dict[str, float],
     overall: float,
     model: Rpf,
-    data: AsenDataset,
+    data: Dataset,
     index: AttributeIndex,
 ) -> None:
     metrics = RunFolder(run_folder).read_metrics()
@@ -226,9 +226,7 @@ def _write_page(
     report.write_report(page, "From region to patch: RPF on generated garments", sections)
 
 
-def _gallery(
-    name: str, model: Rpf, data: AsenDataset, index: AttributeIndex, queries: int = 3
-) -> report.Section:
+def _gallery(name: str, model: Rpf, data: Dataset, index: AttributeIndex, queries: int = 3) -> report.Section:
     """Some queries of an attribute: attention, box, crop, and the first ten hits."""
     test, attribute = data.split("test"), data.schema.index(name)
     rows = test.queries[test.queries[:, 1] == attribute]

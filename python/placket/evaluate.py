@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from placket import _C
-from placket.data import AsenDataset, Loader, Split
+from placket.data import Dataset, Loader, Split
 from placket.nn import Pictures, Rpf
 from placket.protocols import PROTOCOLS, Result
 from placket.train import is_native, native_system
@@ -21,7 +21,7 @@ __all__ = ["embed_image", "embed_pairs", "embed_split", "evaluate"]
 
 def evaluate(
     model: Rpf,
-    data: AsenDataset,
+    data: Dataset,
     split: str = "test",
     protocol: str = "asfr-map-all/v1",
     *,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from placket import baselines, weights
-from placket.data import AsenDataset, Augment, Loader, Preprocess
+from placket.data import Augment, Dataset, Loader, Preprocess
 from placket.nn import Rpf, Trunk
 from placket.protocols import Result, Similarity, asfr_map_all, embed_from
 
@@ -17,7 +17,7 @@ __all__ = ["compare", "pixels", "rows"]
 
 def compare(
     model: Rpf,
-    data: AsenDataset,
+    data: Dataset,
     split: str = "test",
     *,
     trunk_weights: str | None,
@@ -123,7 +123,7 @@ def rows(results: Mapping[str, Result]) -> list[dict[str, object]]:
     return table
 
 
-def pixels(data: AsenDataset, split: str = "test") -> Result:
+def pixels(data: Dataset, split: str = "test") -> Result:
     """Evaluate 16 x 16 pixels, the mean colour removed, on a split's lists."""
     part = data.split(split)
     # Mean 0 and standard deviation 1/255 leave the grey levels as they are.
@@ -143,7 +143,7 @@ def _trunk(model: Rpf, source: str | None, generator: torch.Generator) -> Trunk:
 
 @torch.inference_mode()
 def _features(
-    trunk: Trunk, data: AsenDataset, split: str, inputs: Preprocess, threads: int
+    trunk: Trunk, data: Dataset, split: str, inputs: Preprocess, threads: int
 ) -> tuple[Tensor, Tensor]:
     """Maps ``[N, C, 2, 2]`` and labels ``[N, A]`` of a split."""
     part = data.split(split)

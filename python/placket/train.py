@@ -28,7 +28,7 @@ from placket.config import (
     load_config,
     to_dict,
 )
-from placket.data import AsenDataset, Split
+from placket.data import Dataset, Split
 from placket.data import open as open_data
 from placket.models import create_model, load
 from placket.nn import Rpf, Trunk
@@ -73,7 +73,7 @@ class Trainer:
     def __init__(
         self,
         model: Rpf,
-        data: AsenDataset,
+        data: Dataset,
         stage: StageConfig | None = None,
         *,
         loss: LossConfig | None = None,
@@ -297,16 +297,24 @@ def is_native(model: Rpf) -> bool:
 
 def _native_stage(stage: StageConfig) -> _C.StageConfig:
     native = _C.StageConfig()
+    augmentation = ("flip", "crop_scale", "color_jitter", "grayscale", "blur", "erasing")
     for key, value in dataclasses.asdict(stage).items():
         if key in ("losses", "rates"):
             setattr(native, key, list(value.items()))
-        elif key not in ("schedule", "flip", "crop_scale"):
+        elif key not in ("schedule", *augmentation):
             setattr(native, key, value)
     schedule = _C.Schedule()
     for key, value in dataclasses.asdict(stage.schedule).items():
         setattr(schedule, key, value)
     native.schedule = schedule
-    native.augment = _C.Augment(flip=stage.flip, crop_scale=stage.crop_scale)
+    native.augment = _C.Augment(
+        flip=stage.flip,
+        crop_scale=stage.crop_scale,
+        color_jitter=_C.ColorJitter(**dataclasses.asdict(stage.color_jitter)),
+        grayscale=stage.grayscale,
+        blur=_C.GaussianBlur(**dataclasses.asdict(stage.blur)),
+        erasing=_C.RandomErasing(**dataclasses.asdict(stage.erasing)),
+    )
     return native
 
 
@@ -379,7 +387,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _stage_model(config: TrainConfig, data: AsenDataset, index: int, run: Path) -> Rpf:
+def _stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> Rpf:
     """Make the model of a stage with the weights it begins with."""
     settings = config.model
     generator = torch.Generator().manual_seed(config.trainer.seed)
@@ -411,9 +419,7 @@ def _stage_model(config: TrainConfig, data: AsenDataset, index: int, run: Path) 
     return model.to(config.trainer.device)
 
 
-def _make_model(
-    config: TrainConfig, data: AsenDataset, generator: torch.Generator, *, with_patch: bool
-) -> Rpf:
+def _make_model(config: TrainConfig, data: Dataset, generator: torch.Generator, *, with_patch: bool) -> Rpf:
     settings: ModelConfig = config.model
     skip = ("name", "patch", "trunk_weights", "patch_weights", "start")
     options = {key: value for key, value in dataclasses.asdict(settings).items() if key not in skip}
@@ -437,9 +443,7 @@ def _best(folder: Path) -> float | None:
 class _Log(AbstractContextManager["_Log"]):
     """Where reports go: ``metrics.jsonl``, TensorBoard, and a progress bar."""
 
-    def __init__(
-        self, folder: RunFolder, data: AsenDataset, config: TrainConfig, progress: bool | None
-    ) -> None:
+    def __init__(self, folder: RunFolder, data: Dataset, config: TrainConfig, progress: bool | None) -> None:
         self._folder = folder
         self._attributes = data.schema.names
         self._bar: tqdm[Any] | None = None

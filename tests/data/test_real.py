@@ -46,6 +46,38 @@ def test_deepfashion_fine6(photographs: Path) -> None:
     assert batch.labels.min() >= 0
 
 
+def test_hm_opens_as_a_table(photographs: Path, tmp_path: Path) -> None:
+    layout = tmp_path / "hm.yaml"
+    layout.write_text(
+        f"root: {photographs.resolve() / 'hm'}\n"
+        "table: articles.csv\n"
+        "image: images/{article_id:.3}/{article_id}.jpg\n"
+        "attributes: {colour: colour_group_name, pattern: graphical_appearance_name}\n"
+        "split: split\n"
+        "identity: product_code\n"
+        "caption: detail_desc\n"
+        "least_images: 20\n"
+    )
+    data = placket.data.open(layout)
+    assert {name: len(data.split(name)) for name in data.splits} == {
+        "train": 6646,
+        "valid": 896,
+        "test": 1957,
+    }
+    train, test = data.split("train"), data.split("test")
+    assert min(train.labels.counts(0).min(), train.labels.counts(1).min()) >= 20
+    # Products do not cross the splits.
+    assert train.identities is not None
+    assert test.identities is not None
+    assert not set(train.identities.tolist()) & set(test.identities.tolist())
+    captions = data.captions("train")
+    assert captions is not None
+    assert captions[0].startswith("Semi shiny nylon stockings")
+    loader = Loader(train, sampler="classes", attribute="colour", batch=32, preprocess=Preprocess(size=64))
+    batch = next(iter(loader))
+    assert batch.values.view(8, 4).unique(dim=1).shape == (8, 1)
+
+
 @pytest.mark.parametrize(
     ("name", "images", "queries"),
     [

@@ -11,23 +11,31 @@ import atexit
 import os
 
 from placket import _C
-from placket._C import Augment, Batch, Preprocess
+from placket._C import Augment, Batch, ColorJitter, GaussianBlur, Preprocess, RandomErasing
 from placket.data import _pillow
-from placket.data.asen import AsenDataset, DatasetError, Labels, Problem, Record, Split
+from placket.data.asen import AsenDataset
+from placket.data.dataset import Dataset, DatasetError, Labels, Problem, Record, Split
 from placket.data.loader import Loader
+from placket.data.table import TableDataset, TableLayout
 from placket.data.verify import VerifyReport, verify
 
 __all__ = [
     "AsenDataset",
     "Augment",
     "Batch",
+    "ColorJitter",
+    "Dataset",
     "DatasetError",
+    "GaussianBlur",
     "Labels",
     "Loader",
     "Preprocess",
     "Problem",
+    "RandomErasing",
     "Record",
     "Split",
+    "TableDataset",
+    "TableLayout",
     "VerifyReport",
     "open",
     "verify",
@@ -38,13 +46,16 @@ _C.set_decode_fallback(_pillow.decode)
 atexit.register(_C.set_decode_fallback, None)
 
 
-def open(path: str | os.PathLike[str]) -> AsenDataset:
-    """Open a data set by its folder; the layout is recognised by its files.
+def open(path: str | os.PathLike[str]) -> Dataset:
+    """Open a data set; the layout is recognised by its files.
+
+    Args:
+        path: a folder in the layout of the ASEN family (``AsenDataset``); or a YAML file that says which
+            columns of a table hold what (``TableLayout``).
 
     Raises:
-        DatasetError: the folder holds no layout that is known; the text says what it must hold.
+        DatasetError: there is no layout that is known; the text says what it must hold.
     """
+    if os.path.isfile(path):
+        return TableDataset(TableLayout.load(path))
     return AsenDataset(path)
-
-
-"""Readers of published data layouts, and the generated garments."""

@@ -30,173 +30,33 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from placket import _C
+from placket.data.dataset import (
+    SPLITS,
+    Dataset,
+    DatasetError,
+    Ints,
+    Labels,
+    Problem,
+    Split,
+    brief,
+    check_variety,
+    filename_problem,
+)
 from placket.schema import Attribute, AttributeSchema
 
-__all__ = ["AsenDataset", "DatasetError", "Labels", "Problem", "Record", "Split"]
+__all__ = ["AsenDataset"]
 
-SPLITS = ("train", "valid", "test")
 _LISTS = ("filenames", "label", "query", "candidate")
 
-Ints = NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with a data set.
-
-    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing", "damaged" (images),
-    or, as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot
-    be learnt) and "convention" (labels that were renumbered). ``line`` counts from 1.
-    """
-
-    kind: str
-    file: str
-    line: int | None
-    message: str
-
-    @property
-    def severity(self) -> str:
-        return "warning" if self.kind in ("duplicate", "single value", "convention") else "error"
-
-    def __str__(self) -> str:
-        place = self.file if self.line is None else f"{self.file}:{self.line}"
-        return f"{place}: {self.message}"
-
-
-class DatasetError(ValueError):
-    """A data set cannot be used; the text names the file, the line, the condition and the value."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Values of the attributes of n images in compressed rows.
-
-    The labels of image i are entries ``begin[i]`` to ``begin[i + 1]`` of ``attribute`` and ``value``; an
-    image may have none or several of one attribute.
-    """
-
-    begin: Ints
-    """[n + 1] int64."""
-    attribute: NDArray[np.int32]
-    """[labels] int32."""
-    value: NDArray[np.int32]
-    """[labels] int32, within the attribute."""
-    values: tuple[int, ...]
-    """How many values each attribute has."""
-
-    @staticmethod
-    def of(rows: Sequence[Sequence[tuple[int, int]]], values: tuple[int, ...]) -> Labels:
-        """Make a table of each image's (attribute, value) pairs."""
-        begin = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        flat = np.array([pair for row in rows for pair in row], dtype=np.int32).reshape(-1, 2)
-        return Labels(begin, flat[:, 0].copy(), flat[:, 1].copy(), values)
-
-    def __len__(self) -> int:
-        return len(self.begin) - 1
-
-    def __getitem__(self, image: int) -> list[tuple[int, int]]:
-        """Return the (attribute, value) pairs of one image."""
-        rows = slice(self.begin[image], self.begin[image + 1])
-        return list(zip(self.attribute[rows].tolist(), self.value[rows].tolist(), strict=True))
-
-    def counts(self, attribute: int) -> Ints:
-        """Return how many labels each value of an attribute has, [values] int64."""
-        return np.bincount(self.value[self.attribute == attribute], minlength=self.values[attribute])
-
-    def to_native(self) -> _C.LabelTable:
-        """Return the table as the C++ core takes it."""
-        return _C.LabelTable(self.begin, self.attribute, self.value, self.values)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image of a data set, its labels by name."""
-
-    split: str
-    image: int
-    filename: str
-    labels: dict[str, tuple[str, ...]]
-    """Attribute to its values; attributes without a label are left out."""
-    box: tuple[int, int, int, int] | None
-    """x0 y0 x1 y1 in pixels, x1 and y1 exclusive."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split of a data set; n images, whose ids are 0 to n - 1."""
-
-    name: str
-    root: Path
-    schema: AttributeSchema
-    images: int
-    filenames: tuple[str, ...]
-    """[n] relative to ``root``; empty where the list of filenames is absent."""
-    labels: Labels
-    """Of n images; without any entry where the label list is absent."""
-    boxes: Ints | None
-    """[n, 4] int64, x0 y0 x1 y1 in pixels, x1 and y1 exclusive; None where the set has none."""
-    queries: Ints
-    """[queries, 3] int64: image, attribute, value."""
-    candidates: Ints
-    """[candidates, 3] int64: image, attribute, value."""
-    warnings: tuple[str, ...] = field(default=())
-    """What is odd but usable, a sentence each."""
-
-    def __len__(self) -> int:
-        return self.images
-
-    @property
-    def filenames_file(self) -> str:
-        """Path of the list of filenames, whether it is there or not."""
-        return str(_path(self.root, f"filenames_{self.name}"))
-
-    @property
-    def paths(self) -> list[str]:
-        """Absolute paths of the images.
-
-        Raises:
-            DatasetError: the list of filenames is absent.
-        """
-        if len(self.filenames) != self.images:
-            raise DatasetError(
-                f"{self.root}: split '{self.name}' must have filenames_{self.name}.txt where images are "
-                "needed, got none; put it beside the other lists"
-            )
-        root = os.path.abspath(self.root)
-        return [os.path.join(root, filename) for filename in self.filenames]
-
-    def image_list(self) -> _C.ImageList:
-        """Return paths and boxes as the C++ core takes them."""
-        return _C.ImageList(self.paths, self.boxes)
-
-    @property
-    def records(self) -> Iterator[Record]:
-        """The images one by one, with names instead of numbers."""
-        attributes = self.schema.attributes
-        for image in range(self.images):
-            names: dict[str, tuple[str, ...]] = {}
-            for a, v in self.labels[image]:
-                name = attributes[a].name
-                names[name] = (*names.get(name, ()), attributes[a].values[v])
-            filename = self.filenames[image] if self.filenames else ""
-            box = None
-            if self.boxes is not None:
-                x0, y0, x1, y1 = self.boxes[image].tolist()
-                box = (x0, y0, x1, y1)
-            yield Record(self.name, image, filename, names, box)
-
-
-class AsenDataset:
-    """A folder in the layout of the ASEN family; its lists are read when they are first asked for."""
+class AsenDataset(Dataset):
+    """A folder in the layout of the ASEN family."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         """Open a folder.
@@ -204,73 +64,26 @@ class AsenDataset:
         Raises:
             DatasetError: it is absent, holds no list, or ``meta.json`` does not say its attributes.
         """
-        self.root = Path(root)
-        self.splits: tuple[str, ...] = tuple(
-            split for split in SPLITS if any(_find(self.root, f"{stem}_{split}") for stem in _LISTS)
-        )
-        """The splits of which any list is there, in the order train, valid, test."""
-        if not self.root.is_dir():
-            raise DatasetError(f"{self.root}: data set must be a folder, got none there")
-        if not self.splits:
+        path = Path(root)
+        if not path.is_dir():
+            raise DatasetError(f"{path}: data set must be a folder, got none there")
+        # Those of which any list is there.
+        splits = tuple(s for s in SPLITS if any(_find(path, f"{stem}_{s}") for stem in _LISTS))
+        if not splits:
             raise DatasetError(
-                f"{self.root}: data set must hold filenames_{{split}}.txt and label_{{split}}.txt "
+                f"{path}: data set must hold filenames_{{split}}.txt and label_{{split}}.txt "
                 "(the ASEN layout), got none of them"
             )
-        self.schema: AttributeSchema = read_schema(self.root)
-        self._loaded: dict[str, Split] = {}
+        super().__init__(path, read_schema(path), splits)
 
-    def __repr__(self) -> str:
-        attributes = ", ".join(self.schema.names)
-        return f"AsenDataset('{self.root}', splits={self.splits}, attributes=({attributes}))"
+    def _read(self, name: str) -> tuple[Split, list[Problem]]:
+        return read_split(self.root, name, self.schema)
 
-    def __len__(self) -> int:
-        """Images of all splits together."""
-        return sum(len(self.split(name)) for name in self.splits)
+    def _read_regions(self, split: Split, problems: list[Problem]) -> Ints | None:
+        return read_regions(self.root, split, problems)
 
-    @property
-    def records(self) -> Iterator[Record]:
-        """The images of all splits one by one, with names instead of numbers."""
-        for name in self.splits:
-            yield from self.split(name).records
-
-    def split(self, name: str) -> Split:
-        """Read the lists of a split.
-
-        Raises:
-            DatasetError: there is no such split, or something in its lists is wrong.
-        """
-        if name not in self.splits:
-            raise DatasetError(f"{self.root}: split must be one of {', '.join(self.splits)}, got '{name}'")
-        if name not in self._loaded:
-            split, problems = read_split(self.root, name, self.schema)
-            _raise_first(self.root, problems)
-            self._loaded[name] = split
-        return self._loaded[name]
-
-    def regions(self, split: str) -> Ints | None:
-        """Return the true regions, or None where the set has none.
-
-        [rows, 6] int64: image, attribute, x0, y0, x1, y1 in pixels, x1 and y1 exclusive. A region of several
-        parts has several rows.
-
-        Raises:
-            DatasetError: something in the list is wrong.
-        """
-        problems: list[Problem] = []
-        rows = read_regions(self.root, self.split(split), problems)
-        _raise_first(self.root, problems)
-        return rows
-
-    def captions(self, split: str) -> tuple[str, ...] | None:
-        """Return a sentence for each image, or None where the set has none.
-
-        Raises:
-            DatasetError: something in the list is wrong.
-        """
-        problems: list[Problem] = []
-        captions = read_captions(self.root, self.split(split), problems)
-        _raise_first(self.root, problems)
-        return captions
+    def _read_captions(self, split: Split, problems: list[Problem]) -> tuple[str, ...] | None:
+        return read_captions(self.root, split, problems)
 
 
 def read_schema(root: Path) -> AttributeSchema:
@@ -287,14 +100,14 @@ def read_schema(root: Path) -> AttributeSchema:
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: file must be JSON, got {error}") from None
     if not isinstance(meta, dict) or not meta or not all(isinstance(entry, dict) for entry in meta.values()):
-        raise DatasetError(f"{path}: file must map a data set's name to its attributes, got {_brief(meta)}")
+        raise DatasetError(f"{path}: file must map a data set's name to its attributes, got {brief(meta)}")
     name = root.absolute().name
     if name not in meta and len(meta) > 1:
         raise DatasetError(f"{path}: folder's name must be one of {', '.join(meta)}, got '{name}'")
     entry = meta[name] if name in meta else next(iter(meta.values()))
     attributes, numbers, values = (entry.get(key) for key in ("ATTRIBUTES", "ATTRIBUTES_NUM", "VALUES"))
     if not isinstance(attributes, list) or not all(isinstance(a, str) for a in attributes):
-        raise DatasetError(f"{path}: ATTRIBUTES must be a list of names, got {_brief(attributes)}")
+        raise DatasetError(f"{path}: ATTRIBUTES must be a list of names, got {brief(attributes)}")
     named: list[Attribute] = []
     for attribute in attributes:
         number = numbers.get(attribute) if isinstance(numbers, dict) else None
@@ -302,7 +115,7 @@ def read_schema(root: Path) -> AttributeSchema:
             raise DatasetError(f"{path}: ATTRIBUTES_NUM of '{attribute}' must be positive, got {number!r}")
         names = values.get(attribute) if isinstance(values, dict) else [str(v) for v in range(number)]
         if not isinstance(names, list) or len(names) != number or not all(isinstance(n, str) for n in names):
-            raise DatasetError(f"{path}: VALUES of '{attribute}' must be {number} names, got {_brief(names)}")
+            raise DatasetError(f"{path}: VALUES of '{attribute}' must be {number} names, got {brief(names)}")
         try:
             named.append(Attribute(attribute, tuple(names)))
         except ValueError as error:
@@ -340,15 +153,18 @@ def read_split(root: Path, name: str, schema: AttributeSchema) -> tuple[Split, l
     in_range = [[(a, v) for a, v in row if a < len(counts) and v < counts[a]] for row in rows]
     labels = Labels.of(in_range, counts)
     if labelled:
-        _check_variety(labels, schema, label_list)
+        problems += check_variety(labels, schema, label_list.file)
     boxes = _read_boxes(root, name, images, problems)
     warnings = tuple(str(problem) for problem in problems if problem.severity == "warning")
-    split = Split(name, root, schema, images, filenames or (), labels, boxes, queries, candidates, warnings)
+    split = Split(
+        name, root, schema, images, filenames or (), labels, boxes, queries, candidates, warnings,
+        source=str(_path(root, f"filenames_{name}")),
+    )  # fmt: skip
     return split, problems
 
 
 def read_regions(root: Path, split: Split, problems: list[Problem]) -> Ints | None:
-    """Read the true regions of a split, as ``AsenDataset.regions`` returns them."""
+    """Read the true regions of a split, as ``Dataset.regions`` returns them."""
     entries = _List(root, f"regions_{split.name}", problems)
     if entries.path is None:
         return None
@@ -361,7 +177,7 @@ def read_regions(root: Path, split: Split, problems: list[Problem]) -> Ints | No
 
 
 def read_captions(root: Path, split: Split, problems: list[Problem]) -> tuple[str, ...] | None:
-    """Read the captions of a split, as ``AsenDataset.captions`` returns them."""
+    """Read the captions of a split, as ``Dataset.captions`` returns them."""
     entries = _List(root, f"captions_{split.name}", problems)
     if entries.path is None:
         return None
@@ -370,19 +186,12 @@ def read_captions(root: Path, split: Split, problems: list[Problem]) -> tuple[st
         image, tab, caption = text.partition("\t")
         if not tab or not _is_integer(image) or int(image) >= len(split) or int(image) in captions:
             want = f"be an id below {len(split)} that occurs once, a tab and a sentence"
-            entries.report("unparsable", line, f"line must {want}, got {_brief(text)}")
+            entries.report("unparsable", line, f"line must {want}, got {brief(text)}")
         else:
             captions[int(image)] = caption
     if len(captions) < len(split):
         entries.report("unparsable", None, f"list must have {len(split)} captions, got {len(captions)}")
     return tuple(captions.get(image, "") for image in range(len(split)))
-
-
-def _raise_first(root: Path, problems: list[Problem]) -> None:
-    errors = [problem for problem in problems if problem.severity == "error"]
-    if errors:
-        more = f" (and {len(errors) - 1} more: placket data verify {root})" if len(errors) > 1 else ""
-        raise DatasetError(f"{errors[0]}{more}")
 
 
 # Lists
@@ -423,7 +232,7 @@ class _List:
         for line, text in self:
             words = text.split()
             if (len(words) != length if length else len(words) % 2 == 0) or not all(map(_is_integer, words)):
-                self.report("unparsable", line, f"line must be '{pattern}', got {_brief(text)}")
+                self.report("unparsable", line, f"line must be '{pattern}', got {brief(text)}")
                 continue
             row = [int(word) for word in words]
             if pattern.startswith("id"):
@@ -447,22 +256,15 @@ def _is_integer(word: str) -> bool:
     return word.isascii() and word.isdigit() and len(word) <= 9  # fits in 32 bits
 
 
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _read_filenames(root: Path, name: str, problems: list[Problem]) -> tuple[str, ...] | None:
     entries = _List(root, f"filenames_{name}", problems)
     if entries.path is None:
         return None
     filenames = []
     for line, filename in entries:
-        path = PurePosixPath(filename)
-        if not filename.strip() or "\0" in filename:
-            entries.report("unparsable", line, f"line must be the path of an image, got {_brief(filename)}")
-        elif path.is_absolute() or ".." in path.parts:
-            entries.report("unparsable", line, f"path must lie inside {root}, got {_brief(filename)}")
+        problem = filename_problem(filename, root)
+        if problem is not None:
+            entries.report("unparsable", line, problem)
         filenames.append(filename)
     return tuple(filenames)
 
@@ -514,7 +316,7 @@ def _read_label_rows(entries: _List) -> Rows:
             first = rows[image][0]
             entries.report("unparsable", line, f"id must occur once, got {image} in line {first} too")
         elif len(set(pairs)) < len(pairs):
-            entries.report("unparsable", line, f"labels must differ, got {_brief(flat)}")
+            entries.report("unparsable", line, f"labels must differ, got {brief(flat)}")
         else:
             rows[image] = line, pairs
     return rows
@@ -525,15 +327,6 @@ def _check_labels(rows: Rows, counts: tuple[int, ...], entries: _List) -> None:
         for a, v in pairs:
             if entries.check(line, "attribute", a, len(counts)):
                 entries.check(line, f"value of attribute {a}", v, counts[a])
-
-
-def _check_variety(labels: Labels, schema: AttributeSchema, entries: _List) -> None:
-    for a, name in enumerate(schema.names):
-        used = np.flatnonzero(labels.counts(a))
-        if len(used) == 1:
-            value = schema[a].values[used[0]]
-            message = f"attribute '{name}' must have images of two values to be learnt, got only '{value}'"
-            entries.report("single value", None, f"{message}; label other values or leave the attribute out")
 
 
 def _numbered_across(rows: Rows, counts: tuple[int, ...]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from placket import _C
-from placket.data.asen import DatasetError, Split
+from placket.data.dataset import DatasetError, Split
 
 __all__ = ["Loader"]
 
@@ -198,6 +198,6 @@ def _check_variety(split: Split) -> None:
             return
         found.append(f"'{name}' with {counts.sum()} labels of {(counts >= 1).sum()}")
     raise DatasetError(
-        f"{split.root / f'label_{split.name}.txt'}: an attribute must have images of two values, two of one "
+        f"{split.root}: split '{split.name}' must have an attribute with images of two values, two of one "
         f"of them, to give triplets, got {', '.join(found)} values; label more images"
     )

@@ -7,11 +7,11 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+import placket.data
 from placket import _C
-from placket.data.asen import AsenDataset, Problem, Split, read_captions, read_regions, read_split
+from placket.data.dataset import Dataset, Problem, Split
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -50,8 +50,8 @@ class VerifyReport:
         return "\n".join(rows)
 
 
-def verify(path: str | os.PathLike[str]) -> VerifyReport:
-    """Read every list of a data set and decode every image.
+def verify(data: Dataset | str | os.PathLike[str]) -> VerifyReport:
+    """Read every list of a data set, or of the one at a path, and decode every image.
 
     Found are: list lines that do not parse, numbers out of range, missing and damaged images, and as warnings
     images that are there twice (the same pixels, also in two splits) and attributes with one value only.
@@ -59,42 +59,38 @@ def verify(path: str | os.PathLike[str]) -> VerifyReport:
     Raises:
         DatasetError: the folder is no data set at all.
     """
-    data = AsenDataset(path)
+    if not isinstance(data, Dataset):
+        data = placket.data.open(data)
     images: dict[str, int] = {}
     problems: list[Problem] = []
     seen: dict[bytes, str] = {}
     for name in data.splits:
-        split, found = read_split(data.root, name, data.schema)
-        read_regions(data.root, split, found)
-        read_captions(data.root, split, found)
+        split, found = data.inspect(name)
         images[name] = len(split)
         if split.filenames:
-            found += _check_images(split, {p.line for p in found if p.file == split.filenames_file}, seen)
+            found += _check_images(split, {p.line for p in found if p.file == split.source}, seen)
         problems += found
-    return VerifyReport(str(Path(path)), images, tuple(problems))
+    return VerifyReport(str(data.place), images, tuple(problems))
 
 
 def _check_images(split: Split, skipped: set[int | None], seen: dict[bytes, str]) -> list[Problem]:
     """Decode all images but those on skipped lines; `seen` maps hashes of pixels to where they were first."""
     problems = []
-    lines = [line for line in range(1, len(split) + 1) if line not in skipped]
+    images = [image for image in range(len(split)) if split.line(image) not in skipped]
     paths = split.paths
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoding holds no lock of Python's
-        results = threads.map(_hash_pixels, [paths[line - 1] for line in lines])
-        for line, result in zip(lines, results, strict=True):
+        results = threads.map(_hash_pixels, [paths[image] for image in images])
+        for image, result in zip(images, results, strict=True):
+            line = split.line(image)
             if isinstance(result, Exception):
-                kind = "damaged" if os.path.exists(paths[line - 1]) else "missing"
-                problems.append(
-                    Problem(kind, split.filenames_file, line, f"image must be readable, got {result}")
-                )
+                kind = "damaged" if os.path.exists(paths[image]) else "missing"
+                problems.append(Problem(kind, split.source, line, f"image must be readable, got {result}"))
                 continue
-            place = f"{split.filenames_file}:{line} ({split.filenames[line - 1]})"
+            place = f"{split.source}:{line} ({split.filenames[image]})"
             first = seen.setdefault(result, place)
             if first != place:
-                message = (
-                    f"image {split.filenames[line - 1]} must be there once, got the same pixels in {first}"
-                )
-                problems.append(Problem("duplicate", split.filenames_file, line, message))
+                message = f"image {split.filenames[image]} must be there once, got the same pixels in {first}"
+                problems.append(Problem("duplicate", split.source, line, message))
     return problems
 
 

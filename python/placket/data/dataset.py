@@ -1,0 +1,303 @@
+"""What every reader of a layout gives: splits of images with boxes, labels, identities, and lists to score.
+
+Columns are arrays, one entry an image; only file names and captions are strings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placket import _C
+from placket.schema import AttributeSchema
+
+__all__ = ["Dataset", "DatasetError", "Labels", "Problem", "Record", "Split"]
+
+SPLITS = ("train", "valid", "test")
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a data set.
+
+    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing", "damaged" (images),
+    or, as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot
+    be learnt) and "convention" (labels that were renumbered). ``line`` counts from 1.
+    """
+
+    kind: str
+    file: str
+    line: int | None
+    message: str
+
+    @property
+    def severity(self) -> str:
+        return "warning" if self.kind in ("duplicate", "single value", "convention") else "error"
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.message}"
+
+
+class DatasetError(ValueError):
+    """A data set cannot be used; the text names the file, the line, the condition and the value."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Values of the attributes of n images in compressed rows.
+
+    The labels of image i are entries ``begin[i]`` to ``begin[i + 1]`` of ``attribute`` and ``value``; an
+    image may have none or several of one attribute.
+    """
+
+    begin: Ints
+    """[n + 1] int64."""
+    attribute: NDArray[np.int32]
+    """[labels] int32."""
+    value: NDArray[np.int32]
+    """[labels] int32, within the attribute."""
+    values: tuple[int, ...]
+    """How many values each attribute has."""
+
+    @staticmethod
+    def of(rows: Sequence[Sequence[tuple[int, int]]], values: tuple[int, ...]) -> Labels:
+        """Make a table of each image's (attribute, value) pairs."""
+        begin = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        flat = np.array([pair for row in rows for pair in row], dtype=np.int32).reshape(-1, 2)
+        return Labels(begin, flat[:, 0].copy(), flat[:, 1].copy(), values)
+
+    def __len__(self) -> int:
+        return len(self.begin) - 1
+
+    def __getitem__(self, image: int) -> list[tuple[int, int]]:
+        """Return the (attribute, value) pairs of one image."""
+        rows = slice(self.begin[image], self.begin[image + 1])
+        return list(zip(self.attribute[rows].tolist(), self.value[rows].tolist(), strict=True))
+
+    def counts(self, attribute: int) -> Ints:
+        """Return how many labels each value of an attribute has, [values] int64."""
+        return np.bincount(self.value[self.attribute == attribute], minlength=self.values[attribute])
+
+    def to_native(self) -> _C.LabelTable:
+        """Return the table as the C++ core takes it."""
+        return _C.LabelTable(self.begin, self.attribute, self.value, self.values)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a data set, its labels by name."""
+
+    split: str
+    image: int
+    filename: str
+    labels: dict[str, tuple[str, ...]]
+    """Attribute to its values; attributes without a label are left out."""
+    box: tuple[int, int, int, int] | None
+    """x0 y0 x1 y1 in pixels, x1 and y1 exclusive."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set; n images, whose ids are 0 to n - 1."""
+
+    name: str
+    root: Path
+    schema: AttributeSchema
+    images: int
+    filenames: tuple[str, ...]
+    """[n] relative to ``root``; empty where the list of filenames is absent."""
+    labels: Labels
+    """Of n images; without any entry where the label list is absent."""
+    boxes: Ints | None
+    """[n, 4] int64, x0 y0 x1 y1 in pixels, x1 and y1 exclusive; None where the set has none."""
+    queries: Ints
+    """[queries, 3] int64: image, attribute, value."""
+    candidates: Ints
+    """[candidates, 3] int64: image, attribute, value."""
+    warnings: tuple[str, ...] = field(default=())
+    """What is odd but usable, a sentence each."""
+    identities: Ints | None = None
+    """[n] int64, the product an image shows, the same number in every split; None where the set has none."""
+    source: str = ""
+    """The file that lists the images."""
+    lines: Ints | None = None
+    """[n] int64, the line of ``source`` that lists each image, from 1; None where they are in its order."""
+
+    def __len__(self) -> int:
+        return self.images
+
+    def line(self, image: int) -> int:
+        """Return the line of ``source``, from 1, that lists an image."""
+        return image + 1 if self.lines is None else int(self.lines[image])
+
+    @property
+    def paths(self) -> list[str]:
+        """Absolute paths of the images.
+
+        Raises:
+            DatasetError: the list of filenames is absent.
+        """
+        if len(self.filenames) != self.images:
+            raise DatasetError(
+                f"{self.root}: split '{self.name}' must have {Path(self.source).name} where images are "
+                "needed, got none; put it beside the other lists"
+            )
+        root = os.path.abspath(self.root)
+        return [os.path.join(root, filename) for filename in self.filenames]
+
+    def image_list(self) -> _C.ImageList:
+        """Return paths and boxes as the C++ core takes them."""
+        return _C.ImageList(self.paths, self.boxes)
+
+    @property
+    def records(self) -> Iterator[Record]:
+        """The images one by one, with names instead of numbers."""
+        attributes = self.schema.attributes
+        for image in range(self.images):
+            names: dict[str, tuple[str, ...]] = {}
+            for a, v in self.labels[image]:
+                name = attributes[a].name
+                names[name] = (*names.get(name, ()), attributes[a].values[v])
+            filename = self.filenames[image] if self.filenames else ""
+            box = None
+            if self.boxes is not None:
+                x0, y0, x1, y1 = self.boxes[image].tolist()
+                box = (x0, y0, x1, y1)
+            yield Record(self.name, image, filename, names, box)
+
+
+class Dataset:
+    """A folder of images in some layout; a split is read when it is first asked for.
+
+    Args:
+        root: the folder.
+        schema: the attributes.
+        splits: names of the splits.
+        place: what ``placket.data.open`` takes to open it; by default the folder.
+    """
+
+    def __init__(
+        self, root: Path, schema: AttributeSchema, splits: tuple[str, ...], place: Path | None = None
+    ) -> None:
+        self.root = root
+        self.place = place or root
+        self.schema = schema
+        self.splits = splits
+        self._loaded: dict[str, Split] = {}
+
+    def __repr__(self) -> str:
+        attributes = ", ".join(self.schema.names)
+        return f"{type(self).__name__}('{self.root}', splits={self.splits}, attributes=({attributes}))"
+
+    def __len__(self) -> int:
+        """Images of all splits together."""
+        return sum(len(self.split(name)) for name in self.splits)
+
+    @property
+    def records(self) -> Iterator[Record]:
+        """The images of all splits one by one, with names instead of numbers."""
+        for name in self.splits:
+            yield from self.split(name).records
+
+    def split(self, name: str) -> Split:
+        """Read a split.
+
+        Raises:
+            DatasetError: there is no such split, or something in its lists is wrong.
+        """
+        if name not in self.splits:
+            raise DatasetError(f"{self.root}: split must be one of {', '.join(self.splits)}, got '{name}'")
+        if name not in self._loaded:
+            split, problems = self._read(name)
+            raise_first(self.place, problems)
+            self._loaded[name] = split
+        return self._loaded[name]
+
+    def regions(self, split: str) -> Ints | None:
+        """Return the true regions, or None where the set has none.
+
+        [rows, 6] int64: image, attribute, x0, y0, x1, y1 in pixels, x1 and y1 exclusive. A region of several
+        parts has several rows.
+
+        Raises:
+            DatasetError: something in the list is wrong.
+        """
+        problems: list[Problem] = []
+        rows = self._read_regions(self.split(split), problems)
+        raise_first(self.place, problems)
+        return rows
+
+    def captions(self, split: str) -> tuple[str, ...] | None:
+        """Return a sentence for each image, or None where the set has none.
+
+        Raises:
+            DatasetError: something in the list is wrong.
+        """
+        problems: list[Problem] = []
+        captions = self._read_captions(self.split(split), problems)
+        raise_first(self.place, problems)
+        return captions
+
+    def inspect(self, name: str) -> tuple[Split, list[Problem]]:
+        """Read everything of a split and return it with all that is wrong, without raising.
+
+        Only without errors is the split whole.
+        """
+        split, problems = self._read(name)
+        self._read_regions(split, problems)
+        self._read_captions(split, problems)
+        return split, problems
+
+    def _read(self, name: str) -> tuple[Split, list[Problem]]:
+        raise NotImplementedError
+
+    def _read_regions(self, split: Split, problems: list[Problem]) -> Ints | None:
+        return None
+
+    def _read_captions(self, split: Split, problems: list[Problem]) -> tuple[str, ...] | None:
+        return None
+
+
+def raise_first(place: Path, problems: Sequence[Problem]) -> None:
+    """Raise DatasetError with the first error, and how to see the others."""
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors:
+        more = f" (and {len(errors) - 1} more: placket data verify {place})" if len(errors) > 1 else ""
+        raise DatasetError(f"{errors[0]}{more}")
+
+
+def filename_problem(filename: str, root: Path) -> str | None:
+    """Return what is wrong with an image's path, which must lie inside the data set."""
+    path = PurePosixPath(filename)
+    if not filename.strip() or "\0" in filename:
+        return f"line must be the path of an image, got {brief(filename)}"
+    if path.is_absolute() or ".." in path.parts:
+        return f"path must lie inside {root}, got {brief(filename)}"
+    return None
+
+
+def check_variety(labels: Labels, schema: AttributeSchema, file: str) -> list[Problem]:
+    """Return a warning for each attribute with images of one value only."""
+    problems = []
+    for a, name in enumerate(schema.names):
+        used = np.flatnonzero(labels.counts(a))
+        if len(used) == 1:
+            value = schema[a].values[used[0]]
+            message = f"attribute '{name}' must have images of two values to be learnt, got only '{value}'"
+            message += "; label other values or leave the attribute out"
+            problems.append(Problem("single value", file, None, message))
+    return problems
+
+
+def brief(value: object) -> str:
+    """Return a value for a message, at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

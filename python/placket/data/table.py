@@ -1,0 +1,311 @@
+"""Reader of a table of images: one CSV file, of whose columns a ``TableLayout`` says what they hold."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+import string
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from placket.data.dataset import (
+    SPLITS,
+    Dataset,
+    DatasetError,
+    Ints,
+    Labels,
+    Problem,
+    Split,
+    brief,
+    check_variety,
+    filename_problem,
+)
+from placket.schema import Attribute, AttributeSchema
+
+__all__ = ["TableDataset", "TableLayout"]
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(frozen=True)
+class TableLayout:
+    """Which columns of a table hold what, as a YAML file beside the table or anywhere else says it.
+
+    For the articles of H&M, whose images lie under the first three digits of their number::
+
+        table: articles.csv
+        image: images/{article_id:.3}/{article_id}.jpg
+        attributes: {colour: colour_group_name, pattern: graphical_appearance_name}
+        split: split
+        identity: product_code
+        caption: detail_desc
+        least_images: 20
+
+    A table has no lists of queries and candidates as the published sets have. Those of "valid" and "test" are
+    made from it: for each attribute a labelled image is a query with probability ``query_share``, by a hash
+    of its path, and otherwise a candidate, so that they stay the same when rows are added or moved.
+    """
+
+    table: str
+    """The file, .csv or .tsv in UTF-8 with a line of column names, relative to ``root``."""
+    image: str
+    """Path of an image relative to ``root``; ``{column}`` stands for a row's value, ``{column:.3}`` for its
+    first three characters."""
+    attributes: Mapping[str, str]
+    """Attribute name to column."""
+    root: str = "."
+    """The folder, relative to the YAML file."""
+    split: str | None = None
+    """Column of the split; without one all images are "train"."""
+    splits: Mapping[str, str] = field(default_factory=lambda: {name: name for name in SPLITS})
+    """The column's values to "train", "valid" and "test"; rows with other values are left out."""
+    identity: str | None = None
+    """Column of the product that an image shows."""
+    caption: str | None = None
+    """Column of a sentence."""
+    box: Sequence[str] | None = None
+    """Columns of x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
+    separator: str | None = None
+    """What separates several values of an attribute in one cell."""
+    least_images: int = 1
+    """Training images that a value must have; others count as no label."""
+    query_share: float = 0.2
+    """See above, in (0, 1)."""
+    place: Path | None = None
+    """The YAML file, where it is from one; ``root`` and messages refer to it."""
+
+    def __post_init__(self) -> None:
+        """Check the fields; raise DatasetError."""
+
+        def check(good: bool, text: str) -> None:
+            if not good:
+                raise DatasetError(f"{self.place or 'TableLayout'}: {text}")
+
+        check(
+            Path(self.table).suffix in _SEPARATORS, f"table must be a .csv or .tsv file, got {self.table!r}"
+        )
+        check(bool(self.attributes), "attributes must name at least one column, got none")
+        unknown = sorted(set(self.splits.values()) - set(SPLITS))
+        check(not unknown, f"splits must lead to {', '.join(SPLITS)}, got {', '.join(unknown)}")
+        check(self.box is None or len(self.box) == 4, f"box must name four columns, got {self.box}")
+        check(self.least_images >= 1, f"least_images must be at least 1, got {self.least_images}")
+        check(0 < self.query_share < 1, f"query_share must be in (0, 1), got {self.query_share}")
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> TableLayout:
+        """Read a YAML file.
+
+        Raises:
+            DatasetError: it cannot be read, or holds something else than these fields.
+        """
+        path = Path(path)
+        try:
+            entries: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise DatasetError(f"{path}: file must be YAML, got {error}") from None
+        fields = {f.name: f for f in dataclasses.fields(TableLayout) if f.name != "place"}
+        needed = [name for name in fields if name in ("table", "image", "attributes")]
+        if not isinstance(entries, dict) or not set(needed) <= set(entries):
+            raise DatasetError(f"{path}: file must say {', '.join(needed)}, got {brief(entries)}")
+        unknown = [str(key) for key in entries if key not in fields]
+        if unknown:
+            raise DatasetError(f"{path}: keys must be among {', '.join(fields)}, got {', '.join(unknown)}")
+        kinds = {"attributes": dict, "splits": dict, "box": list, "least_images": int, "query_share": float}
+        for key, value in entries.items():
+            kind = kinds.get(key, str)
+            if not (isinstance(value, kind) or (value is None and fields[key].default is None)):
+                raise DatasetError(f"{path}: {key} must be of type {kind.__name__}, got {brief(value)}")
+        return TableLayout(**entries, place=path)
+
+    @property
+    def folder(self) -> Path:
+        """Where ``table`` and the images are."""
+        return Path(self.root) if self.place is None else self.place.parent / self.root
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that is read, each once."""
+        named = [name for _, name, _, _ in string.Formatter().parse(self.image) if name]
+        named += [*self.attributes.values(), *(self.box or ())]
+        named += [c for c in (self.split, self.identity, self.caption) if c is not None]
+        return list(dict.fromkeys(named))
+
+
+@dataclass
+class _Rows:
+    """What was read of a split's rows."""
+
+    filenames: list[str] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    labels: list[list[tuple[int, str]]] = field(default_factory=list)  # attribute, name of the value
+    identities: list[int] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    boxes: list[list[int]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+class TableDataset(Dataset):
+    """A table of images; it is read as a whole when it is opened."""
+
+    def __init__(self, layout: TableLayout) -> None:
+        """Read the table.
+
+        Raises:
+            DatasetError: it cannot be read, has not the columns, or holds no row of a split.
+        """
+        self.layout = layout
+        self._file = layout.folder / layout.table
+        self._identities: dict[str, int] = {}
+        self._rows: dict[str, _Rows] = {name: _Rows() for name in SPLITS}
+        used: set[str] = set()
+        for line, row in self._read_table():
+            split = "train" if layout.split is None else layout.splits.get(row[layout.split])
+            if split is not None:
+                used.add(split)
+                self._add(self._rows[split], line, row)
+        if not used:
+            wanted = (
+                "a row" if layout.split is None else f"a row whose {layout.split} is in {[*layout.splits]}"
+            )
+            raise DatasetError(f"{self._file}: table must have {wanted}, got none")
+        counts = Counter(pair for row in self._rows["train"].labels for pair in row)
+        named = []
+        for a, name in enumerate(layout.attributes):
+            values = sorted(v for (b, v), n in counts.items() if b == a and n >= layout.least_images)
+            if not values:
+                column = layout.attributes[name]
+                raise DatasetError(
+                    f"{self._file}: column '{column}' must have a value with {layout.least_images} training "
+                    "images or more, got none; lower least_images or leave the attribute out"
+                )
+            named.append(Attribute(name, tuple(values)))
+        splits = tuple(name for name in SPLITS if name in used)
+        super().__init__(layout.folder, AttributeSchema(tuple(named)), splits, layout.place)
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """What ``Split.identities`` counts, as the table has it."""
+        return tuple(self._identities)
+
+    def _read_table(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Yield the line each row ends in, and its cells by column."""
+        columns = self.layout.columns
+        try:
+            with self._file.open(encoding="utf-8-sig", newline="") as file:
+                reader = csv.reader(file, delimiter=_SEPARATORS[self._file.suffix], strict=True)
+                header = next(reader, [])
+                missing = [c for c in columns if header.count(c) != 1]
+                if missing:
+                    raise DatasetError(
+                        f"{self._file}: table must have each of the columns {', '.join(columns)} once, got "
+                        f"{', '.join(header)}"
+                    )
+                places = {column: header.index(column) for column in columns}
+                for cells in reader:
+                    if len(cells) != len(header):
+                        raise DatasetError(
+                            f"{self._file}:{reader.line_num}: row must have {len(header)} cells, "
+                            f"got {len(cells)}"
+                        )
+                    yield reader.line_num, {column: cells[place] for column, place in places.items()}
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{self._file}: table must be readable text in UTF-8, got {error}") from None
+        except csv.Error as error:
+            raise DatasetError(f"{self._file}:{reader.line_num}: row must be CSV, got {error}") from None
+
+    def _add(self, rows: _Rows, line: int, row: Mapping[str, str]) -> None:
+        layout = self.layout
+
+        def report(kind: str, message: str) -> None:
+            rows.problems.append(Problem(kind, str(self._file), line, message))
+
+        try:
+            filename = layout.image.format_map(row)
+        except (ValueError, IndexError) as error:
+            raise DatasetError(f"{layout.place or 'TableLayout'}: image must be a pattern, {error}") from None
+        problem = filename_problem(filename, layout.folder)
+        if problem is not None:
+            report("unparsable", problem)
+        rows.filenames.append(filename)
+        rows.lines.append(line)
+        labels = []
+        for a, column in enumerate(layout.attributes.values()):
+            cell = row[column]
+            values = [cell] if layout.separator is None else cell.split(layout.separator)
+            labels += [(a, value.strip()) for value in dict.fromkeys(values) if value.strip()]
+        rows.labels.append(labels)
+        if layout.identity is not None:
+            name = row[layout.identity]
+            rows.identities.append(self._identities.setdefault(name, len(self._identities)) if name else -1)
+        if layout.caption is not None:
+            rows.captions.append(row[layout.caption])
+        if layout.box is not None:
+            box = [row[column].strip() for column in layout.box]
+            if not all(cell.isascii() and cell.isdigit() for cell in box):
+                report("unparsable", f"box must be four whole numbers, got {brief(box)}")
+                box = ["0", "0", "1", "1"]
+            x0, y0, x1, y1 = (int(cell) for cell in box)
+            if x0 >= x1 or y0 >= y1:
+                report("out of range", f"box must have x0 < x1 and y0 < y1, got {x0} {y0} {x1} {y1}")
+            rows.boxes.append([x0, y0, x1, y1])
+
+    def _read(self, name: str) -> tuple[Split, list[Problem]]:
+        rows, counts = self._rows[name], self.schema.value_counts
+        numbers = [{value: v for v, value in enumerate(a.values)} for a in self.schema.attributes]
+        labels = Labels.of(
+            [[(a, numbers[a][v]) for a, v in row if v in numbers[a]] for row in rows.labels], counts
+        )
+        problems = list(rows.problems)
+        first: dict[str, int] = {}
+        for filename, line in zip(rows.filenames, rows.lines, strict=True):
+            if first.setdefault(filename, line) != line:
+                message = f"image {filename} must be there once, got it in line {first[filename]} too"
+                problems.append(Problem("duplicate", str(self._file), line, message))
+        problems += check_variety(labels, self.schema, str(self._file))
+        queries, candidates = self._lists(rows.filenames, labels) if name != "train" else (_none(), _none())
+        split = Split(
+            name=name,
+            root=self.root,
+            schema=self.schema,
+            images=len(rows.filenames),
+            filenames=tuple(rows.filenames),
+            labels=labels,
+            boxes=None if self.layout.box is None else np.array(rows.boxes, dtype=np.int64).reshape(-1, 4),
+            queries=queries,
+            candidates=candidates,
+            warnings=tuple(str(problem) for problem in problems if problem.severity == "warning"),
+            identities=None if self.layout.identity is None else np.array(rows.identities, dtype=np.int64),
+            source=str(self._file),
+            lines=np.array(rows.lines, dtype=np.int64),
+        )
+        return split, problems
+
+    def _lists(self, filenames: Sequence[str], labels: Labels) -> tuple[Ints, Ints]:
+        """Divide the labelled images of each attribute into queries and candidates."""
+        images = np.repeat(np.arange(len(labels)), np.diff(labels.begin))
+        triples = np.stack([images, labels.attribute, labels.value], axis=1).astype(np.int64)
+        # The first value of an attribute counts, as in the published lists, which have one each.
+        _, kept = np.unique(triples[:, :2], axis=0, return_index=True)
+        triples = triples[np.sort(kept)]
+        bound = int(self.layout.query_share * 2**64)
+        asked = np.array([_hash(filename) < bound for filename in filenames], dtype=bool)[triples[:, 0]]
+        return triples[asked], triples[~asked]
+
+    def _read_captions(self, split: Split, problems: list[Problem]) -> tuple[str, ...] | None:
+        return None if self.layout.caption is None else tuple(self._rows[split.name].captions)
+
+
+def _none() -> Ints:
+    return np.zeros((0, 3), dtype=np.int64)
+
+
+def _hash(filename: str) -> int:
+    return int.from_bytes(hashlib.blake2b(filename.encode(), digest_size=8).digest(), "little")
