@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,8 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
         (["index", "info", "none"], "none"),
         (["train", "--config", "none.yaml"], "config: 'none.yaml' must be a file or a shipped recipe"),
         (["train", "--run", "none", "--resume"], "must be a file or a shipped recipe"),
+        (["embed", "none", "none", "--out", "e.safetensors"], "embed: --out must be an .npz file, got e."),
+        (["convert", "note.txt", "out"], "weights: 'note.txt' must be a whole file of tensors, got one with"),
     ],
 )
 def test_failure_is_one_sentence(
@@ -153,12 +156,30 @@ def test_failure_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "note.txt").write_text("no tensors")
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("placket: ")
     assert error.count("\n") == 1
     assert "Traceback" not in error
+
+
+def test_an_attribute_that_cannot_be_learnt_is_told(
+    data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    labels = copy / "label_train.txt"
+    rows = [line.split() for line in labels.read_text().splitlines()]
+    labels.write_text("".join(f"{row[0]} 0 0 1 {row[4]}\n" for row in rows))
+    file = tmp_path / "small.yaml"
+    file.write_text(dump(small_config(copy)))
+    assert main(["train", "--config", str(file), "--run", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert (
+        f"placket: warning: {labels}: attribute 'colour' must have images of two values to be learnt" in said
+    )
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     run, given = _chosen(options)
     try:
-        run(given)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            run(given)
     except KeyboardInterrupt:
         print("placket: stopped by the keyboard", file=sys.stderr)
         return 1
@@ -130,6 +133,8 @@ def _embed(options: Namespace) -> None:
     import placket
     from placket.runs import replacing
 
+    if options.out.suffix != ".npz":
+        raise ValueError(f"embed: --out must be an .npz file, got {options.out}")
     model = placket.load(options.checkpoint, device=options.device)
     split = placket.data.open(options.data).split(options.split)
     embeddings = placket.embed_split(model, split).numpy()
@@ -213,9 +218,15 @@ def _show(options: Namespace, data: Any, table: str) -> None:
     print(json.dumps(data, indent=2, ensure_ascii=False) if options.json else table)
 
 
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"placket: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def _sentence(error: Exception) -> str:
     if isinstance(error, Failure):
         return str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
     return text or type(error).__name__
 

@@ -224,6 +224,8 @@ def train(
     else:
         _begin(folder, config)
     data = open_data(config.data.root)
+    for text in data.split(config.data.train).warnings:
+        warnings.warn(text, stacklevel=2)
     stage_index, first_step = 0, 0
     if start is not None:
         stage_index = int(start.metadata["stage_index"])

@@ -115,7 +115,7 @@ def read(source: str | os.PathLike[str]) -> dict[str, Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"weights: '{path}' must be a whole file of tensors, got one with {error}"
+            f"weights: '{path}' must be a whole file of tensors, got one with {_first_sentence(error)}"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
@@ -128,6 +128,11 @@ def read(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in tensors):
         return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _first_sentence(error: Exception) -> str:
+    """What torch.load says goes on with advice for scripts."""
+    return " ".join(str(error).split()).split(". ")[0]
 
 
 def load_trunk(model: Trunk | Rpf, source: str | os.PathLike[str], *, branch: str = "region") -> WeightReport:
