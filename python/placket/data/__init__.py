@@ -15,6 +15,7 @@ from placket._C import Augment, Batch, ColorJitter, GaussianBlur, Preprocess, Ra
 from placket.data import _pillow
 from placket.data.asen import AsenDataset
 from placket.data.dataset import Dataset, DatasetError, Labels, Problem, Record, Split
+from placket.data.folders import FolderDataset
 from placket.data.loader import Loader
 from placket.data.table import TableDataset, TableLayout
 from placket.data.verify import VerifyReport, verify
@@ -26,6 +27,7 @@ __all__ = [
     "ColorJitter",
     "Dataset",
     "DatasetError",
+    "FolderDataset",
     "GaussianBlur",
     "Labels",
     "Loader",
@@ -50,12 +52,15 @@ def open(path: str | os.PathLike[str]) -> Dataset:
     """Open a data set; the layout is recognised by its files.
 
     Args:
-        path: a folder in the layout of the ASEN family (``AsenDataset``); or a YAML file that says which
-            columns of a table hold what (``TableLayout``).
+        path: a folder in the layout of the ASEN family (``AsenDataset``), or with a folder of images for each
+            class (``FolderDataset``); or a YAML file that says which columns of a table hold what
+            (``TableLayout``).
 
     Raises:
         DatasetError: there is no layout that is known; the text says what it must hold.
     """
     if os.path.isfile(path):
         return TableDataset(TableLayout.load(path))
+    if os.path.isdir(path) and not AsenDataset.recognises(path):
+        return FolderDataset(path)
     return AsenDataset(path)

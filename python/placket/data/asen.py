@@ -67,14 +67,18 @@ class AsenDataset(Dataset):
         path = Path(root)
         if not path.is_dir():
             raise DatasetError(f"{path}: data set must be a folder, got none there")
-        # Those of which any list is there.
-        splits = tuple(s for s in SPLITS if any(_find(path, f"{stem}_{s}") for stem in _LISTS))
+        splits = _splits(path)
         if not splits:
             raise DatasetError(
                 f"{path}: data set must hold filenames_{{split}}.txt and label_{{split}}.txt "
                 "(the ASEN layout), got none of them"
             )
         super().__init__(path, read_schema(path), splits)
+
+    @staticmethod
+    def recognises(root: str | os.PathLike[str]) -> bool:
+        """Return whether any list of the layout is in a folder."""
+        return bool(_splits(Path(root)))
 
     def _read(self, name: str) -> tuple[Split, list[Problem]]:
         return read_split(self.root, name, self.schema)
@@ -84,6 +88,11 @@ class AsenDataset(Dataset):
 
     def _read_captions(self, split: Split, problems: list[Problem]) -> tuple[str, ...] | None:
         return read_captions(self.root, split, problems)
+
+
+def _splits(root: Path) -> tuple[str, ...]:
+    """Return the splits of which any list is there."""
+    return tuple(s for s in SPLITS if any(_find(root, f"{stem}_{s}") for stem in _LISTS))
 
 
 def read_schema(root: Path) -> AttributeSchema:

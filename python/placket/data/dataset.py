@@ -5,6 +5,7 @@ Columns are arrays, one entry an image; only file names and captions are strings
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -129,14 +130,15 @@ class Split:
     source: str = ""
     """The file that lists the images."""
     lines: Ints | None = None
-    """[n] int64, the line of ``source`` that lists each image, from 1; None where they are in its order."""
+    """[n] int64, the line of ``source`` that lists each image, from 1, or 0 where ``source`` is no list; None
+    where images are in its order."""
 
     def __len__(self) -> int:
         return self.images
 
-    def line(self, image: int) -> int:
+    def line(self, image: int) -> int | None:
         """Return the line of ``source``, from 1, that lists an image."""
-        return image + 1 if self.lines is None else int(self.lines[image])
+        return image + 1 if self.lines is None else int(self.lines[image]) or None
 
     @property
     def paths(self) -> list[str]:
@@ -295,6 +297,33 @@ def check_variety(labels: Labels, schema: AttributeSchema, file: str) -> list[Pr
             message += "; label other values or leave the attribute out"
             problems.append(Problem("single value", file, None, message))
     return problems
+
+
+def divide(filenames: Sequence[str], labels: Labels, query_share: float = 0.2) -> tuple[Ints, Ints]:
+    """Divide the labelled images of each attribute into queries and candidates, for a set without lists.
+
+    An image is a query with probability ``query_share``, by a hash of its path, so that it stays one when
+    others come or go. The first value of an attribute counts, as in the published lists, which have one each.
+
+    Returns:
+        queries and candidates, [rows, 3] int64 each: image, attribute, value.
+    """
+    images = np.repeat(np.arange(len(labels)), np.diff(labels.begin))
+    triples = np.stack([images, labels.attribute, labels.value], axis=1).astype(np.int64)
+    _, kept = np.unique(triples[:, :2], axis=0, return_index=True)
+    triples = triples[np.sort(kept)]
+    bound = int(query_share * 2**64)
+    asked = np.array([_hash(filename) < bound for filename in filenames], dtype=bool)[triples[:, 0]]
+    return triples[asked], triples[~asked]
+
+
+def no_triples() -> Ints:
+    """Return an empty list of queries or candidates."""
+    return np.zeros((0, 3), dtype=np.int64)
+
+
+def _hash(filename: str) -> int:
+    return int.from_bytes(hashlib.blake2b(filename.encode(), digest_size=8).digest(), "little")
 
 
 def brief(value: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import os
 import string
 from collections import Counter
@@ -20,13 +19,14 @@ from placket.data.dataset import (
     SPLITS,
     Dataset,
     DatasetError,
-    Ints,
     Labels,
     Problem,
     Split,
     brief,
     check_variety,
+    divide,
     filename_problem,
+    no_triples,
 )
 from placket.schema import Attribute, AttributeSchema
 
@@ -270,7 +270,9 @@ class TableDataset(Dataset):
                 message = f"image {filename} must be there once, got it in line {first[filename]} too"
                 problems.append(Problem("duplicate", str(self._file), line, message))
         problems += check_variety(labels, self.schema, str(self._file))
-        queries, candidates = self._lists(rows.filenames, labels) if name != "train" else (_none(), _none())
+        queries, candidates = no_triples(), no_triples()
+        if name != "train":
+            queries, candidates = divide(rows.filenames, labels, self.layout.query_share)
         split = Split(
             name=name,
             root=self.root,
@@ -288,24 +290,5 @@ class TableDataset(Dataset):
         )
         return split, problems
 
-    def _lists(self, filenames: Sequence[str], labels: Labels) -> tuple[Ints, Ints]:
-        """Divide the labelled images of each attribute into queries and candidates."""
-        images = np.repeat(np.arange(len(labels)), np.diff(labels.begin))
-        triples = np.stack([images, labels.attribute, labels.value], axis=1).astype(np.int64)
-        # The first value of an attribute counts, as in the published lists, which have one each.
-        _, kept = np.unique(triples[:, :2], axis=0, return_index=True)
-        triples = triples[np.sort(kept)]
-        bound = int(self.layout.query_share * 2**64)
-        asked = np.array([_hash(filename) < bound for filename in filenames], dtype=bool)[triples[:, 0]]
-        return triples[asked], triples[~asked]
-
     def _read_captions(self, split: Split, problems: list[Problem]) -> tuple[str, ...] | None:
         return None if self.layout.caption is None else tuple(self._rows[split.name].captions)
-
-
-def _none() -> Ints:
-    return np.zeros((0, 3), dtype=np.int64)
-
-
-def _hash(filename: str) -> int:
-    return int.from_bytes(hashlib.blake2b(filename.encode(), digest_size=8).digest(), "little")

@@ -76,7 +76,9 @@ def verify(data: Dataset | str | os.PathLike[str]) -> VerifyReport:
 def _check_images(split: Split, skipped: set[int | None], seen: dict[bytes, str]) -> list[Problem]:
     """Decode all images but those on skipped lines; `seen` maps hashes of pixels to where they were first."""
     problems = []
-    images = [image for image in range(len(split)) if split.line(image) not in skipped]
+    images = [
+        image for image in range(len(split)) if split.line(image) is None or split.line(image) not in skipped
+    ]
     paths = split.paths
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoding holds no lock of Python's
         results = threads.map(_hash_pixels, [paths[image] for image in images])
@@ -86,7 +88,7 @@ def _check_images(split: Split, skipped: set[int | None], seen: dict[bytes, str]
                 kind = "damaged" if os.path.exists(paths[image]) else "missing"
                 problems.append(Problem(kind, split.source, line, f"image must be readable, got {result}"))
                 continue
-            place = f"{split.source}:{line} ({split.filenames[image]})"
+            place = f"{split.source}{'' if line is None else f':{line}'} ({split.filenames[image]})"
             first = seen.setdefault(result, place)
             if first != place:
                 message = f"image {split.filenames[image]} must be there once, got the same pixels in {first}"

@@ -1,0 +1,101 @@
+"""Reader of folders of images, one folder for each class, as image classification sets lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from placket.data.dataset import (
+    SPLITS,
+    Dataset,
+    DatasetError,
+    Labels,
+    Problem,
+    Split,
+    check_variety,
+    divide,
+    no_triples,
+)
+from placket.schema import Attribute, AttributeSchema
+
+__all__ = ["FolderDataset"]
+
+# What browsers show; other files are no images of the set.
+SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_NAMES = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
+
+
+class FolderDataset(Dataset):
+    """``<split>/<class>/.../image.jpg``, or ``<class>/.../image.jpg``, which is all "train".
+
+    The one attribute, "class", has the names of the class folders as values. Splits are called train, valid
+    (or val) and test. The lists of queries and candidates of "valid" and "test" are made as for a table
+    (``TableLayout``). Hidden files, links to folders and files that are no images are left out.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        """Look through the folders.
+
+        Raises:
+            DatasetError: there are no class folders with images.
+        """
+        path = Path(root)
+        tops = _folders(path)
+        if tops and all(top.name in _NAMES for top in tops):
+            found = {_NAMES[top.name]: top for top in tops}
+            if len(found) < len(tops):
+                raise DatasetError(f"{path}: folder must have one of valid and val, got both")
+        else:
+            found = {"train": path}
+        self._files = {
+            split: [(kind.name, file) for kind in _folders(top) for file in _images(kind)]
+            for split, top in found.items()
+        }
+        kinds = sorted({kind for files in self._files.values() for kind, _ in files})
+        if not kinds:
+            raise DatasetError(
+                f"{path}: data set must hold the lists of the ASEN layout (filenames_{{split}}.txt, ...) or "
+                "a folder of images for each class, got neither"
+            )
+        splits = tuple(split for split in SPLITS if self._files.get(split))
+        super().__init__(path, AttributeSchema((Attribute("class", tuple(kinds)),)), splits)
+
+    def _read(self, name: str) -> tuple[Split, list[Problem]]:
+        numbers = {value: v for v, value in enumerate(self.schema[0].values)}
+        files = self._files[name]
+        labels = Labels.of([[(0, numbers[kind])] for kind, _ in files], self.schema.value_counts)
+        filenames = tuple(file.relative_to(self.root).as_posix() for _, file in files)
+        problems = check_variety(labels, self.schema, str(self.root))
+        queries, candidates = divide(filenames, labels) if name != "train" else (no_triples(), no_triples())
+        split = Split(
+            name=name,
+            root=self.root,
+            schema=self.schema,
+            images=len(files),
+            filenames=filenames,
+            labels=labels,
+            boxes=None,
+            queries=queries,
+            candidates=candidates,
+            warnings=tuple(str(problem) for problem in problems),
+            source=str(self.root),
+            lines=np.zeros(len(files), dtype=np.int64),
+        )
+        return split, problems
+
+
+def _folders(path: Path) -> list[Path]:
+    entries = sorted(path.iterdir()) if path.is_dir() else []
+    return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """Yield the images below a folder in the order of their paths."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(place) / name

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import placket.data
+from placket.data import DatasetError, FolderDataset, Loader, Preprocess, verify
+
+Photograph = Callable[..., NDArray[np.uint8]]
+
+
+def draw(root: Path, names: list[str], photograph: Photograph) -> None:
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph(20 + i, 24)).save(path)
+
+
+def test_a_folder_for_each_class_and_split(tmp_path: Path, photograph: Photograph) -> None:
+    names = ["train/shirt/a.jpg", "train/shirt/deeper/b.PNG", "train/coat/a.webp", "val/coat/a.jpg"]
+    names += [f"val/shirt/{i}.jpg" for i in range(40)]
+    draw(tmp_path, names, photograph)
+    (tmp_path / "train" / "shirt" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "shirt" / ".hidden.jpg").write_text("no image")
+    data = placket.data.open(tmp_path)
+    assert isinstance(data, FolderDataset)
+    assert data.splits == ("train", "valid")
+    assert [a.values for a in data.schema.attributes] == [("coat", "shirt")]
+    train, valid = data.split("train"), data.split("valid")
+    assert train.filenames == ("train/coat/a.webp", "train/shirt/a.jpg", "train/shirt/deeper/b.PNG")
+    assert [train.labels[i] for i in range(3)] == [[(0, 0)], [(0, 1)], [(0, 1)]]
+    assert len(valid) == 41
+    assert 0 < len(valid.queries) < len(valid.candidates)
+    assert len(valid.queries) + len(valid.candidates) == 41
+    (batch,) = Loader(train, batch=3, shuffle=False, preprocess=Preprocess(size=16))
+    assert batch.labels.tolist() == [[0], [1], [1]]
+    assert verify(tmp_path).ok
+
+
+def test_classes_without_splits_are_for_training(tmp_path: Path, photograph: Photograph) -> None:
+    draw(tmp_path, ["coat/a.jpg", "shirt/a.jpg", "test/a.jpg"], photograph)
+    data = placket.data.open(tmp_path)
+    assert data.splits == ("train",)
+    assert data.schema[0].values == ("coat", "shirt", "test")
+
+
+def test_verify_names_the_image(tmp_path: Path, photograph: Photograph) -> None:
+    draw(tmp_path, ["coat/a.jpg", "shirt/a.jpg"], photograph)
+    (tmp_path / "coat" / "b.jpg").write_bytes(b"")
+    (tmp_path / "shirt" / "b.jpg").write_bytes((tmp_path / "shirt" / "a.jpg").read_bytes())
+    report = verify(tmp_path)
+    damaged, duplicate = report.problems
+    assert damaged.kind == "damaged"
+    assert "coat/b.jpg" in str(damaged)
+    assert duplicate.kind == "duplicate"
+    assert "shirt/b.jpg must be there once" in str(duplicate)
+
+
+def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(
+        DatasetError, match=r"data set must hold the lists of the ASEN layout .*, got neither"
+    ):
+        placket.data.open(tmp_path)
+    for name in ("valid", "val"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DatasetError, match="folder must have one of valid and val, got both"):
+        placket.data.open(tmp_path)
