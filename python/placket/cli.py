@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -218,7 +218,14 @@ def _show(options: Namespace, data: Any, table: str) -> None:
     print(json.dumps(data, indent=2, ensure_ascii=False) if options.json else table)
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     print(f"placket: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
