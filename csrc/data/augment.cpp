@@ -10,7 +10,7 @@
 namespace placket {
 namespace {
 
-constexpr int64_t kChannels = 3;
+constexpr int64_t kColors = 3;
 
 // Pillow's weights of ITU-R 601-2, 16 bits.
 uint8_t luma(const uint8_t* rgb) {
@@ -26,7 +26,7 @@ uint8_t blend(uint8_t from, uint8_t to, float factor) {
 template <class F>
 void for_each_pixel(Image& picture, const F& f) {
   uint8_t* const end = picture.pixels.data() + picture.pixels.size();
-  for (uint8_t* pixel = picture.pixels.data(); pixel < end; pixel += kChannels) f(pixel);
+  for (uint8_t* pixel = picture.pixels.data(); pixel < end; pixel += kColors) f(pixel);
 }
 
 // Pillow's conversion to HSV, the hue turned by `turn` 256ths of the circle, and back.
@@ -62,7 +62,7 @@ void turn_hue(uint8_t* rgb, uint8_t turn) {
                 t = level(1.0 - share * (1.0 - f));
   const std::array<std::array<uint8_t, 3>, 6> sectors = {
       {{v, t, p}, {q, v, p}, {p, v, t}, {p, q, v}, {t, p, v}, {v, p, q}}};
-  std::copy_n(sectors[size_t(sector % 6)].begin(), kChannels, rgb);
+  std::copy_n(sectors[size_t(sector % 6)].begin(), kColors, rgb);
 }
 
 double between(RandomStream& random, double low, double high) {
@@ -110,18 +110,19 @@ void blur(const GaussianBlur& blur, RandomStream& random, int64_t size, float* i
   if (size == 1) return;
   std::vector<double> exact;
   double sum = 0;
-  for (int64_t k = 0; k < blur.kernel_size; ++k) {
-    const double x = double(k - blur.kernel_size / 2) / sigma;
+  const int64_t radius = blur.kernel_size / 2;
+  for (int64_t k = -radius; k <= radius; ++k) {
+    const double x = double(k) / sigma;
     exact.push_back(std::exp(-0.5 * x * x));
     sum += exact.back();
   }
   std::vector<float> weights;
   for (const double weight : exact) weights.push_back(float(weight / sum));
-  const int64_t row = size * kChannels;
+  const int64_t row = size * kColors;
   std::vector<float> middle(size_t(size * row));
   blur_axis(weights, size, row, input, middle.data());
   for (int64_t y = 0; y < size; ++y) {
-    blur_axis(weights, size, kChannels, middle.data() + y * row, input + y * row);
+    blur_axis(weights, size, kColors, middle.data() + y * row, input + y * row);
   }
 }
 
@@ -137,7 +138,7 @@ void erase(const RandomErasing& erasing, RandomStream& random, int64_t size, flo
     const int64_t top = random.below(uint32_t(size - height + 1));
     const int64_t left = random.below(uint32_t(size - width + 1));
     for (int64_t y = top; y < top + height; ++y) {
-      std::fill_n(input + (y * size + left) * kChannels, width * kChannels, float(erasing.value));
+      std::fill_n(input + (y * size + left) * kColors, width * kColors, float(erasing.value));
     }
     return;
   }
@@ -153,14 +154,14 @@ void adjust_contrast(Image& picture, double factor) {
   int64_t sum = 0;
   for_each_pixel(picture, [&](const uint8_t* pixel) { sum += luma(pixel); });
   const int64_t count = picture.height * picture.width;
-  const auto mean = uint8_t(double(sum) / double(count) + 0.5);
+  const auto mean = uint8_t(std::floor(double(sum) / double(count) + 0.5));
   for (uint8_t& value : picture.pixels) value = blend(mean, value, float(factor));
 }
 
 void adjust_saturation(Image& picture, double factor) {
   for_each_pixel(picture, [&](uint8_t* pixel) {
     const uint8_t gray = luma(pixel);
-    for (int64_t c = 0; c < kChannels; ++c) pixel[c] = blend(gray, pixel[c], float(factor));
+    for (int64_t c = 0; c < kColors; ++c) pixel[c] = blend(gray, pixel[c], float(factor));
   });
 }
 
@@ -170,7 +171,7 @@ void adjust_hue(Image& picture, double share) {
 }
 
 void to_grayscale(Image& picture) {
-  for_each_pixel(picture, [](uint8_t* pixel) { std::fill_n(pixel, kChannels, luma(pixel)); });
+  for_each_pixel(picture, [](uint8_t* pixel) { std::fill_n(pixel, kColors, luma(pixel)); });
 }
 
 void check_augment(const char* user, const Augment& augment) {

@@ -404,7 +404,7 @@ std::unique_ptr<BatchSource> make_triplet_source(std::shared_ptr<const LabelTabl
   return std::make_unique<TripletSource>(std::move(labels), config);
 }
 
-std::unique_ptr<BatchSource> make_class_source(std::shared_ptr<const LabelTable> labels,
+std::unique_ptr<BatchSource> make_class_source(const std::shared_ptr<const LabelTable>& labels,
                                                const ClassSamplerConfig& config) {
   TORCH_CHECK_VALUE(labels != nullptr, "class sampler: labels must be given, got none");
   return std::make_unique<ClassSource>(*labels, config);

@@ -70,7 +70,7 @@ struct ClassSamplerConfig {
 // P x K batches: P values of one attribute, uniform without replacement, and K images of each, next
 // to each other, uniform without replacement. An error names the attribute where it has fewer than
 // P values with enough images.
-std::unique_ptr<BatchSource> make_class_source(std::shared_ptr<const LabelTable> labels,
+std::unique_ptr<BatchSource> make_class_source(const std::shared_ptr<const LabelTable>& labels,
                                                const ClassSamplerConfig& config);
 
 // Every image once an epoch, with no attribute role.
