@@ -282,11 +282,11 @@ void bind_data(py::module_& m) {
       arg("rank") = 0, arg("world_size") = 1);
   m.def(
       "class_source",
-      [](std::shared_ptr<LabelTable> labels, uint64_t seed, int64_t classes,
+      [](const std::shared_ptr<LabelTable>& labels, uint64_t seed, int64_t classes,
          int64_t images_of_class, int64_t steps, int64_t attribute, int64_t least_images,
          int64_t rank, int64_t world_size) {
         return std::shared_ptr<BatchSource>(make_class_source(
-            std::move(labels),
+            labels,
             {seed, classes, images_of_class, steps, attribute, least_images, rank, world_size}));
       },
       arg("labels"), py::kw_only(), arg("seed") = 0, arg("classes") = 16,
