@@ -138,11 +138,10 @@ void bind_data(py::module_& m) {
       "From a decoded image to a model's input. size: side of the square input, in [1, 8192]. fit: "
       "'crop' resizes the short side and keeps the centre, 'pad' grows the box to a square about "
       "its centre, zeros outside the image. interpolation: Pillow's antialiased filter, "
-      "'bilinear', "
-      "'bicubic', 'box' or 'lanczos'. orientation: 'apply' turns pictures upright by their EXIF "
-      "tag, 'ignore' takes the pixels as stored. box_margin: share of the box's width and height "
-      "added "
-      "on each side, in [0, 10], where the set has boxes. mean, std: of each channel, on [0, 1].")
+      "'bilinear', 'bicubic', 'box' or 'lanczos'. orientation: 'apply' turns pictures upright by "
+      "their EXIF tag, 'ignore' takes the pixels as stored. box_margin: share of the box's width "
+      "and height added on each side, in [0, 10], where the set has boxes. mean, std: of each "
+      "channel, on [0, 1].")
       .def(py::init([](int64_t size, std::string fit, double box_margin, std::array<float, 3> mean,
                        std::array<float, 3> std, std::string interpolation,
                        std::string orientation) {
@@ -213,8 +212,7 @@ void bind_data(py::module_& m) {
       "Random changes in training. flip: probability of a horizontal flip. crop_scale: lower end, "
       "in (0, 1], of the share of the area that a random resized crop keeps; 1 switches it off. "
       "color_jitter, then grayscale (a probability), change the picture before it is resized; "
-      "blur, "
-      "then erasing, the input.")
+      "blur, then erasing, the input.")
       .def(py::init([](double flip, double crop_scale, const std::optional<ColorJitter>& jitter,
                        double grayscale, const std::optional<GaussianBlur>& blur,
                        const std::optional<RandomErasing>& erasing) {
@@ -339,7 +337,10 @@ void bind_data(py::module_& m) {
           adjust(image, amount);
           return pixels_of(image);
         },
-        arg("pixels"), arg("amount"));
+        arg("pixels"), arg("amount"),
+        "Return [height, width, 3] uint8 RGB changed as Pillow's ImageEnhance does by a factor of "
+        "at least 0, or, for the hue, as torchvision's adjust_hue by a share of the circle in "
+        "[-0.5, 0.5].");
   };
   def_adjust("adjust_brightness", &adjust_brightness);
   def_adjust("adjust_contrast", &adjust_contrast);

@@ -88,8 +88,8 @@ void jitter(const ColorJitter& jitter, RandomStream& random, Image& picture) {
   }
 }
 
-// out[i] = sum_k weights[k] in[reflect(i + k - radius)], for `count` lines of `size` places, each
-// place `width` values.
+// out[i] = sum_k weights[k] in[reflect(i + k - radius)] for the `size` places of an axis, each of
+// `stride` values.
 void blur_axis(const std::vector<float>& weights, int64_t size, int64_t stride, const float* in,
                float* out) {
   const auto radius = int64_t(weights.size() / 2);

@@ -54,9 +54,7 @@ struct ValueClasses {
   }
 };
 
-// `least` images make a value an anchor's.
-ValueClasses make_classes(const LabelTable& labels, int32_t attribute, bool exclude_shared,
-                          int64_t least) {
+ValueClasses group_by_value(const LabelTable& labels, int32_t attribute, bool exclude_shared) {
   ValueClasses classes;
   classes.attribute = attribute;
   const int64_t values = labels.values[attribute];
@@ -82,6 +80,11 @@ ValueClasses make_classes(const LabelTable& labels, int32_t attribute, bool excl
     classes.begin.push_back(int64_t(classes.images.size()));
     if (!images[v].empty()) classes.serving.push_back(int32_t(v));
   }
+  return classes;
+}
+
+// Fills anchors and excluded; `least` images make a value an anchor's.
+void find_anchors(ValueClasses& classes, int64_t least) {
   for (const int32_t v : classes.serving) {
     if (classes.size(v) < least) continue;
     std::vector<uint32_t> excluded;
@@ -93,7 +96,6 @@ ValueClasses make_classes(const LabelTable& labels, int32_t attribute, bool excl
     classes.anchors.push_back(v);
     classes.excluded.push_back(std::move(excluded));
   }
-  return classes;
 }
 
 class TripletSource final : public BatchSource {
@@ -112,8 +114,8 @@ class TripletSource final : public BatchSource {
                       ": images must fit in 31 bits, got ", labels_->images());
     std::ostringstream left_out;
     for (size_t a = 0; a < labels_->values.size(); ++a) {
-      ValueClasses classes =
-          make_classes(*labels_, int32_t(a), config.exclude_shared, config.single_views ? 1 : 2);
+      ValueClasses classes = group_by_value(*labels_, int32_t(a), config.exclude_shared);
+      find_anchors(classes, config.single_views ? 1 : 2);
       if (classes.anchors.empty()) {
         left_out << (left_out.tellp() > 0 ? ", " : "") << "attribute " << a << " has images under "
                  << classes.serving.size() << " of " << labels_->values[a] << " values";
@@ -266,7 +268,7 @@ class ClassSource final : public BatchSource {
     std::ostringstream left_out;
     for (int64_t a = 0; a < attributes; ++a) {
       if (config.attribute >= 0 && a != config.attribute) continue;
-      Classes classes{int32_t(a), make_classes(labels, int32_t(a), false, 1), {}};
+      Classes classes{group_by_value(labels, int32_t(a), /*exclude_shared=*/false), {}};
       for (const int32_t v : classes.images.serving) {
         if (classes.images.size(v) >= config.least_images) classes.values.push_back(v);
       }
@@ -314,7 +316,7 @@ class ClassSource final : public BatchSource {
         }
         plan.positions.push_back(row + k);
         plan.images.push_back(drawn.images.images[drawn.images.begin[value] + order[k % size]]);
-        plan.attributes.push_back(drawn.attribute);
+        plan.attributes.push_back(drawn.images.attribute);
         plan.values.push_back(value);
       }
     }
@@ -323,7 +325,6 @@ class ClassSource final : public BatchSource {
 
  private:
   struct Classes {
-    int32_t attribute;
     ValueClasses images;
     std::vector<int32_t> values;  // that can be drawn
   };

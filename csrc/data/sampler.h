@@ -45,14 +45,6 @@ struct TripletSamplerConfig {
 std::unique_ptr<BatchSource> make_triplet_source(std::shared_ptr<const LabelTable> labels,
                                                  const TripletSamplerConfig& config);
 
-struct ImageSamplerConfig {
-  uint64_t seed = 0;
-  int64_t batch = 48;     // images a step, over all ranks
-  bool shuffle = true;    // a new permutation each epoch; otherwise in order, for evaluation
-  bool drop_last = true;  // otherwise the last batch may be smaller, or empty on some ranks
-  int64_t rank = 0;
-  int64_t world_size = 1;  // divides batch
-};
 struct ClassSamplerConfig {
   uint64_t seed = 0;
   int64_t classes = 16;         // P, values a step, over all ranks
@@ -73,6 +65,14 @@ struct ClassSamplerConfig {
 std::unique_ptr<BatchSource> make_class_source(const std::shared_ptr<const LabelTable>& labels,
                                                const ClassSamplerConfig& config);
 
+struct ImageSamplerConfig {
+  uint64_t seed = 0;
+  int64_t batch = 48;     // images a step, over all ranks
+  bool shuffle = true;    // a new permutation each epoch; otherwise in order, for evaluation
+  bool drop_last = true;  // otherwise the last batch may be smaller, or empty on some ranks
+  int64_t rank = 0;
+  int64_t world_size = 1;  // divides batch
+};
 // Every image once an epoch, with no attribute role.
 std::unique_ptr<BatchSource> make_image_source(int64_t images, const ImageSamplerConfig& config);
 

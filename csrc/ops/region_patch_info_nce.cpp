@@ -246,8 +246,7 @@ Tensor forward(const Tensor& region, const Tensor& patch, const Tensor& backgrou
   return losses.mean();
 }
 
-// The cosines are there once, for the loss and the gradients: 2 products of N x N rows for the
-// forward and 4 for the gradients instead of 2, 2 and 4.
+// One pair of products gives the cosines for the loss and for the gradients, which take four more.
 template <class Device>
 WithGradients forward_with_gradients(const Tensor& region, const Tensor& patch,
                                      const Tensor& background, const Tensor& labels,

@@ -30,6 +30,7 @@ from placket.config import (
 )
 from placket.data import Dataset, Split
 from placket.data import open as open_data
+from placket.data.loader import causes_by_path, skips_unreadable
 from placket.models import create_model, load
 from placket.nn import Rpf, Trunk
 from placket.runs import RunFolder
@@ -100,7 +101,7 @@ class Trainer:
         config.preprocess = _C.Preprocess(**model.preprocess)
         config.evaluate_every = _evaluate_every(settings, self.stage, images) if evaluation is not None else 0
         config.run = "" if folder is None else str(folder)
-        config.skip_unreadable = on_error == "skip"
+        config.skip_unreadable = skips_unreadable("Trainer", on_error)
         config.model_config = json.dumps(model.config_dict(), indent=2) + "\n"
         for key in ("seed", "bfloat16", "loader_threads", "report_every", "checkpoint_every"):
             setattr(config, key, getattr(settings, key))
@@ -167,7 +168,7 @@ class Trainer:
     @property
     def skipped(self) -> dict[str, str]:
         """The images that could not be read and were replaced so far: the cause by path."""
-        return {self._images.paths[image]: cause for image, cause in self._native.skipped.items()}
+        return causes_by_path(self._images, self._native.skipped)
 
     @property
     def best(self) -> float | None:

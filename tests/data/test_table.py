@@ -93,9 +93,8 @@ def test_queries_and_candidates_divide_the_labelled_images(tmp_path: Path) -> No
         [f"{i:04}", "p", "red|blue" if i % 2 else "blue", "shirt" if i % 3 else "", "", "fit", *"0011"]
         for i in range(2000)
     ]
-    layout = LAYOUT.replace("{fit: train, check: test}", "{fit: train, check: test, dup: valid}")
     tests = [[*row[:5], "check", *row[6:]] for row in rows]
-    split = placket.data.open(write(tmp_path, rows + tests, layout)).split("test")
+    split = placket.data.open(write(tmp_path, rows + tests)).split("test")
     both = np.concatenate([split.queries, split.candidates])
     assert len(both) == 2000 + sum(i % 3 > 0 for i in range(2000))
     assert len(np.unique(both[:, :2], axis=0)) == len(both)
@@ -105,7 +104,7 @@ def test_queries_and_candidates_divide_the_labelled_images(tmp_path: Path) -> No
     assert abs(len(np.unique(split.queries[:, 0])) / 2000 - 0.2) < 5 * (0.2 * 0.8 / 2000) ** 0.5
     assert not set(split.queries[:, 0].tolist()) & set(split.candidates[:, 0].tolist())
     # An image keeps its part when rows before it go.
-    later = placket.data.open(write(tmp_path, rows + tests[1000:], layout)).split("test")
+    later = placket.data.open(write(tmp_path, rows + tests[1000:])).split("test")
     asked = {split.filenames[i] for i in split.queries[:, 0]}
     kept = {later.filenames[i] for i in later.queries[:, 0]}
     assert kept == asked & set(later.filenames)

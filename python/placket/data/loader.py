@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from placket import _C
@@ -142,7 +142,7 @@ class Loader:
             keep_pixels=keep_pixels,
             threads=threads,
             prefetch=prefetch,
-            skip_unreadable=_skips(on_error),
+            skip_unreadable=skips_unreadable("Loader", on_error),
         )
         self._split = split
         self._next_step = 0
@@ -175,7 +175,7 @@ class Loader:
     @property
     def skipped(self) -> dict[str, str]:
         """The images that could not be read and were replaced so far: the cause by path."""
-        return {self._split.paths[image]: cause for image, cause in self._loader.skipped.items()}
+        return causes_by_path(self._split, self._loader.skipped)
 
     @property
     def waited(self) -> float:
@@ -183,10 +183,17 @@ class Loader:
         return self._loader.waited
 
 
-def _skips(on_error: str) -> bool:
+def skips_unreadable(user: str, on_error: str) -> bool:
+    """Return whether ``on_error`` is "skip"; raise ValueError, ``user`` first, where it is unknown."""
     if on_error not in ("raise", "skip"):
-        raise ValueError(f"Loader: on_error must be 'raise' or 'skip', got '{on_error}'")
+        raise ValueError(f"{user}: on_error must be 'raise' or 'skip', got '{on_error}'")
     return on_error == "skip"
+
+
+def causes_by_path(split: Split, skipped: Mapping[int, str]) -> dict[str, str]:
+    """Return by path what the core keeps by image."""
+    paths = split.paths if skipped else []
+    return {paths[image]: cause for image, cause in skipped.items()}
 
 
 def _check_variety(split: Split) -> None:
