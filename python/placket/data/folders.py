@@ -6,13 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
+from placket.data.columns import Columns
 from placket.data.dataset import (
     SPLITS,
     Dataset,
     DatasetError,
-    Labels,
     Problem,
     Split,
     check_variety,
@@ -66,8 +64,10 @@ class FolderDataset(Dataset):
     def _read(self, name: str) -> tuple[Split, list[Problem]]:
         numbers = {value: v for v, value in enumerate(self.schema[0].values)}
         files = self._files[name]
-        labels = Labels.of([[(0, numbers[kind])] for kind, _ in files], self.schema.value_counts)
-        filenames = tuple(file.relative_to(self.root).as_posix() for _, file in files)
+        columns = Columns()
+        for kind, file in files:
+            columns.add(file.relative_to(self.root).as_posix(), [(0, numbers[kind])])
+        labels, filenames = columns.labels(self.schema.value_counts), columns.filenames
         problems = check_variety(labels, self.schema, str(self.root))
         queries, candidates = divide(filenames, labels) if name != "train" else (no_triples(), no_triples())
         split = Split(
@@ -77,12 +77,11 @@ class FolderDataset(Dataset):
             images=len(files),
             filenames=filenames,
             labels=labels,
-            boxes=None,
             queries=queries,
             candidates=candidates,
             warnings=tuple(str(problem) for problem in problems),
             source=str(self.root),
-            lines=np.zeros(len(files), dtype=np.int64),
+            lines=columns.lines,
         )
         return split, problems
 
