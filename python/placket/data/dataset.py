@@ -21,15 +21,17 @@ from placket.schema import AttributeSchema
 __all__ = ["Compositions", "Dataset", "DatasetError", "Problem", "Record", "Split"]
 
 SPLITS = ("train", "valid", "test")
+_WARNINGS = ("duplicate", "near duplicate", "single value", "convention")
 
 
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with a data set.
 
-    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing", "damaged" (images),
-    or, as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot
-    be learnt) and "convention" (labels that were renumbered). ``line`` counts from 1.
+    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing" or "damaged" (images),
+    "in two splits" or "leak" (images that make a score wrong), or, as warnings that do not hinder anybody,
+    "duplicate" and "near duplicate" (images), "single value" (an attribute that cannot be learnt) and
+    "convention" (labels that were renumbered). ``line`` counts from 1.
     """
 
     kind: str
@@ -39,7 +41,7 @@ class Problem:
 
     @property
     def severity(self) -> str:
-        return "warning" if self.kind in ("duplicate", "single value", "convention") else "error"
+        return "warning" if self.kind in _WARNINGS else "error"
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -158,6 +160,7 @@ class Split:
             x0, y0, x1, y1 = self.boxes[image].tolist()
             box = (x0, y0, x1, y1)
         return Record(self.name, image, filename, names, box)
+
 
 @dataclass(frozen=True)
 class Compositions:
@@ -318,7 +321,9 @@ def check_variety(labels: Labels, schema: AttributeSchema, file: str) -> list[Pr
     return problems
 
 
-def divide(filenames: Sequence[str], labels: Labels, query_share: float = 0.2) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def divide(
+    filenames: Sequence[str], labels: Labels, query_share: float = 0.2
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divide the labelled images of each attribute into queries and candidates, for a set without lists.
 
     An image is a query with probability ``query_share``, by a hash of its path, so that it stays one when
