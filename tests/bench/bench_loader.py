@@ -6,8 +6,8 @@ that no arm works during another's time. Peers' workers live through all epochs 
 started anew for each, within its time. The photographs are those of PLACKET_DATA, the large ones mosaics of
 them at quality 90, as links and files in a temporary folder.
 
-torchcodec is no peer here: the wheels of 0.16 and 0.17, the first that decode JPEG without FFmpeg, link CUDA's
-libraries and do not load beside a torch for the CPU. It decodes by libjpeg-turbo, as simplejpeg does.
+torchcodec is no peer here: the wheels of 0.16 and 0.17, the first that decode JPEG without FFmpeg, link
+CUDA's libraries and do not load beside a torch for the CPU. It decodes by libjpeg-turbo, as simplejpeg does.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def compare(
     Returns:
         name, device, torch's version, threads, pairs, floor_ms, and peers: by name, ours_ms and peer_ms
         (medians), ratio (how many times faster ours is), its interval low and high, cpu_ratio (the same from
-        CPU time, of worker processes too) and involuntary context switches of each arm, which tell how far the machine was shared.
+        CPU time, that of worker processes too) and involuntary context switches of each arm, which tell how
+        far the machine was shared.
     """
     record: Record = {
         "name": name,
