@@ -12,7 +12,6 @@ CUDA's libraries and do not load beside a torch for the CPU. It decodes by libjp
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from paired import Record, compare
+from photographs import evenly, folder
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -32,7 +32,6 @@ from torch.utils.data import DataLoader, Dataset
 import placket.data
 from placket.data import Loader, Preprocess, Split
 
-DATA = Path(os.environ.get("PLACKET_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 PHOTOGRAPHS, BATCH, SIZE, WORKERS = 384, 48, 224, 2
 # By row of a picture [SIZE, SIZE * 3], so that one vector loop takes all three channels.
 MEAN = torch.tensor((0.485, 0.456, 0.406)).repeat(SIZE)
@@ -164,27 +163,23 @@ def mosaic(photographs: Sequence[Path], out: Path) -> None:
     image.save(out, quality=90)
 
 
-def evenly(folder: Path, count: int) -> list[Path]:
-    found = sorted(folder.rglob("*.jpg"))
-    return [found[i * len(found) // count] for i in range(count)]
-
-
 def make_sets(root: Path) -> dict[str, Split]:
-    """Return the three sets of photographs, by a name that tells their size."""
-    sources = {"300 pixels long": DATA / "deepfashion-fine6", "192 x 288": DATA / "hm", "1026 x 768": None}
-    street = sorted((DATA / "co-parsing" / "photos").glob("*.jpg"))
+    """Return three sets of photographs by what tells their size."""
+    street = evenly(folder("co-parsing/photos"), 806)
+    sets = {
+        "300 pixels long": evenly(folder("deepfashion-fine6"), PHOTOGRAPHS),
+        "192 x 288": evenly(folder("hm"), PHOTOGRAPHS),
+        "1026 x 768": [root / f"{i}.jpg" for i in range(PHOTOGRAPHS)],
+    }
+    for i, out in enumerate(sets["1026 x 768"]):
+        mosaic([street[(6 * i + tile) % len(street)] for tile in range(6)], out)
     splits = {}
-    for number, (name, source) in enumerate(sources.items()):
-        folder = root / str(number) / "photographs"
-        folder.mkdir(parents=True)
-        files = [folder / f"{i:03}.jpg" for i in range(PHOTOGRAPHS)]
-        if source is None:
-            for i, file in enumerate(files):
-                mosaic([street[(6 * i + tile) % len(street)] for tile in range(6)], file)
-        else:
-            for file, photograph in zip(files, evenly(source.resolve(), PHOTOGRAPHS), strict=True):
-                file.symlink_to(photograph)
-        splits[name] = placket.data.open(folder.parent).split("train")
+    for name, photographs in sets.items():
+        images = root / name / "images"
+        images.mkdir(parents=True)
+        for i, photograph in enumerate(photographs):
+            (images / f"{i:03}.jpg").symlink_to(photograph)
+        splits[name] = placket.data.open(root / name).split("train")
     return splits
 
 

@@ -1,4 +1,4 @@
-"""An epoch's plan: 100,000 triplets of FashionAI's training labels in steps of 16, against the published ways.
+"""An epoch's plan: 100,000 triplets of FashionAI's labels in steps of 16, against the published ways.
 
 They are written afresh in Python. ASEN's draws images until one has the value wanted or, as a negative, until
 one has not; RPF's draws two values and then images of them. Both then look the labels up. The distributions
@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from paired import Record, compare
+from photographs import folder
 
 import placket.data
 from placket import _C
 from placket.data import Labels
 
-DATA = Path(os.environ.get("PLACKET_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 TRIPLETS, BATCH, COUNTED_TRIPLETS = 100_000, 16, 10_000
 Ints = NDArray[np.int64]
 Steps = list[tuple[Ints, Ints, Ints]]  # images, attributes, values, each [3 * BATCH]
@@ -97,7 +97,7 @@ def planned(labels: Labels, negative_by_value: bool, triplets: int) -> Plan:
 
 
 def check_counts(published: Published, ours: Steps, theirs: Steps) -> None:
-    """Each attribute and value comes as often in either plan, to six deviations, as anchor and as negative."""
+    """Each attribute's values come as often in either plan, to six deviations, as anchor and as negative."""
     most = max(len(classes) for classes in published.classes)
     tables = []
     for steps in (ours, theirs):
@@ -119,7 +119,7 @@ def check_counts(published: Published, ours: Steps, theirs: Steps) -> None:
 
 
 def fashion_ai() -> Labels:
-    return placket.data.open(DATA / "asfr-splits" / "FashionAI").split("train").labels
+    return placket.data.open(folder("asfr-splits/FashionAI")).split("train").labels
 
 
 def arms(published: Published, labels: Labels, triplets: int) -> dict[str, tuple[Plan, Plan]]:

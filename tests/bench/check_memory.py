@@ -7,10 +7,11 @@ import os
 import sys
 from pathlib import Path
 
+from photographs import folder
+
 import placket.data
 from placket.data import Loader, Preprocess
 
-DATA = Path(os.environ.get("PLACKET_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 # What the heap's fragments may take up after the first hundred batches; a leaked batch of 48 inputs of 64
 # pixels would be 2.4 MB, a leaked picture 0.2 MB.
 TOLERANCE_MB = 16
@@ -26,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("batches", nargs="?", type=int, default=10_000)
     batches = parser.parse_args().batches
-    split = placket.data.open(DATA / "deepfashion-fine6").split("train")
+    split = placket.data.open(folder("deepfashion-fine6")).split("train")
     loader = Loader(split, sampler="triplets", batch=16, preprocess=Preprocess(size=64), threads=2)
     at = {100: 0.0, 1_000: 0.0, batches: 0.0}
     done = 0

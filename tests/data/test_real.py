@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from real_bits import compare_with_pillow, evenly
 
 import placket.data
 from placket.data import Augment, Loader, Preprocess
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+
+from check_bits import compare_with_pillow
+from photographs import evenly
 
 pytestmark = pytest.mark.data
 
@@ -52,6 +59,19 @@ def test_photographs_equal_pillow_bit_for_bit(
     # Another version of libjpeg-turbo than Pillow's may round otherwise.
     record_property("decoded one grey level off", sum(difference.decoded == 1 for difference in found))
     assert max(difference.decoded for difference in found) <= 1
+
+
+def test_memory_stays_flat(photographs: Path) -> None:
+    """Over 400 batches; by default the script takes 10,000."""
+    environment = os.environ | {"PLACKET_DATA": str(photographs)}
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "check_memory.py"), "500"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_hm_opens_as_a_table(photographs: Path, tmp_path: Path) -> None:
