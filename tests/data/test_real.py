@@ -16,6 +16,7 @@ from placket.data import Augment, Loader, Preprocess
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
+import check_memory
 from check_bits import compare_with_pillow
 from photographs import evenly
 
@@ -65,7 +66,7 @@ def test_memory_stays_flat(photographs: Path) -> None:
     """Over 400 batches; by default the script takes 10,000."""
     environment = os.environ | {"PLACKET_DATA": str(photographs)}
     done = subprocess.run(
-        [sys.executable, str(BENCH / "check_memory.py"), "500"],
+        [sys.executable, check_memory.__file__, "500"],
         env=environment,
         capture_output=True,
         text=True,
