@@ -63,10 +63,10 @@ def test_photographs_equal_pillow_bit_for_bit(
 
 
 def test_memory_stays_flat(photographs: Path) -> None:
-    """Over 400 batches; by default the script takes 10,000."""
+    """Over 300 batches; by default the script takes 10,000."""
     environment = os.environ | {"PLACKET_DATA": str(photographs)}
     done = subprocess.run(
-        [sys.executable, check_memory.__file__, "500"],
+        [sys.executable, check_memory.__file__, "300"],
         env=environment,
         capture_output=True,
         text=True,
