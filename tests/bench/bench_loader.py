@@ -4,8 +4,8 @@ Every arm decodes, resizes the short side, cuts the centre square and normalises
 A timing is an epoch of 384 photographs: it begins with nothing decoded ahead and ends with the last batch, so
 that no arm works during another's time. Peers' workers live through all epochs and are warm; our threads are
 started anew for each, within its time, and what they begin of the next epoch before they are stopped counts
-as theirs. The photographs are those of PLACKET_DATA, the large ones mosaics of
-them at quality 90, as links and files in a temporary folder.
+as theirs. The photographs are those of PLACKET_DATA, the large ones mosaics of them at quality 90, as links
+and files in a temporary folder.
 
 torchcodec is no peer here: the wheels of 0.16 and 0.17, the first that decode JPEG without FFmpeg, link
 CUDA's libraries and do not load beside a torch for the CPU. It decodes by libjpeg-turbo, as simplejpeg does.
