@@ -294,6 +294,7 @@ class StageConfig(metaclass=_Type):
     negative_by_value: bool
     exclude_shared: bool
     views_per_image: int
+    images_of_class: int
     augment: Augment
     def __init__(self) -> None: ...
 
