@@ -172,20 +172,24 @@ int orientation_of(const JpegDecoder& decoder) {
   return 1;
 }
 
-Image decode_jpeg(const std::string& path, const std::vector<uint8_t>& bytes,
+bool is_jpeg(const uint8_t* bytes, size_t size) {
+  return size >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff;
+}
+
+Image decode_jpeg(const uint8_t* bytes, size_t size, const std::string& name,
                   Orientation orientation) {
   JpegDecoder decoder;
-  const auto damaged = [&] { fail(path, std::string("damaged JPEG: ") + decoder.message); };
-  if (!read_header(decoder, bytes.data(), bytes.size())) damaged();
+  const auto damaged = [&] { fail(name, std::string("damaged JPEG: ") + decoder.message); };
+  if (!read_header(decoder, bytes, size)) damaged();
   // Markers do not outlive decoding.
   const int turned = orientation == Orientation::kApply ? orientation_of(decoder) : 1;
   Image image;
   image.height = decoder.info.image_height;
   image.width = decoder.info.image_width;
   const int components = decoder.info.num_components;
-  if (components == 2) fail(path, "JPEG must have 1, 3 or 4 components, got 2");
+  if (components == 2) fail(name, "JPEG must have 1, 3 or 4 components, got 2");
   if (image.height * image.width > kMaxPixels) {
-    fail(path, "image must have at most " + std::to_string(kMaxPixels) + " pixels, got " +
+    fail(name, "image must have at most " + std::to_string(kMaxPixels) + " pixels, got " +
                    std::to_string(image.width) + " x " + std::to_string(image.height));
   }
   image.pixels.resize(size_t(image.height * image.width * 3));
@@ -201,11 +205,21 @@ Image decode_jpeg(const std::string& path, const std::vector<uint8_t>& bytes,
 Image decode_file(const std::string& path, Orientation orientation) {
 #ifdef PLACKET_JPEG
   const std::vector<uint8_t> bytes = read_file(path);
-  if (bytes.size() >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff) {
-    return decode_jpeg(path, bytes, orientation);
+  if (is_jpeg(bytes.data(), bytes.size())) {
+    return decode_jpeg(bytes.data(), bytes.size(), path, orientation);
   }
 #endif
   return decode_by_fallback(path, orientation);
+}
+
+Image decode_bytes([[maybe_unused]] const uint8_t* bytes, [[maybe_unused]] size_t size,
+                   const std::string& name, [[maybe_unused]] Orientation orientation) {
+#ifdef PLACKET_JPEG
+  if (is_jpeg(bytes, size)) return decode_jpeg(bytes, size, name, orientation);
+  fail(name, "is not a JPEG file");
+#else
+  fail(name, "this build has no libjpeg-turbo");
+#endif
 }
 
 void set_decode_fallback(DecodeFallback decode) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -24,6 +25,10 @@ enum class Orientation { kApply, kIgnore };
 // A missing, truncated or damaged file throws std::runtime_error "<path>: <cause>". An image that
 // claims more than kMaxPixels is refused before memory is taken. Thread-safe.
 Image decode_file(const std::string& path, Orientation orientation = Orientation::kApply);
+
+// The same for the bytes of a JPEG file in memory; errors call it `name`.
+Image decode_bytes(const uint8_t* bytes, size_t size, const std::string& name,
+                   Orientation orientation = Orientation::kApply);
 
 // What decodes other formats; it may be called from any thread and throws std::runtime_error
 // "<path>: <cause>". The bindings set Pillow, under the GIL; nullptr takes it away. Returns once no
