@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,4 +71,29 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     for name in ("valid", "val"):
         (tmp_path / name).mkdir()
     with pytest.raises(DatasetError, match="folder must have one of valid and val, got both"):
+        placket.data.open(tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shirt").mkdir()
+    (tmp_path / "shirt" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    with pytest.raises(
+        DatasetError, match=r": path must be UTF-8, got 'shirt/caf.udce9.jpg'; rename the file"
+    ):
+        placket.data.open(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(
+    tmp_path: Path, photograph: Photograph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path, ["shirt/a.jpg", "coat/new/a.jpg"], photograph)
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("new"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DatasetError, match=r"coat/new: folder must be readable, got .*Permission denied"):
         placket.data.open(tmp_path)

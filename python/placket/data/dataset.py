@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -281,6 +282,8 @@ def filename_problem(filename: str, root: Path) -> str | None:
     path = PurePosixPath(filename)
     if not filename.strip() or "\0" in filename:
         return f"line must be the path of an image, got {brief(filename)}"
+    if not is_text(filename):
+        return f"path must be UTF-8, got {brief(filename)}; rename the file"
     if path.is_absolute() or ".." in path.parts:
         return f"path must lie inside {root}, got {brief(filename)}"
     return None
@@ -326,7 +329,19 @@ def _hash(filename: str) -> int:
     return int.from_bytes(hashlib.blake2b(filename.encode(), digest_size=8).digest(), "little")
 
 
+def is_text(name: str) -> bool:
+    """Return whether a name can be written as UTF-8 and ends where it seems to."""
+    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+_PARTS = reprlib.Repr()
+_PARTS.maxlevel, _PARTS.maxlist, _PARTS.maxdict, _PARTS.maxtuple = 3, 20, 20, 20
+
+
 def brief(value: object) -> str:
-    """Return a value for a message, at most 80 characters."""
-    text = repr(value)
+    """Return a value for a message, at most 80 characters; of one with many parts, some."""
+    try:
+        text = repr(value) if isinstance(value, str) else _PARTS.repr(value)
+    except ValueError:  # more digits than Python writes
+        text = "a number of too many digits"
     return text if len(text) <= 80 else f"{text[:77]}..."

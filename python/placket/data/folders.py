@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from placket.data.dataset import (
     Split,
     check_variety,
     divide,
+    filename_problem,
     no_triples,
 )
 from placket.schema import Attribute, AttributeSchema
@@ -54,6 +56,11 @@ class FolderDataset(Dataset):
             split: [(kind.name, file) for kind in _folders(top) for file in _images(kind)]
             for split, top in found.items()
         }
+        for files in self._files.values():
+            for _, file in files:
+                problem = filename_problem(file.relative_to(path).as_posix(), path)
+                if problem is not None:
+                    raise DatasetError(f"{path}: {problem}")
         kinds = sorted({kind for files in self._files.values() for kind, _ in files})
         if not kinds:
             raise DatasetError(
@@ -94,7 +101,11 @@ def _folders(path: Path) -> list[Path]:
 
 def _images(folder: Path) -> Iterator[Path]:
     """Yield the images below a folder in the order of their paths."""
-    for place, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> NoReturn:
+        raise DatasetError(f"{error.filename}: folder must be readable, got {error}")
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
