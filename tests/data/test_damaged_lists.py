@@ -31,7 +31,7 @@ def test_damaged_lists_are_read_or_refused(tmp_path: Path, layout: str) -> None:
     whole = LAYOUTS[layout]
     place = whole.write(tmp_path)
     read = refused = 0
-    for number in range(400):
+    for number in range(250):
         choice = random.Random(f"{layout} {number}")
         name = choice.choice(list(whole.files))
         damage_file(tmp_path / name, choice)
@@ -41,5 +41,5 @@ def test_damaged_lists_are_read_or_refused(tmp_path: Path, layout: str) -> None:
             raise AssertionError(f"mutant {number} of {name}: {error!r}") from error
         read, refused = read + good, refused + (not good)
         restore_file(tmp_path / name, whole.files[name])
-    assert read >= 40
-    assert refused >= 200 or layout == "folders"  # which has no lists: any file is an image
+    assert read >= 25
+    assert refused >= 125 or layout == "folders"  # which has no lists: any file is an image

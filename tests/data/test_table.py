@@ -158,7 +158,7 @@ def test_a_layout_that_does_not_fit_is_named(table: Path, change: tuple[str, str
         ("0099,p,red,shirt,t,fit,1,1,20", r"table.csv:2: row must have 10 cells, got 9"),
         ('0099,p,"red"x,shirt,t,fit,1,1,20,30', r"table.csv:2: row must be CSV, got"),
         ("0099,p,red,shirt,t,fit,1,1,1,30", r"table.csv:2: box must have x0 < x1 and y0 < y1, got 1 1 1 30"),
-        ("0099,p,red,shirt,t,fit,1,1,a,30", r"table.csv:2: box must be four whole numbers below 10\^9, got \['1'"),
+        ("0099,p,red,shirt,t,fit,1,1,a,30", r"table.csv:2: box must be four whole numbers .*, got \['1'"),
         ("0099,p,red,shirt,t,fit,1,1,1234567890,30", r"table.csv:2: box must be four whole .*'1234567890'"),
     ],
 )  # fmt: skip

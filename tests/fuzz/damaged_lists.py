@@ -182,13 +182,12 @@ def _check_split(data: Dataset, name: str) -> None:
 
 # Damage
 
-_WORDS = [
-    *"-1 0 1 2 3 007 99999999 999999999 4294967296 9223372036854775808 1e9 1.5 nan inf \u00b2 \u0661".split(),
-    *"true null ~ '' \"\" / ../x /etc/passwd . .. \\ { } [ ] , : | \" ' # & * ! % @ ` {} [] <<:".split(),
-    *"{number {number} {0} {number.real} {number[0]} {number!r} {number:9} {number:x} {number:{x}}".split(),
-    *"{number:>99999999} 2020-13-45 0x 1_0 !!int !!binary !!python/none train valid test a".split(),
-    *("", " ", "\t", "\0", "\x1a", "\x85", "\u2028", "\ufeff", "\\ud800", 5000 * "9", 5000 * "x"),
-]
+_ODD = r"""
+-1 0 1 2 3 007 99999999 999999999 4294967296 9223372036854775808 1e9 1.5 nan inf ² ١ 0x 1_0 2020-13-45
+true null ~ '' "" / ../x /etc/passwd . .. \ { } [ ] , : | " ' # & * ! % @ ` {} [] <<: \ud800 !!int !!binary
+{number {number} {0} {number.real} {number[0]} {number!r} {number:9} {number:x} {number:{x}}
+{number:>99999999} train valid test a"""
+_WORDS = [*_ODD.split(), "", " ", "\t", "\0", "\x1a", "\x85", "\u2028", "\ufeff", 5000 * "9", 5000 * "x"]
 
 
 def damage(data: bytes, choice: random.Random) -> bytes:
@@ -283,3 +282,7 @@ def restore_file(path: Path, text: str) -> None:
     if path.is_dir():
         path.rmdir()
     path.write_text(text)
+
+
+if __name__ == "__main__":
+    print(*(name for name in LAYOUTS if name != "folders"))  # which has no lists
