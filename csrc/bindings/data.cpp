@@ -1,15 +1,13 @@
 #include "bindings/data.h"
 
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <functional>
 #include <memory>
 #include <optional>
 #include <sstream>
-#include <stdexcept>
 #include <utility>
 
+#include "bindings/arrays.h"
 #include "bindings/gil.h"
 #include "data/decode.h"
 #include "data/loader.h"
@@ -21,37 +19,6 @@ namespace py = pybind11;
 namespace placket {
 namespace {
 
-template <class T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
-
-template <class T>
-std::vector<T> to_vector(const Array<T>& array) {
-  return {array.data(), array.data() + array.size()};
-}
-
-template <class T>
-py::array_t<T> to_array(const std::vector<T>& values) {
-  return py::array_t<T>(py::ssize_t(values.size()), values.data());
-}
-
-std::shared_ptr<ImageList> make_image_list(std::vector<std::string> paths,
-                                           const std::optional<Array<int64_t>>& boxes) {
-  auto list = std::make_shared<ImageList>();
-  list->paths = std::move(paths);
-  if (boxes.has_value()) {
-    TORCH_CHECK_VALUE(boxes->ndim() == 2 && boxes->shape(1) == 4 &&
-                          boxes->shape(0) == py::ssize_t(list->paths.size()),
-                      "ImageList: boxes must have shape [", list->paths.size(), ", 4], got ",
-                      boxes->ndim() == 2 ? std::to_string(boxes->shape(0)) + " x " +
-                                               std::to_string(boxes->shape(1))
-                                         : std::to_string(boxes->ndim()) + " dimensions");
-    for (py::ssize_t i = 0; i < boxes->shape(0); ++i) {
-      list->boxes.push_back({boxes->at(i, 0), boxes->at(i, 1), boxes->at(i, 2), boxes->at(i, 3)});
-    }
-  }
-  return list;
-}
-
 std::shared_ptr<LabelTable> make_label_table(const Array<int64_t>& begin,
                                              const Array<int32_t>& attribute,
                                              const Array<int32_t>& value,
@@ -62,37 +29,6 @@ std::shared_ptr<LabelTable> make_label_table(const Array<int64_t>& begin,
   return table;
 }
 
-py::array_t<uint8_t> pixels_of(const Image& image) {
-  return py::array_t<uint8_t>({py::ssize_t(image.height), py::ssize_t(image.width), py::ssize_t(3)},
-                              image.pixels.data());
-}
-
-Image image_of(const Array<uint8_t>& pixels) {
-  TORCH_CHECK_VALUE(pixels.ndim() == 3 && pixels.shape(2) == 3 && pixels.size() > 0,
-                    "image must have shape [height, width, 3], got ", pixels.ndim(),
-                    " dimensions and ", pixels.size(), " elements");
-  return {pixels.shape(0), pixels.shape(1), to_vector(pixels)};
-}
-
-// `decode(path, upright)` returns [height, width, 3] uint8 and raises OSError with the cause.
-void set_fallback(const py::object& decode) {
-  DecodeFallback fallback;
-  if (!decode.is_none()) {
-    fallback = [held = hold(decode)](const std::string& path, Orientation orientation) {
-      const py::gil_scoped_acquire gil;
-      try {
-        const bool upright = orientation == Orientation::kApply;
-        return image_of(py::cast<Array<uint8_t>>((*held)(path, upright)));
-      } catch (const py::error_already_set& error) {
-        if (!error.matches(PyExc_Exception)) throw;  // KeyboardInterrupt keeps its type
-        throw std::runtime_error(path + ": " + py::str(error.value()).cast<std::string>());
-      }
-    };
-  }
-  const py::gil_scoped_release no_gil;
-  set_decode_fallback(std::move(fallback));
-}
-
 std::string describe(const Preprocess& p) {
   std::ostringstream text;
   text << "Preprocess(size=" << p.size << ", fit='" << p.fit << "', interpolation='"
@@ -100,13 +36,6 @@ std::string describe(const Preprocess& p) {
        << ", mean=(" << p.mean[0] << ", " << p.mean[1] << ", " << p.mean[2] << "), std=("
        << p.std[0] << ", " << p.std[1] << ", " << p.std[2] << "))";
   return text.str();
-}
-
-Batch load_image(const std::string& path, const std::optional<Box>& box,
-                 const Preprocess& preprocess) {
-  const py::gil_scoped_release no_gil;
-  const Image image = decode_file(path, orientation_of(preprocess));
-  return make_batch(image, box, preprocess);
 }
 
 using Corners = std::array<double, 4>;
@@ -234,11 +163,6 @@ void bind_data(py::module_& m) {
       .def_readonly("blur", &Augment::blur)
       .def_readonly("erasing", &Augment::erasing);
 
-  py::class_<ImageList, std::shared_ptr<ImageList>>(m, "ImageList")
-      .def(py::init(&make_image_list), arg("paths"), arg("boxes") = py::none())
-      .def("__len__", [](const ImageList& list) { return list.paths.size(); })
-      .def_readonly("paths", &ImageList::paths);
-
   py::class_<LabelTable, std::shared_ptr<LabelTable>>(m, "LabelTable")
       .def(py::init(&make_label_table), arg("begin"), arg("attribute"), arg("value"), arg("values"))
       .def("__len__", &LabelTable::images);
@@ -304,31 +228,21 @@ void bind_data(py::module_& m) {
       .def(py::init([](std::shared_ptr<ImageList> images, std::shared_ptr<LabelTable> labels,
                        std::shared_ptr<BatchSource> source, const Preprocess& preprocess,
                        const Augment& augment, uint64_t seed, bool keep_pixels, int64_t threads,
-                       int64_t prefetch, bool skip_unreadable) {
-             return std::unique_ptr<Loader, WithoutGil>(new Loader(
-                 std::move(images), std::move(labels), std::move(source),
-                 {preprocess, augment, seed, keep_pixels, threads, prefetch, skip_unreadable}));
+                       int64_t prefetch, bool skip_unreadable, bool pin_memory) {
+             return std::unique_ptr<Loader, WithoutGil>(
+                 new Loader(std::move(images), std::move(labels), std::move(source),
+                            {preprocess, augment, seed, keep_pixels, threads, prefetch,
+                             skip_unreadable, pin_memory}));
            }),
            arg("images"), arg("labels").none(true), arg("source"), py::kw_only(),
            arg("preprocess") = Preprocess(), arg("augment") = Augment(), arg("seed") = 0,
            arg("keep_pixels") = false, arg("threads") = 2, arg("prefetch") = 2,
-           arg("skip_unreadable") = false)
+           arg("skip_unreadable") = false, arg("pin_memory") = false)
       .def("next", &Loader::next, py::call_guard<py::gil_scoped_release>())
       .def("seek", &Loader::seek, arg("step"), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("waited", &Loader::waited)
       .def_property_readonly("skipped", &Loader::skipped);
 
-  m.def(
-      "decode_file",
-      [](const std::string& path, bool upright) {
-        Image image;
-        {
-          const py::gil_scoped_release no_gil;
-          image = decode_file(path, upright ? Orientation::kApply : Orientation::kIgnore);
-        }
-        return pixels_of(image);
-      },
-      arg("path"), arg("upright") = true);
   const auto def_adjust = [&](const char* name, void (*adjust)(Image&, double)) {
     m.def(
         name,
@@ -351,15 +265,11 @@ void bind_data(py::module_& m) {
         "What preprocessing cuts out of an image: the picture, and the part of it that the square "
         "input shows; both x0, y0, x1, y1 in pixels of the image, which they may leave with fit "
         "'pad'.");
-  m.def("load_image", &load_image, arg("path"), arg("box") = py::none(),
-        arg("preprocess") = Preprocess());
   m.def(
       "prepare_image",
       [](const Array<uint8_t>& pixels, const std::optional<Box>& box,
          const Preprocess& preprocess) { return make_batch(image_of(pixels), box, preprocess); },
       arg("pixels"), arg("box") = py::none(), arg("preprocess") = Preprocess());
-  m.def("set_decode_fallback", &set_fallback, arg("decode").none(true));
-  m.attr("MAX_PIXELS") = kMaxPixels;
 }
 
 }  // namespace placket

@@ -1,6 +1,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "bindings/data.h"
+#include "bindings/images.h"
 #include "bindings/models.h"
 #include "bindings/train.h"
 
@@ -8,6 +9,7 @@
 // bound here.
 PYBIND11_MODULE(_C, m) {
   m.doc() = "placket's C++ core; its operators are torch.ops.placket.*";
+  placket::bind_images(m);
   placket::bind_data(m);
   placket::bind_models(m);
   placket::bind_train(m);

@@ -1,21 +1,20 @@
 #include "data/decode.h"
 
-#include <mutex>
-#include <shared_mutex>
-#include <stdexcept>
-#include <utility>
-
-#ifdef PLACKET_JPEG
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <mutex>
+#include <shared_mutex>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+
+#ifdef PLACKET_JPEG
 #include <csetjmp>
-#include <cstddef>
 #include <cstdio>
 #include <cstring>
-#include <system_error>
 
 #include "data/orientation.h"
 // Needs size_t and FILE to be declared first.
@@ -39,52 +38,21 @@ DecodeFallback& fallback() {
   return *held;
 }
 
-Image decode_by_fallback(const std::string& path, Orientation orientation) {
+Image decode_by_fallback(const uint8_t* bytes, size_t size, const std::string& name,
+                         Orientation orientation) {
   const std::shared_lock<std::shared_mutex> lock(fallback_mutex);
   const DecodeFallback& decode = fallback();
   if (!decode) {
 #ifdef PLACKET_JPEG
-    fail(path, "is not a JPEG file, and no decoder for other formats is set");
+    fail(name, "is not a JPEG file, and no decoder for other formats is set");
 #else
-    fail(path, "this build has no libjpeg-turbo, and no other decoder is set");
+    fail(name, "this build has no libjpeg-turbo, and no other decoder is set");
 #endif
   }
-  return decode(path, orientation);
+  return decode(bytes, size, name, orientation);
 }
 
 #ifdef PLACKET_JPEG
-
-[[noreturn]] void fail_by_system(const std::string& path) {
-  fail(path, std::generic_category().message(errno));
-}
-
-std::vector<uint8_t> read_file(const std::string& path) {
-  struct File {
-    int descriptor;
-    ~File() { ::close(descriptor); }
-  };
-  int descriptor;
-  do {
-    descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  } while (descriptor < 0 && errno == EINTR);
-  if (descriptor < 0) fail_by_system(path);
-  const File file{descriptor};
-  struct stat status;
-  if (::fstat(file.descriptor, &status) != 0) fail_by_system(path);
-  if (!S_ISREG(status.st_mode)) fail(path, "is not a file");
-  std::vector<uint8_t> bytes(size_t(status.st_size));
-  size_t filled = 0;
-  while (filled < bytes.size()) {
-    const ssize_t count = ::read(file.descriptor, bytes.data() + filled, bytes.size() - filled);
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) fail_by_system(path);
-    if (count == 0) break;
-    filled += size_t(count);
-  }
-  bytes.resize(filled);
-  if (bytes.empty()) fail(path, "file is empty");
-  return bytes;
-}
 
 // libjpeg reports errors by a callback that must not return: it jumps back to decode_scanlines or
 // read_header, whose frames hold nothing with a destructor.
@@ -172,10 +140,6 @@ int orientation_of(const JpegDecoder& decoder) {
   return 1;
 }
 
-bool is_jpeg(const uint8_t* bytes, size_t size) {
-  return size >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff;
-}
-
 Image decode_jpeg(const uint8_t* bytes, size_t size, const std::string& name,
                   Orientation orientation) {
   JpegDecoder decoder;
@@ -202,24 +166,49 @@ Image decode_jpeg(const uint8_t* bytes, size_t size, const std::string& name,
 
 }  // namespace
 
-Image decode_file(const std::string& path, Orientation orientation) {
-#ifdef PLACKET_JPEG
-  const std::vector<uint8_t> bytes = read_file(path);
-  if (is_jpeg(bytes.data(), bytes.size())) {
-    return decode_jpeg(bytes.data(), bytes.size(), path, orientation);
+std::vector<uint8_t> read_file(const std::string& path) {
+  const auto fail_by_system = [&] { fail(path, std::generic_category().message(errno)); };
+  struct File {
+    int descriptor;
+    ~File() { ::close(descriptor); }
+  };
+  int descriptor;
+  do {
+    // O_NONBLOCK: a pipe would wait for a writer.
+    descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  } while (descriptor < 0 && errno == EINTR);
+  if (descriptor < 0) fail_by_system();
+  const File file{descriptor};
+  struct stat status;
+  if (::fstat(file.descriptor, &status) != 0) fail_by_system();
+  if (!S_ISREG(status.st_mode)) fail(path, "is not a file");
+  std::vector<uint8_t> bytes(size_t(status.st_size));
+  size_t filled = 0;
+  while (filled < bytes.size()) {
+    const ssize_t count = ::read(file.descriptor, bytes.data() + filled, bytes.size() - filled);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) fail_by_system();
+    if (count == 0) break;
+    filled += size_t(count);
   }
-#endif
-  return decode_by_fallback(path, orientation);
+  bytes.resize(filled);
+  if (bytes.empty()) fail(path, "file is empty");
+  return bytes;
 }
 
-Image decode_bytes([[maybe_unused]] const uint8_t* bytes, [[maybe_unused]] size_t size,
-                   const std::string& name, [[maybe_unused]] Orientation orientation) {
+Image decode_bytes(const uint8_t* bytes, size_t size, const std::string& name,
+                   Orientation orientation) {
 #ifdef PLACKET_JPEG
-  if (is_jpeg(bytes, size)) return decode_jpeg(bytes, size, name, orientation);
-  fail(name, "is not a JPEG file");
-#else
-  fail(name, "this build has no libjpeg-turbo");
+  if (size >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff) {
+    return decode_jpeg(bytes, size, name, orientation);
+  }
 #endif
+  return decode_by_fallback(bytes, size, name, orientation);
+}
+
+Image decode_file(const std::string& path, Orientation orientation) {
+  const std::vector<uint8_t> bytes = read_file(path);
+  return decode_bytes(bytes.data(), bytes.size(), path, orientation);
 }
 
 void set_decode_fallback(DecodeFallback decode) {

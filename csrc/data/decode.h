@@ -13,6 +13,18 @@ struct Image {
   std::vector<uint8_t> pixels;  // [height, width, 3] RGB
 };
 
+// The pixels of an image that lives elsewhere.
+struct ImageView {
+  int64_t height = 0, width = 0;
+  const uint8_t* pixels = nullptr;  // [height, width, 3] RGB
+
+  ImageView() = default;
+  ImageView(int64_t height, int64_t width, const uint8_t* pixels)
+      : height(height), width(width), pixels(pixels) {}
+  ImageView(const Image& image)  // NOLINT: an image serves wherever a view does
+      : height(image.height), width(image.width), pixels(image.pixels.data()) {}
+};
+
 // What to do with the EXIF tag that says how the camera was held: turn the picture upright, as
 // every viewer does, or take the pixels as they are stored, as the reference code does.
 enum class Orientation { kApply, kIgnore };
@@ -25,15 +37,18 @@ enum class Orientation { kApply, kIgnore };
 // A missing, truncated or damaged file throws std::runtime_error "<path>: <cause>". An image that
 // claims more than kMaxPixels is refused before memory is taken. Thread-safe.
 Image decode_file(const std::string& path, Orientation orientation = Orientation::kApply);
-
-// The same for the bytes of a JPEG file in memory; errors call it `name`.
+// The same of a file's bytes; `name` takes the place of the path.
 Image decode_bytes(const uint8_t* bytes, size_t size, const std::string& name,
                    Orientation orientation = Orientation::kApply);
 
+// The bytes of a file, of which a missing or empty one is an error as above.
+std::vector<uint8_t> read_file(const std::string& path);
+
 // What decodes other formats; it may be called from any thread and throws std::runtime_error
-// "<path>: <cause>". The bindings set Pillow, under the GIL; nullptr takes it away. Returns once no
+// "<name>: <cause>". The bindings set Pillow, under the GIL; nullptr takes it away. Returns once no
 // call of the one before is in progress: a thread that holds the GIL must give it up first.
-using DecodeFallback = std::function<Image(const std::string& path, Orientation orientation)>;
+using DecodeFallback = std::function<Image(const uint8_t* bytes, size_t size,
+                                           const std::string& name, Orientation orientation)>;
 void set_decode_fallback(DecodeFallback fallback);
 
 inline constexpr int64_t kMaxPixels = 178956970;  // Pillow's limit for a decompression bomb

@@ -2,19 +2,49 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "data/decode.h"
+#include "data/store.h"
+#include "data/text_column.h"
 
 namespace placket {
 
 using Box = std::array<int64_t, 4>;  // x0 y0 x1 y1 in pixels; x1, y1 exclusive
 
-// The images of one split as the loader sees them: absolute paths, and for sets that have them the
-// garment's box.
-struct ImageList {
-  std::vector<std::string> paths;
-  std::vector<Box> boxes;  // empty, or one for every path
+// Pixels that were decoded, or that a store maps; they live as long as this and the store.
+struct LoadedImage {
+  Image decoded;
+  ImageView view;
+
+  LoadedImage(Image image) : decoded(std::move(image)), view(decoded) {}  // NOLINT: explicit enough
+  explicit LoadedImage(ImageView mapped) : view(mapped) {}
 };
+
+// The images of one split as the loader sees them: loose files or records of a store, and for sets
+// that have them the garment's box.
+struct ImageList {
+  std::string root;                             // the folder, or the store's path
+  std::shared_ptr<const TextColumn> filenames;  // relative to it
+  std::shared_ptr<const Store> store;           // null for loose files
+  std::vector<int64_t> records;                 // of the store, one for every image
+  std::vector<Box> boxes;                       // empty, or one for every image
+
+  int64_t size() const { return filenames == nullptr ? 0 : filenames->size(); }
+  // What messages call an image; for loose files its path.
+  std::string path(int64_t image) const;
+  // Throws std::runtime_error "<path>: <cause>" as decode_file does, or where a store's pixels were
+  // packed with another orientation.
+  LoadedImage load(int64_t image, Orientation orientation) const;
+  // Those images in that order.
+  ImageList select(const std::vector<int64_t>& images) const;
+};
+
+// Throws ValueError where the columns do not fit together; `user` begins the sentence.
+void check_images(const char* user, const ImageList& images);
 
 // From a decoded image to a trunk's input (data/picture.h has the exact steps); saved in every
 // checkpoint, and the one implementation for training, evaluation, indexing and search.

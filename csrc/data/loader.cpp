@@ -139,7 +139,7 @@ struct Loader::State {
     if (config.keep_pixels && !pending.error) {
       lock.unlock();
       try {
-        keep_pictures(pending.pictures, pending.batch);
+        keep_pictures(pending.pictures, config.pin_memory, pending.batch);
       } catch (...) {
         error = std::current_exception();
       }
@@ -152,19 +152,20 @@ struct Loader::State {
 
   Batch make_empty(BatchPlan plan) const {
     for (const int64_t image : plan.images) {
-      TORCH_CHECK_INDEX(image >= 0 && image < int64_t(images->paths.size()),
-                        "Loader: the source's images must be in [0, ", images->paths.size(),
-                        "), got ", image);
+      TORCH_CHECK_INDEX(image >= 0 && image < images->size(),
+                        "Loader: the source's images must be in [0, ", images->size(), "), got ",
+                        image);
     }
     Batch batch;
     const int64_t rows = int64_t(plan.images.size());
     const int64_t size = config.preprocess.size;
     batch.images =
-        at::empty({rows, 3, size, size},
-                  at::TensorOptions(at::kFloat).memory_format(at::MemoryFormat::ChannelsLast));
+        at::empty({rows, 3, size, size}, at::TensorOptions(at::kFloat)
+                                             .memory_format(at::MemoryFormat::ChannelsLast)
+                                             .pinned_memory(config.pin_memory));
     batch.attributes = to_tensor(plan.attributes);
     batch.values = to_tensor(plan.values);
-    keep_pictures({}, batch);
+    keep_pictures({}, config.pin_memory, batch);
     const int64_t attributes = labels ? int64_t(labels->values.size()) : 0;
     batch.labels = at::full({rows, attributes}, -1, at::kLong);
     if (labels) {
@@ -202,7 +203,7 @@ struct Loader::State {
       }
       plan.images[row] = replacement(plan, row);
       if (plan.images[row] == drawn) {
-        throw std::runtime_error(images->paths[drawn] +
+        throw std::runtime_error(images->path(drawn) +
                                  ": cannot be read, nor can any image that could replace it");
       }
     }
@@ -220,7 +221,7 @@ struct Loader::State {
 
   // The image after the row's that carries the value the row was drawn for, if it was for one.
   int64_t replacement(const BatchPlan& plan, int64_t row) const {
-    const auto count = int64_t(images->paths.size());
+    const int64_t count = images->size();
     const auto serves = [&](int64_t image) {
       if (plan.attributes.empty() || !labels) return true;
       for (int64_t i = labels->begin[image]; i < labels->begin[image + 1]; ++i) {
@@ -239,8 +240,8 @@ struct Loader::State {
 
   void load_image(Pending& pending, int64_t row) const {
     const int64_t index = pending.batch.plan.images[row];
-    const std::string& path = images->paths[index];
-    const Image image = decode_file(path, orientation_of(config.preprocess));
+    const LoadedImage loaded = images->load(index, orientation_of(config.preprocess));
+    const ImageView& image = loaded.view;
     std::optional<Box> box;
     if (!images->boxes.empty()) box = images->boxes[index];
     RandomStream random(config.seed, kRandomAugment, uint64_t(pending.batch.plan.epoch),
@@ -250,7 +251,7 @@ struct Loader::State {
       frame =
           frame_picture(image.height, image.width, box, config.preprocess, config.augment, &random);
     } catch (const c10::Error& error) {
-      throw std::runtime_error(path + ": " + error.what_without_backtrace());
+      throw std::runtime_error(images->path(index) + ": " + error.what_without_backtrace());
     }
     const int64_t size = config.preprocess.size;
     float* const input = pending.batch.images.mutable_data_ptr<float>() + row * size * size * 3;
@@ -274,14 +275,12 @@ Loader::Loader(std::shared_ptr<const ImageList> images, std::shared_ptr<const La
   const char* name = "Loader";
   TORCH_CHECK_VALUE(images != nullptr && source != nullptr, name,
                     ": images and source must be given, got none");
-  const size_t count = images->paths.size();
-  TORCH_CHECK_VALUE(images->boxes.empty() || images->boxes.size() == count, name,
-                    ": boxes must be none or one for each of ", count, " images, got ",
-                    images->boxes.size());
+  check_images(name, *images);
+  const int64_t count = images->size();
   if (labels) {
     check_labels(name, *labels);
-    TORCH_CHECK_VALUE(labels->images() == int64_t(count), name, ": labels must be of the same ",
-                      count, " images, got ", labels->images());
+    TORCH_CHECK_VALUE(labels->images() == count, name, ": labels must be of the same ", count,
+                      " images, got ", labels->images());
   }
   TORCH_CHECK_VALUE(config.threads >= 1, name, ": threads must be positive, got ", config.threads);
   TORCH_CHECK_VALUE(config.prefetch >= 1, name, ": prefetch must be positive, got ",

@@ -24,6 +24,7 @@ struct LoaderConfig {
   // from the beginning, that can be read and carries the value the row was drawn for, rather than
   // being an error. The replacement depends on the files alone.
   bool skip_unreadable = false;
+  bool pin_memory = false;  // of Batch::images and pixels, for copies to a GPU beside its work
 };
 
 // Reads, decodes and prepares batches on its own threads, one image at a time, so that a batch is

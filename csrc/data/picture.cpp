@@ -104,12 +104,13 @@ Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box
   return frame;
 }
 
-void write_input(const Image& image, const Frame& frame, const Preprocess& preprocess, float* out) {
+void write_input(const ImageView& image, const Frame& frame, const Preprocess& preprocess,
+                 float* out) {
   const int64_t size = preprocess.size;
   // The kernel mirrors the window it writes, so that of the mirrored picture lies mirrored here.
   const FitWindow& fit = frame.fit;
   const int64_t left = frame.flip ? fit.resized_width - size - fit.left : fit.left;
-  const ResampleJob job{.image = image.pixels.data(),
+  const ResampleJob job{.image = image.pixels,
                         .image_height = image.height,
                         .image_width = image.width,
                         .x0 = frame.x0,
@@ -128,7 +129,29 @@ void write_input(const Image& image, const Frame& frame, const Preprocess& prepr
   resample_normalized_cpu(job, size, size, mean, std, 1, size * kChannels, kChannels, out);
 }
 
-Image cut_picture(const Image& image, const Frame& frame) {
+Image shrink(const ImageView& image, int64_t size) {
+  TORCH_CHECK_VALUE(size >= 1, "shrink: size must be positive, got ", size);
+  const FitWindow fit =
+      fit_window(image.height, image.width, std::min({size, image.height, image.width}));
+  Image small{fit.resized_height, fit.resized_width, {}};
+  small.pixels.resize(size_t(small.height * small.width * kChannels));
+  const ResampleJob job{.image = image.pixels,
+                        .image_height = image.height,
+                        .image_width = image.width,
+                        .x0 = 0,
+                        .y0 = 0,
+                        .x1 = image.width,
+                        .y1 = image.height,
+                        .resized_height = small.height,
+                        .resized_width = small.width,
+                        .top = 0,
+                        .left = 0,
+                        .flip = false};
+  resample_uint8_cpu(job, small.height, small.width, small.pixels.data());
+  return small;
+}
+
+Image cut_picture(const ImageView& image, const Frame& frame) {
   Image picture;
   picture.height = frame.y1 - frame.y0;
   picture.width = frame.x1 - frame.x0;
@@ -136,7 +159,7 @@ Image cut_picture(const Image& image, const Frame& frame) {
   const int64_t first = std::max<int64_t>(frame.x0, 0);
   const int64_t last = std::min(frame.x1, image.width);
   for (int64_t y = std::max<int64_t>(frame.y0, 0); y < std::min(frame.y1, image.height); ++y) {
-    const uint8_t* from = image.pixels.data() + (y * image.width + first) * kChannels;
+    const uint8_t* from = image.pixels + (y * image.width + first) * kChannels;
     uint8_t* row = picture.pixels.data() + (y - frame.y0) * picture.width * kChannels;
     if (!frame.flip) {
       std::memcpy(row + (first - frame.x0) * kChannels, from, size_t((last - first) * kChannels));
@@ -153,7 +176,7 @@ Frame whole_picture(const Frame& frame) {
   return {0, 0, frame.x1 - frame.x0, frame.y1 - frame.y0, frame.fit, false};
 }
 
-void keep_pictures(const std::vector<Image>& pictures, Batch& batch) {
+void keep_pictures(const std::vector<Image>& pictures, bool pin_memory, Batch& batch) {
   const int64_t count = int64_t(pictures.size());
   batch.offsets = at::empty({count}, at::kLong);
   batch.sizes = at::empty({count, 2}, at::kLong);
@@ -166,14 +189,15 @@ void keep_pictures(const std::vector<Image>& pictures, Batch& batch) {
     sizes[2 * i + 1] = pictures[i].width;
     bytes += int64_t(pictures[i].pixels.size());
   }
-  batch.pixels = at::empty({bytes}, at::kByte);
+  batch.pixels = at::empty({bytes}, at::TensorOptions(at::kByte).pinned_memory(pin_memory));
   auto* to = batch.pixels.mutable_data_ptr<uint8_t>();
   for (const Image& picture : pictures) {
     to = std::copy(picture.pixels.begin(), picture.pixels.end(), to);
   }
 }
 
-Batch make_batch(const Image& image, const std::optional<Box>& box, const Preprocess& preprocess) {
+Batch make_batch(const ImageView& image, const std::optional<Box>& box,
+                 const Preprocess& preprocess) {
   check_preprocess("preprocess", preprocess);
   const Frame frame = frame_picture(image.height, image.width, box, preprocess);
   Batch batch;
@@ -184,7 +208,7 @@ Batch make_batch(const Image& image, const std::optional<Box>& box, const Prepro
   batch.attributes = at::empty({0}, at::kLong);
   batch.values = at::empty({0}, at::kLong);
   batch.labels = at::empty({1, 0}, at::kLong);
-  keep_pictures({cut_picture(image, frame)}, batch);
+  keep_pictures({cut_picture(image, frame)}, /*pin_memory=*/false, batch);
   return batch;
 }
 

@@ -42,11 +42,16 @@ Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box
                     RandomStream* random = nullptr);
 
 // Writes the input of a frame to out, [size, size, 3] float32 normalised.
-void write_input(const Image& image, const Frame& frame, const Preprocess& preprocess, float* out);
+void write_input(const ImageView& image, const Frame& frame, const Preprocess& preprocess,
+                 float* out);
+
+// The whole image, its short side reduced to `size` where it is longer; the long side as when an
+// input is made (kernels/fit_window.h), bilinear.
+Image shrink(const ImageView& image, int64_t size);
 
 // The frame's picture, [y1 - y0, x1 - x0, 3], and the frame by which it gives the input that the
 // image gives by the first.
-Image cut_picture(const Image& image, const Frame& frame);
+Image cut_picture(const ImageView& image, const Frame& frame);
 Frame whole_picture(const Frame& frame);
 
 // Of the fields of the same names, which must be among the known ones.
@@ -58,9 +63,10 @@ void check_preprocess(const char* user, const Preprocess& preprocess);
 
 // A batch of one image, without labels; pixels are kept. The same code as the loader's, for search
 // and inspection.
-Batch make_batch(const Image& image, const std::optional<Box>& box, const Preprocess& preprocess);
+Batch make_batch(const ImageView& image, const std::optional<Box>& box,
+                 const Preprocess& preprocess);
 
-// Fills pixels, offsets and sizes.
-void keep_pictures(const std::vector<Image>& pictures, Batch& batch);
+// Fills pixels (in pinned memory if wanted), offsets and sizes.
+void keep_pictures(const std::vector<Image>& pictures, bool pin_memory, Batch& batch);
 
 }  // namespace placket

@@ -18,9 +18,9 @@ Tensor encode_rows(System& system, const std::shared_ptr<const ImageList>& image
                    const std::vector<int64_t>& rows, const std::vector<int64_t>& attributes,
                    const EncodeOptions& options, const std::function<void()>& poll) {
   // The images that occur, and of each the rows that want it.
-  auto used = std::make_shared<ImageList>();
+  std::vector<int64_t> used;
   std::vector<std::vector<size_t>> wanted;
-  std::vector<int64_t> place(images->paths.size(), -1);
+  std::vector<int64_t> place(size_t(images->size()), -1);
   for (size_t i = 0; i < rows.size(); ++i) {
     const size_t image = size_t(rows[i]);
     TORCH_CHECK_INDEX(image < place.size(), "encode: image must be below ", place.size(), ", got ",
@@ -28,8 +28,7 @@ Tensor encode_rows(System& system, const std::shared_ptr<const ImageList>& image
     if (place[image] < 0) {
       place[image] = int64_t(wanted.size());
       wanted.emplace_back();
-      used->paths.push_back(images->paths[image]);
-      if (!images->boxes.empty()) used->boxes.push_back(images->boxes[image]);
+      used.push_back(rows[i]);
     }
     wanted[size_t(place[image])].push_back(i);
   }
@@ -45,7 +44,8 @@ Tensor encode_rows(System& system, const std::shared_ptr<const ImageList>& image
   config.preprocess = options.preprocess;
   config.keep_pixels = system.needs_pixels();
   config.threads = options.threads;
-  Loader loader(used, nullptr, source, config);
+  config.pin_memory = system.device().is_cuda();
+  Loader loader(std::make_shared<ImageList>(images->select(used)), nullptr, source, config);
   const InterruptionScope interruption(poll);
   Tensor out;
   for (int64_t step = 0; step < source->steps_per_epoch(); ++step) {

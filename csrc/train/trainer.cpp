@@ -145,9 +145,8 @@ std::shared_ptr<const BatchSource> make_source(const TrainerConfig& config, cons
                                         .rank = sync.rank(),
                                         .world_size = sync.world_size()});
   }
-  return make_image_source(
-      int64_t(images->paths.size()),
-      {seed, stage.batch, /*shuffle=*/true, /*drop_last=*/true, sync.rank(), sync.world_size()});
+  return make_image_source(images->size(), {seed, stage.batch, /*shuffle=*/true, /*drop_last=*/true,
+                                            sync.rank(), sync.world_size()});
 }
 
 Adam make_adam(System& system, const StageConfig& stage) {
@@ -220,6 +219,7 @@ Trainer::Trainer(std::shared_ptr<System> system, std::shared_ptr<const ImageList
   loader.keep_pixels = system_->needs_pixels();
   loader.threads = config_.loader_threads;
   loader.skip_unreadable = config_.skip_unreadable;
+  loader.pin_memory = device_.is_cuda();
   loader_ = std::make_unique<Loader>(images_, std::move(labels), source_, loader);
   window_ = at::zeros({config_.report_every, int64_t(stage.losses.size()) + 1},
                       at::dtype(at::kFloat).device(device_));
@@ -340,7 +340,7 @@ void Trainer::check_finite(const Tensor& window, int64_t first) const {
       const int64_t count = int64_t(plan.images.size());
       std::string files;
       for (int64_t k = 0; k < std::min(count, kNamedFiles); ++k) {
-        files += (k > 0 ? ", " : "") + images_->paths[size_t(plan.images[size_t(k)])];
+        files += (k > 0 ? ", " : "") + images_->path(plan.images[size_t(k)]);
       }
       if (count > kNamedFiles) files += " and " + std::to_string(count - kNamedFiles) + " more";
       TORCH_CHECK(false, "Trainer: loss ", name, " must be finite, got ", values[i][j], " at step ",

@@ -87,6 +87,27 @@ def _data_verify(options: Namespace) -> None:
         raise Failure
 
 
+def _data_pack(options: Namespace) -> None:
+    from tqdm import tqdm
+
+    from placket import data
+
+    with tqdm(unit="image", disable=None) as bar:
+
+        def show(done: int, count: int) -> None:
+            bar.total = count
+            bar.update(done - bar.n)
+
+        packed = data.pack(
+            data.open(options.dir),
+            options.store,
+            size=options.size,
+            orientation=options.orientation,
+            progress=show,
+        )
+    print(f"{options.store}: {len(packed.store)} images, {options.store.stat().st_size:,} bytes")
+
+
 def _train(options: Namespace) -> None:
     from placket.train import train
 
@@ -187,12 +208,13 @@ def _search(options: Namespace) -> None:
 
 def _write_hits(page: Path, image: Path, weights: Mapping[str, float] | None, hits: Sequence[Hit]) -> None:
     """Write the query and its hits, with their pictures, to one HTML file."""
-    from placket import _C, report
+    from placket import report
+    from placket.data import read_image
 
     shown: list[report.GalleryHit] = [
-        (_C.decode_file(hit.metadata["path"]), f"{hit.score:.3f} {hit.id}", None) for hit in hits
+        (read_image(hit.metadata["path"]), f"{hit.score:.3f} {hit.id}", None) for hit in hits
     ]
-    row = report.gallery_html(_C.decode_file(str(image)), None, None, shown)
+    row = report.gallery_html(read_image(image), None, None, shown)
     asked = ", ".join(weights) if weights else "every attribute"
     report.write_report(page, f"Alike in {asked}", [report.Section(image.name, body_html=row)])
 
@@ -269,13 +291,27 @@ def _add_generate(parser: ArgumentParser) -> None:
 
 
 def _add_verify(parser: ArgumentParser) -> None:
-    parser.add_argument("dir", type=Path, help="the data set: a folder, or the YAML file of a table")
+    parser.add_argument("dir", type=Path, help="the data set: a folder, a store, or the YAML file of a table")
     _add_json(parser)
+
+
+def _add_pack(parser: ArgumentParser) -> None:
+    parser.add_argument("dir", type=Path, help="the data set: a folder, or the YAML file of a table")
+    parser.add_argument("store", type=Path, help="the file to write; one that was cut off is gone on with")
+    parser.add_argument(
+        "--size", type=int, help="pack decoded pixels, the short side at most this; default: the files"
+    )
+    parser.add_argument(
+        "--orientation",
+        choices=("apply", "ignore"),
+        default="apply",
+        help="of decoded pixels: what to do with the EXIF tag, as the model's preprocessing has it",
+    )
 
 
 def _add_model_and_data(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, runs/NAME/best for example")
-    parser.add_argument("data", type=Path, help="the data set: a folder, or the YAML file of a table")
+    parser.add_argument("data", type=Path, help="the data set: a folder, a store, or the YAML file of a table")
     parser.add_argument("--split", default="test", help="of the data set")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
 
@@ -359,6 +395,12 @@ _COMMANDS: Mapping[str, _Command] = {
         "read every list and decode every image of a data set, and say what is wrong",
         "placket data verify data/garments",
         _add_verify,
+    ),
+    "data pack": _Command(
+        _data_pack,
+        "write a data set into one file, which opens like the folder",
+        "placket data pack data/garments data/garments.store",
+        _add_pack,
     ),
     "train": _Command(
         _train,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from placket import _C, report, rivals
 from placket.config import TrainConfig, load_config
-from placket.data import Dataset, Loader, Preprocess, Split, garments
+from placket.data import Dataset, Loader, Preprocess, Split, garments, read_image
 from placket.data import open as open_data
 from placket.evaluate import evaluate
 from placket.explain import look
@@ -156,7 +156,7 @@ def evaluate_pointing(
     if regions is None:
         raise ValueError(f"evaluate_pointing: data must have true regions, got {data.root} without")
     preprocess = Preprocess(**model.preprocess)
-    sizes = [_C.decode_file(path).shape[:2] for path in part.paths]
+    sizes = [read_image(path).shape[:2] for path in part.paths]
     places = [None] * len(part) if part.boxes is None else part.boxes.tolist()
     windows = [
         _C.frame(height, width, box, preprocess)[1]
@@ -260,4 +260,4 @@ def _gallery(name: str, model: Rpf, data: Dataset, index: AttributeIndex, querie
 
 def _shown(hit: Hit, name: str, wanted: str) -> report.GalleryHit:
     values = hit.metadata["labels"][name]
-    return _C.decode_file(hit.metadata["path"]), f"{', '.join(values)} {hit.score:.2f}", wanted in values
+    return read_image(hit.metadata["path"]), f"{', '.join(values)} {hit.score:.2f}", wanted in values

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from placket import _C
-from placket.data import Dataset, Loader, Split
+from placket.data import Dataset, Loader, Split, read_image
 from placket.nn import Pictures, Rpf
 from placket.protocols import PROTOCOLS, Result
 from placket.train import is_native, native_system
@@ -103,7 +103,7 @@ def embed_image(
     """Embed one photograph, preprocessed as in training.
 
     Args:
-        image: path of the file.
+        image: path of the file, or of an image in a store.
         attributes: K names or ids.
         box: x0 y0 x1 y1 of the garment in pixels, x1 and y1 exclusive; the whole image without one.
 
@@ -113,7 +113,9 @@ def embed_image(
     Raises:
         RuntimeError: the image cannot be read; the text names file and cause.
     """
-    batch = _C.load_image(os.fspath(image), box, _C.Preprocess(**model.preprocess))
+    preprocess = _C.Preprocess(**model.preprocess)
+    picture = read_image(image, upright=preprocess.orientation == "apply")
+    batch = _C.prepare_image(picture, box, preprocess)
     device = next(model.parameters()).device
     training = model.training
     embedding = model.eval().encode(batch.images.to(device), attributes, Pictures.of(batch, device))[0]

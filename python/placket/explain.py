@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
 from placket import _C, ops
+from placket.data import read_image
 from placket.nn import Pictures, Rpf
 
 __all__ = ["Look", "attention_overlay", "look"]
@@ -72,7 +73,7 @@ def look(
         RuntimeError: the image cannot be read; the text names file and cause.
     """
     preprocess = _C.Preprocess(**model.preprocess)
-    picture = _C.decode_file(os.fspath(image))
+    picture = read_image(image, upright=preprocess.orientation == "apply")
     batch = _C.prepare_image(picture, box, preprocess)
     height, width = picture.shape[:2]
     (left, top, _, _), (x0, y0, x1, y1) = _C.frame(height, width, box, preprocess)

@@ -211,9 +211,9 @@ def test_the_fallback_can_be_replaced(tmp_path: Path, photograph: Photograph) ->
     Image.fromarray(photograph(8, 8)).save(path)
     with pytest.raises(RuntimeError, match=r"a\.png: .*no.* decoder.* is set"):
         _C.decode_file(str(path))
-    _C.set_decode_fallback(lambda path, upright: np.full((1, 2, 3), len(path), np.uint8))
-    assert _C.decode_file(str(path)).tolist() == [[[len(str(path))] * 3] * 2]
-    _C.set_decode_fallback(lambda path, upright: np.zeros((2, 2), np.uint8))
+    _C.set_decode_fallback(lambda data, upright: np.full((1, 2, 3), data[1], np.uint8))
+    assert _C.decode_file(str(path)).tolist() == [[[ord("P")] * 3] * 2]
+    _C.set_decode_fallback(lambda data, upright: np.zeros((2, 2), np.uint8))
     with pytest.raises(ValueError, match=r"image must have shape \[height, width, 3\], got 2 dimensions"):
         _C.decode_file(str(path))
 
@@ -222,4 +222,4 @@ def test_pillow_decodes_jpeg_alike(tmp_path: Path, photograph: Photograph) -> No
     """What a build without libjpeg-turbo does."""
     path = tmp_path / "a.jpg"
     path.write_bytes(jpeg_bytes(photograph(31, 64)))
-    np.testing.assert_array_equal(_pillow.decode(str(path)), _C.decode_file(str(path)))
+    np.testing.assert_array_equal(_pillow.decode(path.read_bytes()), _C.decode_file(str(path)))

@@ -74,12 +74,16 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
         placket.data.open(tmp_path)
 
 
-def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "shirt").mkdir()
-    (tmp_path / "shirt" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
-    with pytest.raises(
-        DatasetError, match=r": path must be UTF-8, got 'shirt/caf.udce9.jpg'; rename the file"
-    ):
+def test_names_that_are_not_utf8(tmp_path: Path, photograph: Photograph) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / "test" / "shirt").mkdir(parents=True)
+    Image.fromarray(photograph(20, 24)).save(tmp_path / "test" / "shirt" / f"{name}.png")
+    data = placket.data.open(tmp_path)
+    assert data.split("test").filenames == (f"test/shirt/{name}.png",)
+    assert len(data.split("test").queries) + len(data.split("test").candidates) == 1
+    assert verify(data).ok
+    (tmp_path / "test" / "shirt").rename(tmp_path / "test" / name)
+    with pytest.raises(DatasetError, match=r": name of a class must be UTF-8, got 'caf.udce9'; rename the"):
         placket.data.open(tmp_path)
 
 

@@ -91,7 +91,7 @@ def test_rows_are_the_images_of_the_split(train: Split) -> None:
     assert batch.images.dtype == torch.float32
     assert train.boxes is not None
     for path, box, row in zip(train.paths, train.boxes.tolist(), batch.images, strict=True):
-        assert torch.equal(_C.load_image(path, box, SMALL).images[0], row)
+        assert torch.equal(_C.prepare_image(_C.decode_file(path), box, SMALL).images[0], row)
     assert batch.labels.tolist() == [[0, 0], [1, 1], [2, -1], [0, 1], [-1, 0], [1, 1]]
     assert (
         batch.attributes.numel() == batch.values.numel() == batch.pixels.numel() == batch.sizes.numel() == 0
@@ -258,10 +258,10 @@ def slow_fallback() -> Iterator[list[str]]:
     """A decoder in Python that takes 20 ms and notes what it was asked for."""
     asked: list[str] = []
 
-    def decode(path: str, upright: bool) -> NDArray[np.uint8]:
+    def decode(data: bytes, upright: bool) -> NDArray[np.uint8]:
         asked.append(threading.current_thread().name)
         time.sleep(0.02)
-        return np.full((9, 9, 3), int(Path(path).stem), np.uint8)
+        return _pillow.decode(data, upright)
 
     _C.set_decode_fallback(decode)
     yield asked
@@ -271,7 +271,7 @@ def slow_fallback() -> Iterator[list[str]]:
 def pngs(folder: Path, count: int) -> _C.ImageList:
     for i in range(count):
         Image.new("L", (9, 9), i).save(folder / f"{i}.png")
-    return _C.ImageList([str(folder / f"{i}.png") for i in range(count)])
+    return _C.ImageList(_C.TextColumn(f"{i}.png" for i in range(count)), root=str(folder))
 
 
 def test_a_decoder_in_python_runs_on_the_loaders_threads(tmp_path: Path, slow_fallback: list[str]) -> None:
@@ -299,8 +299,8 @@ def test_the_interpreter_may_end_while_loading(tmp_path: Path) -> None:
 import placket.data, time
 from placket import _C, data
 decode = data._pillow.decode
-_C.set_decode_fallback(lambda path, upright: time.sleep(0.03) or decode(path, upright))
-images = _C.ImageList([f"{tmp_path}/{{i}}.png" for i in range(20)])
+_C.set_decode_fallback(lambda data, upright: time.sleep(0.03) or decode(data, upright))
+images = _C.ImageList(_C.TextColumn(f"{{i}}.png" for i in range(20)), root="{tmp_path}")
 loader = _C.Loader(images, None, _C.image_source(20, batch=4), threads=4, prefetch=5)
 print(len(loader.next().images), flush=True)
 """

@@ -14,9 +14,11 @@ from placket import _C
 from placket._C import Augment, Batch, ColorJitter, GaussianBlur, Preprocess, RandomErasing
 from placket.data import _pillow
 from placket.data.asen import AsenDataset
-from placket.data.dataset import Dataset, DatasetError, Labels, Problem, Record, Split
+from placket.data.columns import Labels, Texts
+from placket.data.dataset import Compositions, Dataset, DatasetError, Problem, Record, Split
 from placket.data.folders import FolderDataset
 from placket.data.loader import Loader
+from placket.data.store import StoreDataset, is_store, pack, read_image
 from placket.data.table import TableDataset, TableLayout
 from placket.data.verify import VerifyReport, verify
 
@@ -25,6 +27,7 @@ __all__ = [
     "Augment",
     "Batch",
     "ColorJitter",
+    "Compositions",
     "Dataset",
     "DatasetError",
     "FolderDataset",
@@ -36,10 +39,14 @@ __all__ = [
     "RandomErasing",
     "Record",
     "Split",
+    "StoreDataset",
     "TableDataset",
     "TableLayout",
+    "Texts",
     "VerifyReport",
     "open",
+    "pack",
+    "read_image",
     "verify",
 ]
 
@@ -53,12 +60,14 @@ def open(path: str | os.PathLike[str]) -> Dataset:
 
     Args:
         path: a folder in the layout of the ASEN family (``AsenDataset``), or with a folder of images for each
-            class (``FolderDataset``); or a YAML file that says which columns of a table hold what
-            (``TableLayout``).
+            class (``FolderDataset``); a YAML file that says which columns of a table hold what
+            (``TableLayout``); or a file that ``pack`` wrote (``StoreDataset``).
 
     Raises:
         DatasetError: there is no layout that is known; the text says what it must hold.
     """
+    if os.path.isfile(path) and is_store(path):
+        return StoreDataset(path)
     if os.path.isfile(path):
         return TableDataset(TableLayout.load(path))
     if os.path.isdir(path) and not AsenDataset.recognises(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from typing import TYPE_CHECKING
 
@@ -14,21 +15,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def decode(path: str, upright: bool = True) -> NDArray[np.uint8]:
-    """Decode a file to RGB, [height, width, 3] uint8.
+def decode(data: bytes, upright: bool = True) -> NDArray[np.uint8]:
+    """Decode a file's bytes to RGB, [height, width, 3] uint8.
 
     Transparent pixels show white, the ground of catalogue photographs. Grey values of 16 bits keep their
     upper eight. Of an animation the first frame is taken. With ``upright`` the EXIF orientation is applied.
 
     Raises:
-        OSError: the file is missing, damaged, of an unknown format, or larger than ``MAX_PIXELS``; the text
-            is the cause without the path.
+        OSError: they are damaged, of an unknown format, or of more pixels than ``MAX_PIXELS``.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        # Opened here rather than by Pillow, whose message for a file it does not know holds the path.
-        with open(path, "rb") as file, Image.open(file) as image:
+        with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > _C.MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
                 raise OSError(f"image must have at most {_C.MAX_PIXELS} pixels, got {size}")
@@ -39,8 +38,6 @@ def decode(path: str, upright: bool = True) -> NDArray[np.uint8]:
         raise OSError("is not an image of a format that Pillow knows") from None
     except Image.DecompressionBombError:
         raise OSError(f"image must have at most {_C.MAX_PIXELS} pixels, got more than twice that") from None
-    except OSError as error:
-        raise OSError(error.strerror or str(error)) from None
     except (SyntaxError, ValueError, EOFError) as error:  # what Pillow's readers raise on damaged data
         raise OSError(f"damaged image: {error}") from None
 

@@ -36,12 +36,11 @@ from typing import Any
 
 import numpy as np
 
+from placket.data.columns import Ints, Labels, Texts
 from placket.data.dataset import (
     SPLITS,
     Dataset,
     DatasetError,
-    Ints,
-    Labels,
     Problem,
     Split,
     brief,
@@ -89,7 +88,7 @@ class AsenDataset(Dataset):
     def _read_regions(self, split: Split, problems: list[Problem]) -> Ints | None:
         return read_regions(self.root, split, problems)
 
-    def _read_captions(self, split: Split, problems: list[Problem]) -> tuple[str, ...] | None:
+    def _read_captions(self, split: Split, problems: list[Problem]) -> Texts | None:
         return read_captions(self.root, split, problems)
 
 
@@ -174,7 +173,7 @@ def read_split(root: Path, name: str, schema: AttributeSchema) -> tuple[Split, l
     boxes = _read_boxes(root, name, images, problems)
     warnings = tuple(str(problem) for problem in problems if problem.severity == "warning")
     split = Split(
-        name, root, schema, images, filenames or (), labels, boxes, queries, candidates, warnings,
+        name, root, schema, images, filenames or Texts(), labels, boxes, queries, candidates, warnings,
         source=str(_path(root, f"filenames_{name}")),
     )  # fmt: skip
     return split, problems
@@ -193,7 +192,7 @@ def read_regions(root: Path, split: Split, problems: list[Problem]) -> Ints | No
     return np.array(rows, dtype=np.int64).reshape(-1, 6)
 
 
-def read_captions(root: Path, split: Split, problems: list[Problem]) -> tuple[str, ...] | None:
+def read_captions(root: Path, split: Split, problems: list[Problem]) -> Texts | None:
     """Read the captions of a split, as ``Dataset.captions`` returns them."""
     entries = _List(root, f"captions_{split.name}", problems)
     if entries.path is None:
@@ -208,7 +207,7 @@ def read_captions(root: Path, split: Split, problems: list[Problem]) -> tuple[st
             captions[int(image)] = caption
     if len(captions) < len(split):
         entries.report("unparsable", None, f"list must have {len(split)} captions, got {len(captions)}")
-    return tuple(captions.get(image, "") for image in range(len(split)))
+    return Texts(captions.get(image, "") for image in range(len(split)))
 
 
 # Lists
@@ -273,7 +272,7 @@ def _is_integer(word: str) -> bool:
     return word.isascii() and word.isdigit() and len(word) <= 9  # fits in 32 bits
 
 
-def _read_filenames(root: Path, name: str, problems: list[Problem]) -> tuple[str, ...] | None:
+def _read_filenames(root: Path, name: str, problems: list[Problem]) -> Texts | None:
     entries = _List(root, f"filenames_{name}", problems)
     if entries.path is None:
         return None
@@ -283,7 +282,7 @@ def _read_filenames(root: Path, name: str, problems: list[Problem]) -> tuple[str
         if problem is not None:
             entries.report("unparsable", line, problem)
         filenames.append(filename)
-    return tuple(filenames)
+    return Texts(filenames)
 
 
 def _read_triples(entries: _List, counts: tuple[int, ...]) -> Ints:
@@ -317,7 +316,7 @@ def _read_boxes(root: Path, name: str, images: int, problems: list[Problem]) -> 
         lines = line
     if lines != images:
         entries.report("unparsable", None, f"list must have {images} lines, one for each image, got {lines}")
-    return np.array(boxes, dtype=np.int64).reshape(-1, 4)
+    return np.array(boxes, dtype=np.int32).reshape(-1, 4)
 
 
 # Labels

@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placket import _C
+from placket.data.columns import Ints, Labels, Texts
 from placket.schema import AttributeSchema
 
-__all__ = ["Dataset", "DatasetError", "Labels", "Problem", "Record", "Split"]
+__all__ = ["Compositions", "Dataset", "DatasetError", "Problem", "Record", "Split"]
 
 SPLITS = ("train", "valid", "test")
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -53,47 +52,6 @@ class DatasetError(ValueError):
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Values of the attributes of n images in compressed rows.
-
-    The labels of image i are entries ``begin[i]`` to ``begin[i + 1]`` of ``attribute`` and ``value``; an
-    image may have none or several of one attribute.
-    """
-
-    begin: Ints
-    """[n + 1] int64."""
-    attribute: NDArray[np.int32]
-    """[labels] int32."""
-    value: NDArray[np.int32]
-    """[labels] int32, within the attribute."""
-    values: tuple[int, ...]
-    """How many values each attribute has."""
-
-    @staticmethod
-    def of(rows: Sequence[Sequence[tuple[int, int]]], values: tuple[int, ...]) -> Labels:
-        """Make a table of each image's (attribute, value) pairs."""
-        begin = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        flat = np.array([pair for row in rows for pair in row], dtype=np.int32).reshape(-1, 2)
-        return Labels(begin, flat[:, 0].copy(), flat[:, 1].copy(), values)
-
-    def __len__(self) -> int:
-        return len(self.begin) - 1
-
-    def __getitem__(self, image: int) -> list[tuple[int, int]]:
-        """Return the (attribute, value) pairs of one image."""
-        rows = slice(self.begin[image], self.begin[image + 1])
-        return list(zip(self.attribute[rows].tolist(), self.value[rows].tolist(), strict=True))
-
-    def counts(self, attribute: int) -> Ints:
-        """Return how many labels each value of an attribute has, [values] int64."""
-        return np.bincount(self.value[self.attribute == attribute], minlength=self.values[attribute])
-
-    def to_native(self) -> _C.LabelTable:
-        """Return the table as the C++ core takes it."""
-        return _C.LabelTable(self.begin, self.attribute, self.value, self.values)
-
-
-@dataclass(frozen=True)
 class Record:
     """One image of a data set, its labels by name."""
 
@@ -114,25 +72,36 @@ class Split:
     root: Path
     schema: AttributeSchema
     images: int
-    filenames: tuple[str, ...]
+    filenames: Texts
     """[n] relative to ``root``; empty where the list of filenames is absent."""
     labels: Labels
     """Of n images; without any entry where the label list is absent."""
-    boxes: Ints | None
-    """[n, 4] int64, x0 y0 x1 y1 in pixels, x1 and y1 exclusive; None where the set has none."""
-    queries: Ints
-    """[queries, 3] int64: image, attribute, value."""
-    candidates: Ints
-    """[candidates, 3] int64: image, attribute, value."""
-    warnings: tuple[str, ...] = field(default=())
+    boxes: Ints | None = None
+    """[n, 4], x0 y0 x1 y1 in pixels, x1 and y1 exclusive; None where the set has none."""
+    queries: Ints = field(default_factory=lambda: no_triples())
+    """[queries, 3]: image, attribute, value."""
+    candidates: Ints = field(default_factory=lambda: no_triples())
+    """[candidates, 3]: image, attribute, value."""
+    warnings: tuple[str, ...] = ()
     """What is odd but usable, a sentence each."""
     identities: Ints | None = None
-    """[n] int64, the product an image shows, the same number in every split; None where the set has none."""
+    """[n], the product an image shows, the same number in every split, -1 where it is not known; None where
+    the set has none."""
+    domains: Ints | None = None
+    """[n], 0 for a shop's photo, 1 for a consumer's; None where the set has one kind."""
+    query_images: Ints | None = None
+    """Images that ask for others of their identity; None where the set has no such lists."""
+    gallery_images: Ints | None = None
+    """Images among which those are sought."""
     source: str = ""
     """The file that lists the images."""
     lines: Ints | None = None
-    """[n] int64, the line of ``source`` that lists each image, from 1, or 0 where ``source`` is no list; None
+    """[n], the line of ``source`` that lists each image, from 1, or 0 where ``source`` is no list; None
     where images are in its order."""
+    store: _C.Store | None = None
+    """What holds the images where they are no files below ``root``, which is then the store's path."""
+    places: Ints | None = None
+    """[n], the record of the store that each image is."""
 
     def __len__(self) -> int:
         return self.images
@@ -143,7 +112,18 @@ class Split:
 
     @property
     def paths(self) -> list[str]:
-        """Absolute paths of the images.
+        """What messages call the images: their absolute paths, in a store its path and theirs.
+
+        ``placket.data.read_image`` takes them.
+
+        Raises:
+            DatasetError: the list of filenames is absent.
+        """
+        images = self.image_list()
+        return [images.path(image) for image in range(len(self))]
+
+    def image_list(self) -> _C.ImageList:
+        """Return images and boxes as the C++ core takes them.
 
         Raises:
             DatasetError: the list of filenames is absent.
@@ -153,28 +133,53 @@ class Split:
                 f"{self.root}: split '{self.name}' must have {Path(self.source).name} where images are "
                 "needed, got none; put it beside the other lists"
             )
-        root = os.path.abspath(self.root)
-        return [os.path.join(root, filename) for filename in self.filenames]
-
-    def image_list(self) -> _C.ImageList:
-        """Return paths and boxes as the C++ core takes them."""
-        return _C.ImageList(self.paths, self.boxes)
+        return _C.ImageList(
+            self.filenames.native,
+            self.boxes,
+            root=os.path.abspath(self.root),
+            store=self.store,
+            records=() if self.places is None else self.places.tolist(),
+        )
 
     @property
     def records(self) -> Iterator[Record]:
         """The images one by one, with names instead of numbers."""
+        return (self.record(image) for image in range(self.images))
+
+    def record(self, image: int) -> Record:
+        """Return one image."""
         attributes = self.schema.attributes
-        for image in range(self.images):
-            names: dict[str, tuple[str, ...]] = {}
-            for a, v in self.labels[image]:
-                name = attributes[a].name
-                names[name] = (*names.get(name, ()), attributes[a].values[v])
-            filename = self.filenames[image] if self.filenames else ""
-            box = None
-            if self.boxes is not None:
-                x0, y0, x1, y1 = self.boxes[image].tolist()
-                box = (x0, y0, x1, y1)
-            yield Record(self.name, image, filename, names, box)
+        names: dict[str, tuple[str, ...]] = {}
+        for a, v in self.labels[image]:
+            name = attributes[a].name
+            names[name] = (*names.get(name, ()), attributes[a].values[v])
+        filename = self.filenames[image] if self.filenames else ""
+        box = None
+        if self.boxes is not None:
+            x0, y0, x1, y1 = self.boxes[image].tolist()
+            box = (x0, y0, x1, y1)
+        return Record(self.name, image, filename, names, box)
+
+
+@dataclass(frozen=True)
+class Compositions:
+    """Queries of an image with a text that says what shall differ, as FashionIQ and CIRR have them."""
+
+    reference: Ints
+    """[m], image of the split."""
+    target: Ints
+    """[m], image of the split, -1 where it is withheld."""
+    captions: Texts
+    """Sentences; those of query i are entries ``begin[i]`` to ``begin[i + 1]``."""
+    begin: Ints
+    """[m + 1]."""
+    category: Ints | None = None
+    """[m], value of the attribute "category" in which the query asks; None where the set has none."""
+    subset: Ints | None = None
+    """[m, k], images alike among which the target is sought too (CIRR's Recall_subset); None without."""
+
+    def __len__(self) -> int:
+        return len(self.reference)
 
 
 class Dataset:
@@ -238,7 +243,18 @@ class Dataset:
         raise_first(self.place, problems)
         return rows
 
-    def captions(self, split: str) -> tuple[str, ...] | None:
+    def compositions(self, split: str) -> Compositions | None:
+        """Return the queries of image and text, or None where the set has none.
+
+        Raises:
+            DatasetError: something in the list is wrong.
+        """
+        problems: list[Problem] = []
+        compositions = self._read_compositions(self.split(split), problems)
+        raise_first(self.place, problems)
+        return compositions
+
+    def captions(self, split: str) -> Texts | None:
         """Return a sentence for each image, or None where the set has none.
 
         Raises:
@@ -257,6 +273,7 @@ class Dataset:
         split, problems = self._read(name)
         self._read_regions(split, problems)
         self._read_captions(split, problems)
+        self._read_compositions(split, problems)
         return split, problems
 
     def _read(self, name: str) -> tuple[Split, list[Problem]]:
@@ -265,7 +282,10 @@ class Dataset:
     def _read_regions(self, split: Split, problems: list[Problem]) -> Ints | None:
         return None
 
-    def _read_captions(self, split: Split, problems: list[Problem]) -> tuple[str, ...] | None:
+    def _read_captions(self, split: Split, problems: list[Problem]) -> Texts | None:
+        return None
+
+    def _read_compositions(self, split: Split, problems: list[Problem]) -> Compositions | None:
         return None
 
 
@@ -282,8 +302,6 @@ def filename_problem(filename: str, root: Path) -> str | None:
     path = PurePosixPath(filename)
     if not filename.strip() or "\0" in filename:
         return f"line must be the path of an image, got {brief(filename)}"
-    if not is_text(filename):
-        return f"path must be UTF-8, got {brief(filename)}; rename the file"
     if path.is_absolute() or ".." in path.parts:
         return f"path must lie inside {root}, got {brief(filename)}"
     return None
@@ -302,7 +320,9 @@ def check_variety(labels: Labels, schema: AttributeSchema, file: str) -> list[Pr
     return problems
 
 
-def divide(filenames: Sequence[str], labels: Labels, query_share: float = 0.2) -> tuple[Ints, Ints]:
+def divide(
+    filenames: Sequence[str], labels: Labels, query_share: float = 0.2
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divide the labelled images of each attribute into queries and candidates, for a set without lists.
 
     An image is a query with probability ``query_share``, by a hash of its path, so that it stays one when
@@ -311,8 +331,7 @@ def divide(filenames: Sequence[str], labels: Labels, query_share: float = 0.2) -
     Returns:
         queries and candidates, [rows, 3] int64 each: image, attribute, value.
     """
-    images = np.repeat(np.arange(len(labels)), np.diff(labels.begin))
-    triples = np.stack([images, labels.attribute, labels.value], axis=1).astype(np.int64)
+    triples = np.stack([labels.images(), labels.attribute, labels.value], axis=1).astype(np.int64)
     _, kept = np.unique(triples[:, :2], axis=0, return_index=True)
     triples = triples[np.sort(kept)]
     bound = int(query_share * 2**64)
@@ -320,13 +339,15 @@ def divide(filenames: Sequence[str], labels: Labels, query_share: float = 0.2) -
     return triples[asked], triples[~asked]
 
 
-def no_triples() -> Ints:
+def no_triples() -> NDArray[np.int64]:
     """Return an empty list of queries or candidates."""
     return np.zeros((0, 3), dtype=np.int64)
 
 
 def _hash(filename: str) -> int:
-    return int.from_bytes(hashlib.blake2b(filename.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(filename.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little"
+    )
 
 
 def is_text(name: str) -> bool:

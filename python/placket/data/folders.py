@@ -7,18 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-
+from placket.data.columns import Columns
 from placket.data.dataset import (
     SPLITS,
     Dataset,
     DatasetError,
-    Labels,
     Problem,
     Split,
+    brief,
     check_variety,
     divide,
-    filename_problem,
+    is_text,
     no_triples,
 )
 from placket.schema import Attribute, AttributeSchema
@@ -56,25 +55,27 @@ class FolderDataset(Dataset):
             split: [(kind.name, file) for kind in _folders(top) for file in _images(kind)]
             for split, top in found.items()
         }
-        for files in self._files.values():
-            for _, file in files:
-                problem = filename_problem(file.relative_to(path).as_posix(), path)
-                if problem is not None:
-                    raise DatasetError(f"{path}: {problem}")
         kinds = sorted({kind for files in self._files.values() for kind, _ in files})
         if not kinds:
             raise DatasetError(
                 f"{path}: data set must hold the lists of the ASEN layout (filenames_{{split}}.txt, ...) or "
                 "a folder of images for each class, got neither"
             )
+        for kind in kinds:
+            if not is_text(kind):
+                raise DatasetError(
+                    f"{path}: name of a class must be UTF-8, got {brief(kind)}; rename the folder"
+                )
         splits = tuple(split for split in SPLITS if self._files.get(split))
         super().__init__(path, AttributeSchema((Attribute("class", tuple(kinds)),)), splits)
 
     def _read(self, name: str) -> tuple[Split, list[Problem]]:
         numbers = {value: v for v, value in enumerate(self.schema[0].values)}
         files = self._files[name]
-        labels = Labels.of([[(0, numbers[kind])] for kind, _ in files], self.schema.value_counts)
-        filenames = tuple(file.relative_to(self.root).as_posix() for _, file in files)
+        columns = Columns()
+        for kind, file in files:
+            columns.add(file.relative_to(self.root).as_posix(), [(0, numbers[kind])])
+        labels, filenames = columns.labels(self.schema.value_counts), columns.filenames
         problems = check_variety(labels, self.schema, str(self.root))
         queries, candidates = divide(filenames, labels) if name != "train" else (no_triples(), no_triples())
         split = Split(
@@ -84,12 +85,11 @@ class FolderDataset(Dataset):
             images=len(files),
             filenames=filenames,
             labels=labels,
-            boxes=None,
             queries=queries,
             candidates=candidates,
             warnings=tuple(str(problem) for problem in problems),
             source=str(self.root),
-            lines=np.zeros(len(files), dtype=np.int64),
+            lines=columns.lines,
         )
         return split, problems
 

@@ -192,8 +192,8 @@ def skips_unreadable(user: str, on_error: str) -> bool:
 
 def causes_by_path(split: Split, skipped: Mapping[int, str]) -> dict[str, str]:
     """Return by path what the core keeps by image."""
-    paths = split.paths if skipped else []
-    return {paths[image]: cause for image, cause in skipped.items()}
+    images = split.image_list()
+    return {images.path(image): cause for image, cause in skipped.items()}
 
 
 def _check_variety(split: Split) -> None:

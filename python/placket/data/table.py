@@ -7,7 +7,6 @@ import dataclasses
 import os
 import re
 import string
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from placket.data.columns import Columns, Labels, Texts
 from placket.data.dataset import (
     SPLITS,
     Dataset,
     DatasetError,
-    Labels,
     Problem,
     Split,
     brief,
@@ -162,19 +161,6 @@ def _pattern_problem(image: str) -> str | None:
     return None
 
 
-@dataclass
-class _Rows:
-    """What was read of a split's rows."""
-
-    filenames: list[str] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    labels: list[list[tuple[int, str]]] = field(default_factory=list)  # attribute, name of the value
-    identities: list[int] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
-    boxes: list[list[int]] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-
-
 class TableDataset(Dataset):
     """A table of images; it is read as a whole when it is opened."""
 
@@ -187,22 +173,25 @@ class TableDataset(Dataset):
         self.layout = layout
         self._file = layout.folder / layout.table
         self._identities: dict[str, int] = {}
-        self._rows: dict[str, _Rows] = {name: _Rows() for name in SPLITS}
-        used: set[str] = set()
+        self._columns = {name: Columns() for name in SPLITS}
+        self._problems: dict[str, list[Problem]] = {name: [] for name in SPLITS}
+        # For each attribute what its values are called, numbered as they come.
+        self._found: list[dict[str, int]] = [{} for _ in layout.attributes]
         for line, row in self._read_table():
             split = "train" if layout.split is None else layout.splits.get(row[layout.split])
             if split is not None:
-                used.add(split)
-                self._add(self._rows[split], line, row)
-        if not used:
+                self._add(split, line, row)
+        splits = tuple(name for name in SPLITS if len(self._columns[name]) > 0)
+        if not splits:
             wanted = (
                 "a row" if layout.split is None else f"a row whose {layout.split} is in {[*layout.splits]}"
             )
             raise DatasetError(f"{self._file}: table must have {wanted}, got none")
-        counts = Counter(pair for row in self._rows["train"].labels for pair in row)
+        train = self._labels("train")
         named = []
         for a, name in enumerate(layout.attributes):
-            values = sorted(v for (b, v), n in counts.items() if b == a and n >= layout.least_images)
+            counts = train.counts(a)
+            values = sorted(v for v, number in self._found[a].items() if counts[number] >= layout.least_images)
             if not values:
                 column = layout.attributes[name]
                 raise DatasetError(
@@ -210,7 +199,6 @@ class TableDataset(Dataset):
                     "images or more, got none; lower least_images or leave the attribute out"
                 )
             named.append(Attribute(name, tuple(values)))
-        splits = tuple(name for name in SPLITS if name in used)
         super().__init__(layout.folder, AttributeSchema(tuple(named)), splits, layout.place)
 
     @property
@@ -244,71 +232,81 @@ class TableDataset(Dataset):
         except csv.Error as error:
             raise DatasetError(f"{self._file}:{reader.line_num}: row must be CSV, got {error}") from None
 
-    def _add(self, rows: _Rows, line: int, row: Mapping[str, str]) -> None:
+    def _labels(self, split: str) -> Labels:
+        """Return the labels of a split by the numbers of ``_found``."""
+        return self._columns[split].labels(tuple(len(values) for values in self._found))
+
+    def _add(self, split: str, line: int, row: Mapping[str, str]) -> None:
         layout = self.layout
 
         def report(kind: str, message: str) -> None:
-            rows.problems.append(Problem(kind, str(self._file), line, message))
+            self._problems[split].append(Problem(kind, str(self._file), line, message))
 
         filename = layout.image.format_map(row)
         problem = filename_problem(filename, layout.folder)
         if problem is not None:
             report("unparsable", problem)
-        rows.filenames.append(filename)
-        rows.lines.append(line)
         labels = []
         for a, column in enumerate(layout.attributes.values()):
-            cell = row[column]
-            values = [cell] if layout.separator is None else cell.split(layout.separator)
-            labels += [(a, value.strip()) for value in dict.fromkeys(values) if value.strip()]
-        rows.labels.append(labels)
-        if layout.identity is not None:
-            name = row[layout.identity]
-            rows.identities.append(self._identities.setdefault(name, len(self._identities)) if name else -1)
-        if layout.caption is not None:
-            rows.captions.append(row[layout.caption])
+            cell, found = row[column], self._found[a]
+            cells = [cell] if layout.separator is None else cell.split(layout.separator)
+            values = dict.fromkeys(filter(None, (value.strip() for value in cells)))
+            labels += [(a, found.setdefault(value, len(found))) for value in values]
+        identity = -1
+        if layout.identity is not None and row[layout.identity]:
+            identity = self._identities.setdefault(row[layout.identity], len(self._identities))
+        corners = None
         if layout.box is not None:
             box = [row[column].strip() for column in layout.box]
             if not all(cell.isascii() and cell.isdigit() and len(cell) <= 9 for cell in box):
                 report("unparsable", f"box must be four whole numbers below 10^9, got {brief(box)}")
                 box = ["0", "0", "1", "1"]
-            x0, y0, x1, y1 = (int(cell) for cell in box)
+            x0, y0, x1, y1 = corners = [int(cell) for cell in box]
             if x0 >= x1 or y0 >= y1:
                 report("out of range", f"box must have x0 < x1 and y0 < y1, got {x0} {y0} {x1} {y1}")
-            rows.boxes.append([x0, y0, x1, y1])
+        self._columns[split].add(
+            filename,
+            labels,
+            line=line,
+            identity=identity,
+            box=corners,
+            caption=None if layout.caption is None else row[layout.caption],
+        )
 
     def _read(self, name: str) -> tuple[Split, list[Problem]]:
-        rows, counts = self._rows[name], self.schema.value_counts
-        numbers = [{value: v for v, value in enumerate(a.values)} for a in self.schema.attributes]
-        labels = Labels.of(
-            [[(a, numbers[a][v]) for a, v in row if v in numbers[a]] for row in rows.labels], counts
-        )
-        problems = list(rows.problems)
+        columns = self._columns[name]
+        kept = [{value: v for v, value in enumerate(a.values)} for a in self.schema.attributes]
+        numbers = [
+            np.array([values.get(value, -1) for value in found], dtype=np.int64)
+            for values, found in zip(kept, self._found, strict=True)
+        ]
+        labels = self._labels(name).renumber(numbers, self.schema.value_counts)
+        problems = list(self._problems[name])
         first: dict[str, int] = {}
-        for filename, line in zip(rows.filenames, rows.lines, strict=True):
+        for filename, line in zip(columns.filenames, columns.lines.tolist(), strict=True):
             if first.setdefault(filename, line) != line:
                 message = f"image {filename} must be there once, got it in line {first[filename]} too"
                 problems.append(Problem("duplicate", str(self._file), line, message))
         problems += check_variety(labels, self.schema, str(self._file))
         queries, candidates = no_triples(), no_triples()
         if name != "train":
-            queries, candidates = divide(rows.filenames, labels, self.layout.query_share)
+            queries, candidates = divide(columns.filenames, labels, self.layout.query_share)
         split = Split(
             name=name,
             root=self.root,
             schema=self.schema,
-            images=len(rows.filenames),
-            filenames=tuple(rows.filenames),
+            images=len(columns),
+            filenames=columns.filenames,
             labels=labels,
-            boxes=None if self.layout.box is None else np.array(rows.boxes, dtype=np.int64).reshape(-1, 4),
+            boxes=None if self.layout.box is None else columns.boxes,
             queries=queries,
             candidates=candidates,
             warnings=tuple(str(problem) for problem in problems if problem.severity == "warning"),
-            identities=None if self.layout.identity is None else np.array(rows.identities, dtype=np.int64),
+            identities=None if self.layout.identity is None else columns.identities,
             source=str(self._file),
-            lines=np.array(rows.lines, dtype=np.int64),
+            lines=columns.lines,
         )
         return split, problems
 
-    def _read_captions(self, split: Split, problems: list[Problem]) -> tuple[str, ...] | None:
-        return None if self.layout.caption is None else tuple(self._rows[split.name].captions)
+    def _read_captions(self, split: Split, problems: list[Problem]) -> Texts | None:
+        return None if self.layout.caption is None else self._columns[split.name].captions

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import placket.data
@@ -79,13 +80,14 @@ def _check_images(split: Split, skipped: set[int | None], seen: dict[bytes, str]
     images = [
         image for image in range(len(split)) if split.line(image) is None or split.line(image) not in skipped
     ]
-    paths = split.paths
+    sources = replace(split, boxes=None).image_list()  # boxes may be wrong, and are not needed
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoding holds no lock of Python's
-        results = threads.map(_hash_pixels, [paths[image] for image in images])
+        results = threads.map(functools.partial(_hash_pixels, sources), images)
         for image, result in zip(images, results, strict=True):
             line = split.line(image)
             if isinstance(result, Exception):
-                kind = "damaged" if os.path.exists(paths[image]) else "missing"
+                missing = split.store is None and not os.path.exists(sources.path(image))
+                kind = "missing" if missing else "damaged"
                 problems.append(Problem(kind, split.source, line, f"image must be readable, got {result}"))
                 continue
             place = f"{split.source}{'' if line is None else f':{line}'} ({split.filenames[image]})"
@@ -96,9 +98,9 @@ def _check_images(split: Split, skipped: set[int | None], seen: dict[bytes, str]
     return problems
 
 
-def _hash_pixels(path: str) -> bytes | Exception:
+def _hash_pixels(images: _C.ImageList, image: int) -> bytes | Exception:
     try:
-        pixels = _C.decode_file(path)
+        pixels = images.decode(image)
     except RuntimeError as error:
         return error
     return hashlib.blake2b(pixels.tobytes(), digest_size=16, person=b"%dx%d" % pixels.shape[:2]).digest()

@@ -46,11 +46,11 @@ def build(
     pairs = np.repeat(rows, len(names)), np.tile(np.arange(len(names)), len(rows))
     embeddings = embed_pairs(model, split, *pairs).unflatten(0, (len(rows), len(names))).numpy()
     records = list(split.records)
-    paths = split.paths
+    paths = split.image_list()
     index.add(
-        [split.filenames[row] for row in rows],
+        [split.filenames[int(row)] for row in rows],
         {name: embeddings[:, i] for i, name in enumerate(names)},
-        metadata=[{"path": paths[row], "labels": records[row].labels} for row in rows],
+        metadata=[{"path": paths.path(int(row)), "labels": records[row].labels} for row in rows],
     )
     model.save(index.path / "model")
     index.save()

@@ -1,0 +1,56 @@
+#include "data/image_list.h"
+
+#include <c10/util/Exception.h>
+
+#include <stdexcept>
+#include <utility>
+
+namespace placket {
+
+std::string ImageList::path(int64_t image) const {
+  return root + "/" + std::string((*filenames)[image]);
+}
+
+LoadedImage ImageList::load(int64_t image, Orientation orientation) const {
+  if (store == nullptr) return decode_file(path(image), orientation);
+  const int64_t record = records[image];
+  const StoreRecord& about = store->record(record);
+  if (store->kind() == StoreKind::kFiles) {
+    return decode_bytes(store->bytes(record), about.length, path(image), orientation);
+  }
+  if ((store->kind() == StoreKind::kUprightPixels) != (orientation == Orientation::kApply)) {
+    const bool upright = orientation == Orientation::kApply;
+    throw std::runtime_error(path(image) + ": orientation of the preprocessing must be '" +
+                             (upright ? "ignore" : "apply") + "', with which the pixels were " +
+                             "packed, got '" + (upright ? "apply" : "ignore") + "'");
+  }
+  return LoadedImage(ImageView(about.height, about.width, store->bytes(record)));
+}
+
+ImageList ImageList::select(const std::vector<int64_t>& images) const {
+  ImageList chosen{.root = root, .filenames = nullptr, .store = store, .records = {}, .boxes = {}};
+  auto names = std::make_shared<TextColumn>();
+  for (const int64_t image : images) {
+    names->append((*filenames)[image]);
+    if (store != nullptr) chosen.records.push_back(records[image]);
+    if (!boxes.empty()) chosen.boxes.push_back(boxes[image]);
+  }
+  chosen.filenames = std::move(names);
+  return chosen;
+}
+
+void check_images(const char* user, const ImageList& images) {
+  const auto count = size_t(images.size());
+  TORCH_CHECK_VALUE(images.boxes.empty() || images.boxes.size() == count, user,
+                    ": boxes must be none or one for each of ", count, " images, got ",
+                    images.boxes.size());
+  if (images.store == nullptr) return;
+  TORCH_CHECK_VALUE(images.records.size() == count, user, ": records must be one for each of ",
+                    count, " images, got ", images.records.size());
+  for (const int64_t record : images.records) {
+    TORCH_CHECK_VALUE(record >= 0 && record < images.store->size(), user,
+                      ": records must be in [0, ", images.store->size(), "), got ", record);
+  }
+}
+
+}  // namespace placket
