@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
@@ -12,6 +10,7 @@
 #include <vector>
 
 #include "data/decode.h"
+#include "requirement.h"
 
 // Of sanitizer/allocator_interface.h, which GCC does not install.
 extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*after_malloc)(const volatile void*,
@@ -19,15 +18,8 @@ extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*after_malloc)(co
                                                          void (*before_free)(const volatile void*));
 extern "C" size_t __sanitizer_get_allocated_size(const volatile void*);
 
-// decode_bytes with everything checked that must hold for any input. A program includes this once.
+// decode_bytes with everything checked that must hold for any input.
 namespace placket::fuzz {
-
-// A failure ends the program as a sanitizer's finding does, with a stack.
-inline void require(bool good, const std::string& what) {
-  if (good) return;
-  std::fprintf(stderr, "requirement failed: %s\n", what.c_str());
-  std::abort();
-}
 
 // What the program holds of the heap, libjpeg's included. New memory is filled with `pattern`, so
 // that what is used before it is written differs between two patterns.
@@ -166,9 +158,3 @@ inline Outcome checked_decode(const uint8_t* bytes, size_t size, Orientation ori
 }
 
 }  // namespace placket::fuzz
-
-// Read by the sanitizers when the program starts.
-extern "C" const char* __asan_default_options() {
-  return "handle_abort=1:detect_leaks=1:detect_stack_use_after_return=1";
-}
-extern "C" const char* __ubsan_default_options() { return "print_stacktrace=1"; }

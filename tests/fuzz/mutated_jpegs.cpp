@@ -4,55 +4,26 @@
 // mutants are a function of their number and the seeds. One that fails is kept as mutant-N.jpg in
 // the working folder. Prints what became of the mutants as JSON.
 
-#include <sanitizer/common_interface_defs.h>
-
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <map>
 #include <string>
 #include <vector>
 
-#include "base/random.h"
+#include "byte_mutator.h"
 #include "checked_decode.h"
 
 namespace placket::fuzz {
 namespace {
 
-using Bytes = std::vector<uint8_t>;
-
 constexpr uint32_t kRandomMutant = 1000;  // a RandomPurpose of this program
 
-// The mutant in progress, for `keep_mutant`; never destroyed, as leaks are found after main.
-struct Mutant {
-  int64_t number = 0;
-  Bytes bytes;
-};
-Mutant& current = *new Mutant;
-
-void keep_mutant() {
-  if (current.number < 0) return;
-  const std::string path = "mutant-" + std::to_string(current.number) + ".jpg";
-  std::ofstream(path, std::ios::binary)
-      .write(reinterpret_cast<const char*>(current.bytes.data()), ssize_t(current.bytes.size()));
-  std::cerr << "mutant " << current.number << " kept as " << path << std::endl;
-}
-
-Bytes read_seed(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  Bytes bytes{std::istreambuf_iterator<char>(file), {}};
-  require(bytes.size() > 4, "seed is readable: " + path);
-  return bytes;
-}
-
-// Damages one file. Every choice is drawn from one stream.
-class Mutator {
+class JpegMutator : public ByteMutator {
  public:
-  Mutator(Bytes bytes, const std::vector<Bytes>& seeds, RandomStream& random)
-      : bytes_(std::move(bytes)), seeds_(seeds), random_(random) {}
+  JpegMutator(const Bytes& bytes, const std::vector<Bytes>& seeds, RandomStream& random)
+      : ByteMutator(bytes, random), seeds_(seeds) {}
 
   static constexpr int kKinds = 14;
 
@@ -89,8 +60,6 @@ class Mutator {
     }
   }
 
-  void truncate() { bytes_.resize(below(bytes_.size())); }
-
   // Of the first frame header, if there is one.
   void claim(uint16_t height, uint16_t width) {
     for (const Segment& segment : segments_of(bytes_.data(), bytes_.size())) {
@@ -101,53 +70,11 @@ class Mutator {
     }
   }
 
-  Bytes take() { return std::move(bytes_); }
-
  private:
-  size_t below(size_t bound) { return bound == 0 ? 0 : random_.below(uint32_t(bound)); }
-  uint8_t byte() { return uint8_t(random_.next()); }
-  template <typename T, size_t n>
-  T one_of(const T (&values)[n]) {
-    return values[below(n)];
-  }
-
   void put(size_t at, uint16_t number) {
     if (at + 2 > bytes_.size()) return;
     bytes_[at] = uint8_t(number >> 8);
     bytes_[at + 1] = uint8_t(number);
-  }
-
-  void flip_bits() {
-    if (bytes_.empty()) return;
-    for (size_t flips = 1 + below(16); flips > 0; --flips) {
-      bytes_[below(bytes_.size())] ^= uint8_t(1u << below(8));
-    }
-  }
-
-  // Begin and end of some bytes, short as a rule.
-  std::pair<ptrdiff_t, ptrdiff_t> run() {
-    const size_t begin = below(bytes_.size());
-    const size_t most = below(4) == 0 ? bytes_.size() : 64;
-    const size_t end = std::min(bytes_.size(), begin + 1 + below(most));
-    return {ptrdiff_t(begin), ptrdiff_t(end)};
-  }
-
-  void overwrite_run() {
-    const auto [begin, end] = run();
-    const bool same = below(2) == 0;
-    const uint8_t value = one_of<uint8_t>({0x00, 0xff, 0x80, 0x7f});
-    for (auto at = begin; at < end; ++at) bytes_[size_t(at)] = same ? value : byte();
-  }
-
-  void remove_run() {
-    const auto [begin, end] = run();
-    bytes_.erase(bytes_.begin() + begin, bytes_.begin() + end);
-  }
-
-  void duplicate_run() {
-    const auto [begin, end] = run();
-    const Bytes copy(bytes_.begin() + begin, bytes_.begin() + end);
-    bytes_.insert(bytes_.begin() + ptrdiff_t(below(bytes_.size() + 1)), copy.begin(), copy.end());
   }
 
   // The head of this file and the tail of another; every other time both are cut before a segment.
@@ -288,32 +215,30 @@ class Mutator {
     bytes_.insert(bytes_.begin() + ptrdiff_t(target->at), restart.begin(), restart.end());
   }
 
-  Bytes bytes_;
   const std::vector<Bytes>& seeds_;
-  RandomStream& random_;
 };
 
 enum class Expected { kAny, kRefused, kTooLarge };
 
 // Kinds of damage take turns; a third of the mutants get more than one.
-Expected mutate(int64_t number, const std::vector<Bytes>& seeds) {
+Expected mutate(int64_t number, const std::vector<Bytes>& seeds, Bytes& mutant) {
   RandomStream random(0, kRandomMutant, uint64_t(number));
   const Bytes& seed = seeds[random.below(uint32_t(seeds.size()))];
-  Mutator mutator(seed, seeds, random);
-  const auto kind = int(number % (Mutator::kKinds + 2));
-  if (kind == Mutator::kKinds) {
+  JpegMutator mutator(seed, seeds, random);
+  const auto kind = int(number % (JpegMutator::kKinds + 2));
+  if (kind == JpegMutator::kKinds) {
     mutator.claim(60000, 60000);
-    current.bytes = mutator.take();
+    mutant = mutator.take();
     return Expected::kTooLarge;
   }
-  if (kind == Mutator::kKinds + 1) {
+  if (kind == JpegMutator::kKinds + 1) {
     mutator.truncate();
-    current.bytes = mutator.take();
+    mutant = mutator.take();
     return Expected::kRefused;
   }
   mutator.apply(kind);
-  while (random.below(3) == 0) mutator.apply(int(random.below(Mutator::kKinds)));
-  current.bytes = mutator.take();
+  while (random.below(3) == 0) mutator.apply(int(random.below(JpegMutator::kKinds)));
+  mutant = mutator.take();
   return Expected::kAny;
 }
 
@@ -323,10 +248,12 @@ std::string kind_of(const std::string& cause) {
 }
 
 int run(int64_t count, const std::vector<std::string>& paths) {
+  Mutant& current = Mutant::current();
   std::vector<Bytes> seeds;
   for (const std::string& path : paths) {
     seeds.push_back(read_seed(path));
-    current = {0, seeds.back()};
+    current.number = 0;
+    current.bytes = seeds.back();
     const Outcome outcome =
         checked_decode(current.bytes.data(), current.bytes.size(), Orientation::kApply);
     require(outcome.decoded(), "seed is a whole JPEG file: " + path + ": " + outcome.cause);
@@ -337,7 +264,7 @@ int run(int64_t count, const std::vector<std::string>& paths) {
   size_t heap = 0, heap_of_too_large = 0;
   std::map<std::string, int64_t> causes;
   for (current.number = 1; current.number <= count; ++current.number) {
-    const Expected expected = mutate(current.number, seeds);
+    const Expected expected = mutate(current.number, seeds, current.bytes);
     const Orientation orientation =
         current.number % 5 == 0 ? Orientation::kIgnore : Orientation::kApply;
     const Outcome outcome = checked_decode(current.bytes.data(), current.bytes.size(), orientation);
@@ -377,7 +304,7 @@ int main(int argc, char** argv) {
     std::cerr << "usage: " << argv[0] << " COUNT SEED.jpg...\n";
     return 2;
   }
-  __sanitizer_set_death_callback(keep_mutant);
+  Mutant::keep_failures("jpg");
   Heap::watch();
   return run(std::stoll(argv[1]), {argv + 2, argv + argc});
 }

@@ -18,6 +18,7 @@ cmake --build "$build/programs" -j 2 > /dev/null
 
 "$python" tests/fuzz/seeds.py "$build/seeds"
 (cd "$build/findings" && "$build/programs/mutated_jpegs" "$mutants" "$build"/seeds/*.jpg)
+(cd "$build/findings" && "$build/programs/mutated_stores" "$mutants" "$build/store-seeds")
 
 # fuzz TARGET COMMAND...
 fuzz() {
@@ -33,6 +34,7 @@ fuzz() {
 
 if [ -n "$clang" ]; then
   fuzz decode "$build/programs/fuzz_decode" "$build/seeds"
+  fuzz store "$build/programs/fuzz_store" "$build/store-seeds"
 fi
 "$python" -m pip install -q --no-deps --target "$build/atheris" --upgrade atheris
 export PYTHONPATH="$PYTHONPATH:$build/atheris"
