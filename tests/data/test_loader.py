@@ -284,11 +284,10 @@ def test_a_decoder_in_python_runs_on_the_loaders_threads(tmp_path: Path, slow_fa
         found = loader.next().images[:, 0, 0, 0] * 255
         assert found.round().tolist() == list(range(5 * step, 5 * step + 5))
     assert loader.waited > 0.02
-    before = time.perf_counter()
+    before = len(slow_fallback)
     del loader
-    assert time.perf_counter() - before < 0.5  # the image in work, not the forty that were to be prefetched
     asked = len(slow_fallback)
-    assert asked < 60
+    assert asked - before <= 6  # an image or two of each thread, not the forty that were to be prefetched
     assert threading.main_thread().name not in slow_fallback
 
 

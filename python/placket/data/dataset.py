@@ -22,15 +22,17 @@ from placket.schema import AttributeSchema
 __all__ = ["Compositions", "Dataset", "DatasetError", "Problem", "Record", "Split"]
 
 SPLITS = ("train", "valid", "test")
+_WARNINGS = ("duplicate", "near duplicate", "single value", "convention")
 
 
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with a data set.
 
-    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing", "damaged" (images),
-    or, as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot
-    be learnt) and "convention" (labels that were renumbered). ``line`` counts from 1.
+    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing" or "damaged" (images),
+    "in two splits" or "leak" (images that make a score wrong), or, as warnings that do not hinder anybody,
+    "duplicate" and "near duplicate" (images), "single value" (an attribute that cannot be learnt) and
+    "convention" (labels that were renumbered). ``line`` counts from 1.
     """
 
     kind: str
@@ -40,7 +42,7 @@ class Problem:
 
     @property
     def severity(self) -> str:
-        return "warning" if self.kind in ("duplicate", "single value", "convention") else "error"
+        return "warning" if self.kind in _WARNINGS else "error"
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"

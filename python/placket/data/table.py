@@ -191,7 +191,9 @@ class TableDataset(Dataset):
         named = []
         for a, name in enumerate(layout.attributes):
             counts = train.counts(a)
-            values = sorted(v for v, number in self._found[a].items() if counts[number] >= layout.least_images)
+            values = sorted(
+                v for v, number in self._found[a].items() if counts[number] >= layout.least_images
+            )
             if not values:
                 column = layout.attributes[name]
                 raise DatasetError(
