@@ -40,7 +40,7 @@ struct Mutant {
       const std::string path = "mutant-" + std::to_string(mutant.number) + "." + mutant.ending;
       std::ofstream(path, std::ios::binary)
           .write(reinterpret_cast<const char*>(mutant.bytes.data()), ssize_t(mutant.bytes.size()));
-      std::cerr << "mutant " << mutant.number << " kept as " << path << std::endl;
+      std::cerr << "mutant " << mutant.number << " kept as " << path << "\n";
     });
   }
 };

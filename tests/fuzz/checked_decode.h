@@ -13,10 +13,12 @@
 #include "requirement.h"
 
 // Of sanitizer/allocator_interface.h, which GCC does not install.
+// NOLINTBEGIN(bugprone-reserved-identifier)
 extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*after_malloc)(const volatile void*,
                                                                               size_t),
                                                          void (*before_free)(const volatile void*));
 extern "C" size_t __sanitizer_get_allocated_size(const volatile void*);
+// NOLINTEND(bugprone-reserved-identifier)
 
 // decode_bytes with everything checked that must hold for any input.
 namespace placket::fuzz {
@@ -144,8 +146,9 @@ inline Outcome checked_decode(const uint8_t* bytes, size_t size, Orientation ori
 
   const Image& image = outcome.image;
   require(claimed.has_value(), "a decoded file has a frame header");
-  const bool as_claimed = image.height == claimed->height && image.width == claimed->width;
-  const bool turned = image.height == claimed->width && image.width == claimed->height;
+  const Size frame = claimed.value_or(Size{0, 0});
+  const bool as_claimed = image.height == frame.height && image.width == frame.width;
+  const bool turned = image.height == frame.width && image.width == frame.height;
   require(as_claimed || (turned && orientation == Orientation::kApply),
           "image of the claimed size");
   require(image.height > 0 && image.width > 0, "image has pixels");

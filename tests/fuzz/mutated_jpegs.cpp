@@ -55,7 +55,7 @@ class JpegMutator : public ByteMutator {
         return insert_exif();
       case 12:
         return move_segment();
-      case 13:
+      default:
         return change_restarts();
     }
   }
@@ -291,7 +291,7 @@ int run(int64_t count, const std::vector<std::string>& paths) {
             << ", \"refused\": " << refused << ", \"causes\": " << causes.size()
             << ", \"too_large\": " << too_large << ", \"peak_heap_bytes\": " << heap
             << ", \"peak_heap_bytes_of_too_large\": " << heap_of_too_large
-            << ", \"seconds\": " << seconds.count() << "}" << std::endl;
+            << ", \"seconds\": " << seconds.count() << "}\n";
   return 0;
 }
 

@@ -39,7 +39,7 @@ class StoreMutator : public ByteMutator {
         return change_number(end(), kStoreEnd / 8);  // of the footer
       case 6:
         return change_number(kStoreEnd, end() / 8);  // of a record or the index
-      case 7:
+      default:
         return change_number(0, kStoreEnd / 8);  // of the header
     }
   }
@@ -108,8 +108,7 @@ int run(int64_t count, const std::string& folder) {
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   std::cout << "{\"mutants\": " << count << ", \"read\": " << read
             << ", \"refused\": " << count - read << ", \"resumed\": " << resumed
-            << ", \"records_kept\": " << kept << ", \"seconds\": " << seconds.count() << "}"
-            << std::endl;
+            << ", \"records_kept\": " << kept << ", \"seconds\": " << seconds.count() << "}\n";
   return 0;
 }
 
