@@ -184,7 +184,7 @@ def _look_at(images: _C.ImageList, image: int) -> _Look | Exception:
         return error
     shape = b"%dx%d" % pixels.shape[:2]
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, person=shape).digest()
-    thumbnail = Image.fromarray(pixels).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
+    thumbnail = Image.fromarray(pixels).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR)
     return _Look(digest, np.asarray(thumbnail), pixels.shape[1] / pixels.shape[0])
 
 
