@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import placket.data
-from fuzz.damaged_lists import LAYOUTS, damage, damage_file, read_all, restore_file
+from fuzz.damaged_lists import LAYOUTS, LISTED, damage, damage_file, read_all, restore_file
 from placket import _C
 
 
@@ -32,7 +32,7 @@ def test_whole_lists_are_good(tmp_path: Path, layout: str) -> None:
 
 
 @pytest.mark.usefixtures("bounded_memory")
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LISTED)
 def test_damaged_lists_are_read_or_refused(tmp_path: Path, layout: str) -> None:
     whole = LAYOUTS[layout]
     place = whole.write(tmp_path)
@@ -48,7 +48,7 @@ def test_damaged_lists_are_read_or_refused(tmp_path: Path, layout: str) -> None:
         read, refused = read + good, refused + (not good)
         restore_file(tmp_path / name, whole.files[name])
     assert read >= 25
-    assert refused >= 125 or layout == "folders"  # which has no lists: any file is an image
+    assert refused >= 125
 
 
 def damage_column(column: NDArray[Any], others: list[NDArray[Any]], choice: random.Random) -> NDArray[Any]:
@@ -81,7 +81,7 @@ def test_damaged_lists_of_a_store_are_read_or_refused(tmp_path: Path) -> None:
     store = placket.data.pack(placket.data.open(place), tmp_path / "whole.store").store
     whole = dict(np.load(io.BytesIO(store.metadata)))
     read = refused = 0
-    for number in range(400):
+    for number in range(200):
         choice = random.Random(f"store {number}")
         columns = dict(whole)
         column = choice.choice(list(columns))
@@ -103,5 +103,5 @@ def test_damaged_lists_of_a_store_are_read_or_refused(tmp_path: Path) -> None:
         except Exception as error:
             raise AssertionError(f"mutant {number} of {column}: {error!r}") from error
         read, refused = read + good, refused + (not good)
-    assert read >= 40
-    assert refused >= 200
+    assert read >= 20
+    assert refused >= 100

@@ -101,6 +101,7 @@ LAYOUTS = {
         {f"{split}/{kind}/{i}.jpg": "" for split in ("train", "val") for kind in "ab" for i in range(3)}
     ),
 }
+LISTED = [name for name in LAYOUTS if name != "folders"]  # which has no lists: any file is an image
 
 
 # What must hold
@@ -285,4 +286,4 @@ def restore_file(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    print(*(name for name in LAYOUTS if name != "folders"))  # which has no lists
+    print(*LISTED)
