@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -346,10 +347,24 @@ def no_triples() -> NDArray[np.int64]:
 
 
 def _hash(filename: str) -> int:
-    return int.from_bytes(hashlib.blake2b(filename.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(filename.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little"
+    )
+
+
+def is_text(name: str) -> bool:
+    """Return whether a name can be written as UTF-8 and ends where it seems to."""
+    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+_PARTS = reprlib.Repr()
+_PARTS.maxlevel, _PARTS.maxlist, _PARTS.maxdict, _PARTS.maxtuple = 3, 20, 20, 20
 
 
 def brief(value: object) -> str:
-    """Return a value for a message, at most 80 characters."""
-    text = repr(value)
+    """Return a value for a message, at most 80 characters; of one with many parts, some."""
+    try:
+        text = repr(value) if isinstance(value, str) else _PARTS.repr(value)
+    except ValueError:  # more digits than Python writes
+        text = "a number of too many digits"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from placket.data.columns import Columns
 from placket.data.dataset import (
@@ -13,8 +14,10 @@ from placket.data.dataset import (
     DatasetError,
     Problem,
     Split,
+    brief,
     check_variety,
     divide,
+    is_text,
     no_triples,
 )
 from placket.schema import Attribute, AttributeSchema
@@ -58,6 +61,11 @@ class FolderDataset(Dataset):
                 f"{path}: data set must hold the lists of the ASEN layout (filenames_{{split}}.txt, ...) or "
                 "a folder of images for each class, got neither"
             )
+        for kind in kinds:
+            if not is_text(kind):
+                raise DatasetError(
+                    f"{path}: name of a class must be UTF-8, got {brief(kind)}; rename the folder"
+                )
         splits = tuple(split for split in SPLITS if self._files.get(split))
         super().__init__(path, AttributeSchema((Attribute("class", tuple(kinds)),)), splits)
 
@@ -93,7 +101,11 @@ def _folders(path: Path) -> list[Path]:
 
 def _images(folder: Path) -> Iterator[Path]:
     """Yield the images below a folder in the order of their paths."""
-    for place, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> NoReturn:
+        raise DatasetError(f"{error.filename}: folder must be readable, got {error}")
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
