@@ -143,7 +143,8 @@ void bind_data(py::module_& m) {
       "interpolation: Pillow's antialiased filter, 'bilinear', 'bicubic', 'box' or 'lanczos'. "
       "arithmetic: 'pillow' has every bit of Pillow, 'float' rounds nothing to 8 bits and is "
       "faster, "
-      "within about one grey level. orientation: 'apply' turns pictures upright by "
+      "within about one grey level (bicubic and lanczos: more beside corners of black or white). "
+      "orientation: 'apply' turns pictures upright by "
       "their EXIF tag, 'ignore' takes the pixels as stored. box_margin: share of the box's width "
       "and height added on each side, in [0, 10], where the set has boxes. mean, std: of each "
       "channel, on [0, 1].")

@@ -28,7 +28,7 @@ struct Preprocess {
   // The filter of resizing, one of Pillow's by its name: "bilinear", "bicubic", "box", "lanczos".
   std::string interpolation = "bilinear";
   // "pillow" has every bit of Pillow. "float" rounds nothing to 8 bits and is faster, within about
-  // one grey level (kernels/resample.h).
+  // one grey level, beside clipped corners more (kernels/resample.h).
   std::string arithmetic = "pillow";
   // "apply" turns pictures upright by their EXIF tag, "ignore" takes the pixels as stored.
   std::string orientation = "apply";

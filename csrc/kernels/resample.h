@@ -37,10 +37,10 @@ void resample_normalized_cpu(const ResampleJob& job, int64_t height, int64_t wid
 
 // The same window by another arithmetic, for speed: exact sums over the rows, float32 sums over the
 // columns, clipped to [0, 255], then normalised by one multiplication and one addition; nothing is
-// rounded to 8 bits. Box and bilinear differ from Pillow's bits by at most 1.01 grey levels, where
-// both its roundings go one way. So do bicubic and Lanczos, up to 1.4 and 1.7 levels, except beside
-// corners of black or white, where Pillow clips each pass and this only the last.
-// out is [height, width, 3].
+// rounded to 8 bits. Pillow's two roundings make it differ from Pillow by at most 1.001 grey levels
+// (box, bilinear), 1.13 (bicubic) and 1.28 (Lanczos). Where the last two ring beyond black or white
+// in both directions, beside corners, Pillow clips after either pass and this after the last: there
+// photographs had up to 17 levels, in fewer than 2 of 1,000 values. out is [height, width, 3].
 void resample_float_cpu(const ResampleJob& job, int64_t height, int64_t width,
                         const float (&mean)[3], const float (&std)[3], float* out);
 

@@ -86,7 +86,8 @@ class DataConfig:
         target_ratio: long side over short side, of "target_pad".
         interpolation: Pillow's filter that resizes; "bilinear" as published.
         arithmetic: "pillow" for every bit of Pillow, as published; "float" is faster, within about one grey
-            level. The patch branch's crops are Pillow's with either.
+            level (bicubic and lanczos: more beside corners of black or white). The patch branch's crops are
+            Pillow's with either.
         orientation: "apply" turns pictures upright by their EXIF tag; "ignore", as published, takes the
             pixels as they are stored.
         box_margin: share of the box's sides added around it, where the set has boxes.
