@@ -22,8 +22,8 @@ struct ResampleJob {
 };
 
 // All run in the calling thread, with AVX-512 (F and BW) or AVX2 where the processor has it and
-// ATEN_CPU_CAPABILITY (torch's own switch: "default", "avx2" or "avx512") does not forbid it; the
-// bits are the same with each and without.
+// ATEN_CPU_CAPABILITY (torch's own switch: "default", "avx2" or "avx512") does not forbid it, float
+// arithmetic with AVX2 at most; the bits are the same with each and without.
 
 // 8-bit result, [height, width, 3].
 void resample_uint8_cpu(const ResampleJob& job, int64_t height, int64_t width, uint8_t* out);
