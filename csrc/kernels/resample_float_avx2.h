@@ -14,7 +14,8 @@
 namespace placket::avx2 {
 
 constexpr int64_t kStrip = 8;   // output rows, the floats of a register
-constexpr int64_t kBlock = 32;  // values of a row that the vertical pass takes at once
+constexpr int64_t kBlock = 32;  // values of a row that the vertical pass sums in registers
+constexpr int64_t kSpan = 256;  // and that it takes of a strip before the next: long reads of a row
 
 // out[j][i] = in[i][j] for i, j < 8, the rows so many floats apart.
 PLACKET_AVX2 inline void transpose8(const float* in, int64_t in_row, float* out, int64_t out_row) {
@@ -39,7 +40,7 @@ PLACKET_AVX2 inline void transpose8(const float* in, int64_t in_row, float* out,
 // Strips of eight output rows, each a lane: the horizontal pass then works on whole registers.
 class FloatStrips {
  public:
-  // Whether strips and blocks fit; the last ones overlap those before them.
+  // Whether there is room for a strip and a block; the last ones overlap those before them.
   static bool fit(const ResampleAxis& columns, const ResampleAxis& rows) {
     return rows.size >= kStrip && columns.size >= kStrip &&
            (columns.source_end - columns.source_begin) * kChannels >= kBlock;
@@ -66,7 +67,11 @@ class FloatStrips {
       const int64_t first = std::min(y, rows_.size - kStrip);
       const int64_t begin = columns_.source_begin * kChannels;
       const int64_t end = columns_.source_end * kChannels;
-      for (int64_t i = begin; i < end; i += kBlock) vertical(first, std::min(i, end - kBlock));
+      const int64_t whole = (end - begin) / kBlock * kBlock;
+      for (int64_t i = begin, span = 0; i < end; i += span) {
+        span = std::min({kSpan, (end - i + kBlock - 1) / kBlock * kBlock, whole});
+        vertical(first, std::min(i, end - span), span);
+      }
       for (int64_t x = 0; x < columns_.size; x += kStrip) {
         horizontal(first, std::min(x, columns_.size - kStrip), out);
       }
@@ -74,33 +79,35 @@ class FloatStrips {
   }
 
  private:
-  // sums_[i ... i + kBlock][row of the strip]
-  PLACKET_AVX2 void vertical(int64_t y, int64_t i) {
-    alignas(32) float tile[kStrip * kBlock];
+  // sums_[i ... i + span][row of the strip]; span a multiple of kBlock, at most kSpan
+  PLACKET_AVX2 void vertical(int64_t y, int64_t i, int64_t span) {
+    alignas(32) float tile[kStrip * kSpan];
     const int64_t image_row = job_.image_width * kChannels;
+    const auto add = [](__m256i& sum, const uint8_t* bytes, __m256i weight) PLACKET_AVX2 {
+      const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+      sum = _mm256_add_epi32(sum, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(eight), weight));
+    };
     for (int64_t r = 0; r < kStrip; ++r) {
       const int32_t* weights = &rows_.weights[(y + r) * rows_.most];
-      const uint8_t* row = job_.image + rows_.begin[y + r] * image_row + i;
-      __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
-      const auto add = [](__m256i& sum, const uint8_t* bytes, __m256i weight) PLACKET_AVX2 {
-        const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
-        sum = _mm256_add_epi32(sum, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(eight), weight));
-      };
-      for (int64_t t = 0; t < rows_.count[y + r]; ++t, row += image_row) {
-        const __m256i weight = _mm256_set1_epi32(weights[t]);
-        add(a, row, weight);
-        add(b, row + 8, weight);
-        add(c, row + 16, weight);
-        add(d, row + 24, weight);
+      for (int64_t j = 0; j < span; j += kBlock) {
+        const uint8_t* row = job_.image + rows_.begin[y + r] * image_row + i + j;
+        __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+        for (int64_t t = 0; t < rows_.count[y + r]; ++t, row += image_row) {
+          const __m256i weight = _mm256_set1_epi32(weights[t]);
+          add(a, row, weight);
+          add(b, row + 8, weight);
+          add(c, row + 16, weight);
+          add(d, row + 24, weight);
+        }
+        float* to = tile + r * kSpan + j;
+        _mm256_store_ps(to, _mm256_cvtepi32_ps(a));
+        _mm256_store_ps(to + 8, _mm256_cvtepi32_ps(b));
+        _mm256_store_ps(to + 16, _mm256_cvtepi32_ps(c));
+        _mm256_store_ps(to + 24, _mm256_cvtepi32_ps(d));
       }
-      float* to = tile + r * kBlock;
-      _mm256_store_ps(to, _mm256_cvtepi32_ps(a));
-      _mm256_store_ps(to + 8, _mm256_cvtepi32_ps(b));
-      _mm256_store_ps(to + 16, _mm256_cvtepi32_ps(c));
-      _mm256_store_ps(to + 24, _mm256_cvtepi32_ps(d));
     }
-    for (int64_t j = 0; j < kBlock; j += 8) {
-      transpose8(tile + j, kBlock, &sums_[(i + j) * kStrip], kStrip);
+    for (int64_t j = 0; j < span; j += 8) {
+      transpose8(tile + j, kSpan, &sums_[(i + j) * kStrip], kStrip);
     }
   }
 
