@@ -35,7 +35,7 @@ def main() -> None:
         def test_one_input(text: bytes) -> None:
             name = names[text[0] % len(names)] if text else names[0]
             (data / name).write_bytes(text[1:])
-            read_all(place)
+            read_all(place, verify=False)  # which takes half of the time
             restore_file(data / name, layout.files[name])
 
         atheris.Setup([*sys.argv, os.fspath(seeds)], test_one_input)
