@@ -24,6 +24,7 @@ class Augment(metaclass=_Type):
         grayscale: float = ...,
         blur: GaussianBlur | None = ...,
         erasing: RandomErasing | None = ...,
+        random_crop: RandomCrop | None = ...,
     ) -> None: ...
     @property
     def flip(self) -> float: ...
@@ -37,6 +38,8 @@ class Augment(metaclass=_Type):
     def blur(self) -> GaussianBlur: ...
     @property
     def erasing(self) -> RandomErasing: ...
+    @property
+    def random_crop(self) -> RandomCrop: ...
 
 class ColorJitter(metaclass=_Type):
     def __init__(
@@ -66,6 +69,11 @@ class GaussianBlur(metaclass=_Type):
     def sigma(self) -> list[float]: ...
     @property
     def p(self) -> float: ...
+
+class RandomCrop(metaclass=_Type):
+    def __init__(self, padding: int) -> None: ...
+    @property
+    def padding(self) -> int: ...
 
 class RandomErasing(metaclass=_Type):
     def __init__(
@@ -210,6 +218,8 @@ class Preprocess(metaclass=_Type):
         std: Sequence[float] = ...,
         interpolation: str = ...,
         orientation: str = ...,
+        arithmetic: str = ...,
+        target_ratio: float = ...,
     ) -> None: ...
     @property
     def size(self) -> int: ...
@@ -219,6 +229,10 @@ class Preprocess(metaclass=_Type):
     def interpolation(self) -> str: ...
     @property
     def orientation(self) -> str: ...
+    @property
+    def arithmetic(self) -> str: ...
+    @property
+    def target_ratio(self) -> float: ...
     @property
     def box_margin(self) -> float: ...
     @property
@@ -294,6 +308,7 @@ class StageConfig(metaclass=_Type):
     negative_by_value: bool
     exclude_shared: bool
     views_per_image: int
+    images_of_class: int
     augment: Augment
     def __init__(self) -> None: ...
 

@@ -294,6 +294,23 @@ def test_embeddings_equal_the_module(drawn: AsenDataset, make_model: MakeModel) 
     torch.testing.assert_close(image, embeddings[4].flip(0), rtol=1e-5, atol=1e-6)
 
 
+def test_classes_sampler(drawn: AsenDataset, make_model: MakeModel) -> None:
+    stage = dataclasses.replace(
+        STAGE,
+        sampler="classes",
+        batch_norm="merged",
+        batch=12,
+        images_of_class=3,
+        losses={"region_contrast": 1.0},
+        epochs=12,
+    )
+    reports: list[_C.Report] = []
+    trainer = Trainer(make_model(TRUNK), drawn, stage, trainer=QUIET, on_report=reports.append)
+    trainer.run()
+    assert trainer.steps == 12 * (len(drawn.split("train")) // 12)
+    assert reports[-1].loss < reports[0].loss
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["shared", "project_per_attribute"])
 def test_images_sampler_and_other_losses(drawn: AsenDataset, make_model: MakeModel, own: bool) -> None:
     stage = dataclasses.replace(
@@ -338,6 +355,10 @@ def test_images_sampler_and_other_losses(drawn: AsenDataset, make_model: MakeMod
         ({"batch": 100}, "triplet sampler: triplets must be at least one batch of 100, got 16"),
         ({"epochs": 0}, "Trainer: epochs must be at least 1, got 0"),
         ({"sampler": "images"}, "stage: batch_norm must be merged or frozen with sampler images"),
+        (
+            {"sampler": "classes", "batch": 10, "batch_norm": "merged", "losses": {"region_contrast": 1.0}},
+            "stage: batch must be a multiple of images_of_class 4, got 10",
+        ),
     ],
 )
 def test_settings_that_do_not_fit(
