@@ -3,7 +3,8 @@
 python tests/fuzz/fuzz_lists.py LAYOUT [libFuzzer's options and folders]
 
 LAYOUT is one of ``damaged_lists.LAYOUTS``. An input is the number of a file, a byte, and the text that takes
-its place. All of the data set is then read, and what ``damaged_lists.read_all`` says must hold.
+its place. All of the data set is then read, and what ``damaged_lists.read_all`` says must hold. The temporary
+folder is left behind: libFuzzer ends the process without a word to Python.
 """
 
 from __future__ import annotations
@@ -24,22 +25,21 @@ def main() -> None:
         raise SystemExit(f"layout must be one of {', '.join(LAYOUTS)}, got {sys.argv[1:2]}")
     layout = LAYOUTS[sys.argv.pop(1)]
     names = list(layout.files)
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        data, seeds = Path(folder) / "data", Path(folder) / "seeds"
-        place = layout.write(data)
-        seeds.mkdir()
-        for number, name in enumerate(names):
-            (seeds / str(number)).write_bytes(bytes([number]) + layout.files[name].encode())
+    folder = Path(tempfile.mkdtemp())
+    data, seeds = folder / "data", folder / "seeds"
+    place = layout.write(data)
+    seeds.mkdir()
+    for number, name in enumerate(names):
+        (seeds / str(number)).write_bytes(bytes([number]) + layout.files[name].encode())
 
-        def test_one_input(text: bytes) -> None:
-            name = names[text[0] % len(names)] if text else names[0]
-            (data / name).write_bytes(text[1:])
-            read_all(place)
-            restore_file(data / name, layout.files[name])
+    def test_one_input(text: bytes) -> None:
+        name = names[text[0] % len(names)] if text else names[0]
+        (data / name).write_bytes(text[1:])
+        read_all(place, verify=False)  # which takes half of the time
+        restore_file(data / name, layout.files[name])
 
-        atheris.Setup([*sys.argv, os.fspath(seeds)], test_one_input)
-        atheris.Fuzz()
+    atheris.Setup([*sys.argv, os.fspath(seeds)], test_one_input)
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":

@@ -36,8 +36,12 @@ if [ -n "$clang" ]; then
   fuzz decode "$build/programs/fuzz_decode" "$build/seeds"
   fuzz store "$build/programs/fuzz_store" "$build/store-seeds"
 fi
-"$python" -m pip install -q --no-deps --target "$build/atheris" --upgrade atheris
-export PYTHONPATH="$PYTHONPATH:$build/atheris"
+# libFuzzer ends Python without tidying up.
+TMPDIR=$(mktemp -d -p "$([ -d /dev/shm ] && echo /dev/shm || echo /tmp)")
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
+export PYTHONPATH="${PYTHONPATH:-}:$build/atheris"
+"$python" -c "import atheris" 2> /dev/null || "$python" -m pip install -q --no-deps --target "$build/atheris" atheris
 for layout in $("$python" tests/fuzz/damaged_lists.py); do
   fuzz "$layout" "$python" tests/fuzz/fuzz_lists.py "$layout"
 done
