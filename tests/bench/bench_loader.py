@@ -199,7 +199,21 @@ def bench(name: str, split: Split) -> list[Record]:
         title = f"loading {PHOTOGRAPHS} photographs of {name}"
         record = compare(title, run_through(own), {peer: run_through(epoch) for peer, epoch in peers.items()})
     one_thread = {"one thread": run_through(ours(split, threads=1))}
-    return [record, compare(f"two threads, {title}", run_through(own), one_thread)]
+    return [
+        record,
+        compare(f"two threads, {title}", run_through(own), one_thread),
+        compare_stores(title, split, own),
+    ]
+
+
+def compare_stores(title: str, split: Split, own: Epoch) -> Record:
+    """Against loose files: the same files packed, and pixels whose short side is at most SIZE."""
+    data = placket.data.open(split.root)
+    files = placket.data.pack(data, f"{split.root}.files").split("train")
+    pixels = placket.data.pack(data, f"{split.root}.pixels", size=SIZE).split("train")
+    check_batches(own, ours(files), tolerance=0)
+    packed = {"a store of files": run_through(ours(files)), "a store of pixels": run_through(ours(pixels))}
+    return compare(f"loose files, {title}", run_through(own), packed)
 
 
 def run() -> list[Record]:
@@ -208,8 +222,8 @@ def run() -> list[Record]:
     with tempfile.TemporaryDirectory() as folder:
         for name, split in make_sets(Path(folder)).items():
             records += bench(name, split)
-            records[-2]["next_ms"] = milliseconds_of_next(split)
-            print(f"main thread, a batch of {name}: {records[-2]['next_ms']:.3g} ms", flush=True)
+            records[-3]["next_ms"] = milliseconds_of_next(split)
+            print(f"main thread, a batch of {name}: {records[-3]['next_ms']:.3g} ms", flush=True)
     return records
 
 
