@@ -75,8 +75,8 @@ class Loader:
             single_views: let a value with one image be drawn, which then comes again where another image of
                 the value is due, as another view of itself by augmentation; otherwise such values are left
                 out (of triplets, as anchors).
-            images_of_class: K of "classes" and "identities"; a value with fewer images gives all of them before
-                any again.
+            images_of_class: K of "classes" and "identities"; a value with fewer images gives all of them
+                before any again.
             attribute: whose values are the classes; None draws one for each step.
             steps: of "classes" and "identities", an epoch; None takes as many as the split's images fill.
             preprocess: from decoded image to input; by default 224 pixels, short side and centre crop.
