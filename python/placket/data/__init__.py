@@ -16,6 +16,7 @@ from placket.data import _pillow
 from placket.data.asen import AsenDataset
 from placket.data.columns import Labels, Texts
 from placket.data.dataset import Compositions, Dataset, DatasetError, Problem, Record, Split
+from placket.data.deepfashion import AttributePredictionDataset, ConsumerToShopDataset, InShopDataset
 from placket.data.folders import FolderDataset
 from placket.data.loader import Loader
 from placket.data.store import StoreDataset, is_store, pack, read_image
@@ -24,14 +25,17 @@ from placket.data.verify import VerifyReport, verify
 
 __all__ = [
     "AsenDataset",
+    "AttributePredictionDataset",
     "Augment",
     "Batch",
     "ColorJitter",
     "Compositions",
+    "ConsumerToShopDataset",
     "Dataset",
     "DatasetError",
     "FolderDataset",
     "GaussianBlur",
+    "InShopDataset",
     "Labels",
     "Loader",
     "Preprocess",
@@ -55,6 +59,9 @@ _C.set_decode_fallback(_pillow.decode)
 atexit.register(_C.set_decode_fallback, None)
 
 
+_LAYOUTS = (AsenDataset, AttributePredictionDataset, InShopDataset, ConsumerToShopDataset)
+
+
 def open(path: str | os.PathLike[str]) -> Dataset:
     """Open a data set; the layout is recognised by its files.
 
@@ -70,6 +77,7 @@ def open(path: str | os.PathLike[str]) -> Dataset:
         return StoreDataset(path)
     if os.path.isfile(path):
         return TableDataset(TableLayout.load(path))
-    if os.path.isdir(path) and not AsenDataset.recognises(path):
-        return FolderDataset(path)
-    return AsenDataset(path)
+    for layout in _LAYOUTS:
+        if layout.recognises(path):
+            return layout(path)
+    return FolderDataset(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,15 +22,18 @@ from placket.schema import AttributeSchema
 __all__ = ["Compositions", "Dataset", "DatasetError", "Problem", "Record", "Split"]
 
 SPLITS = ("train", "valid", "test")
+WHOLE_IMAGE = (0, 0, 2**31 - 1, 2**31 - 1)
 
 
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with a data set.
 
-    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing", "damaged" (images),
-    or, as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot
-    be learnt) and "convention" (labels that were renumbered). ``line`` counts from 1.
+    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing" (an image, or what a
+    list must say of it), "damaged" (images), "in two splits" (an image), "leak" (a product in two splits), or,
+    as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot be
+    learnt), "unmatched" (a query whose product the gallery has not) and "convention" (labels that were
+    renumbered). ``line`` counts from 1, in JSON the entries of a list.
     """
 
     kind: str
@@ -39,7 +43,8 @@ class Problem:
 
     @property
     def severity(self) -> str:
-        return "warning" if self.kind in ("duplicate", "single value", "convention") else "error"
+        warnings = ("duplicate", "single value", "unmatched", "convention")
+        return "warning" if self.kind in warnings else "error"
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -60,7 +65,7 @@ class Record:
     labels: dict[str, tuple[str, ...]]
     """Attribute to its values; attributes without a label are left out."""
     box: tuple[int, int, int, int] | None
-    """x0 y0 x1 y1 in pixels, x1 and y1 exclusive."""
+    """x0 y0 x1 y1 in pixels, x1 and y1 exclusive; None for the whole image."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class Split:
     labels: Labels
     """Of n images; without any entry where the label list is absent."""
     boxes: Ints | None = None
-    """[n, 4], x0 y0 x1 y1 in pixels, x1 and y1 exclusive; None where the set has none."""
+    """[n, 4], x0 y0 x1 y1 in pixels, x1 and y1 exclusive; None where the set has none. Boxes are cut to the
+    image, so that 0 0 2^31-1 2^31-1 stands for an image without one in a set that has some."""
     queries: Ints = field(default_factory=lambda: no_triples())
     """[queries, 3]: image, attribute, value."""
     candidates: Ints = field(default_factory=lambda: no_triples())
@@ -154,7 +160,7 @@ class Split:
             names[name] = (*names.get(name, ()), attributes[a].values[v])
         filename = self.filenames[image] if self.filenames else ""
         box = None
-        if self.boxes is not None:
+        if self.boxes is not None and tuple(self.boxes[image].tolist()) != WHOLE_IMAGE:
             x0, y0, x1, y1 = self.boxes[image].tolist()
             box = (x0, y0, x1, y1)
         return Record(self.name, image, filename, names, box)
@@ -300,6 +306,8 @@ def filename_problem(filename: str, root: Path) -> str | None:
     path = PurePosixPath(filename)
     if not filename.strip() or "\0" in filename:
         return f"line must be the path of an image, got {brief(filename)}"
+    if not is_text(filename):
+        return f"path must be UTF-8, got {brief(filename)}; rename the file"
     if path.is_absolute() or ".." in path.parts:
         return f"path must lie inside {root}, got {brief(filename)}"
     return None
@@ -344,7 +352,19 @@ def _hash(filename: str) -> int:
     return int.from_bytes(hashlib.blake2b(filename.encode(), digest_size=8).digest(), "little")
 
 
+def is_text(name: str) -> bool:
+    """Return whether a name can be written as UTF-8 and ends where it seems to."""
+    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+_PARTS = reprlib.Repr()
+_PARTS.maxlevel, _PARTS.maxlist, _PARTS.maxdict, _PARTS.maxtuple = 3, 20, 20, 20
+
+
 def brief(value: object) -> str:
-    """Return a value for a message, at most 80 characters."""
-    text = repr(value)
+    """Return a value for a message, at most 80 characters; of one with many parts, some."""
+    try:
+        text = repr(value) if isinstance(value, str) else _PARTS.repr(value)
+    except ValueError:  # more digits than Python writes
+        text = "a number of too many digits"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,146 @@
+"""Small data sets in the published layouts: their lists by path, without images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from placket.data import Split
+
+
+def lines(*rows: str) -> str:
+    return "".join(f"{row}\n" for row in rows)
+
+
+def counted(columns: str, *rows: str) -> str:
+    return lines(str(len(rows)), columns, *rows)
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def draw(split: Split) -> None:
+    """Draw the images of a split, each of its own grey."""
+    for i, path in enumerate(split.paths):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 30, 3), 20 * i, dtype=np.uint8)).save(path)
+
+
+ATTRIBUTE_PREDICTION = {
+    "Eval/list_eval_partition.txt": counted(
+        "image_name  evaluation_status",
+        "img/Tee/1.jpg      train",
+        "img/Tee/2.jpg      val",
+        "img/Dress/1.jpg    train",
+        "img/Dress/2.jpg    test",
+        "img/Dress/3.jpg    test",
+    ),
+    "Anno/list_attr_cloth.txt": counted(
+        "attribute_name  attribute_type",
+        "abstract print      1",
+        "a-line              3",
+        "lace                1",
+        "lace                2",
+        "bell sleeve         4",
+        "lace                2",
+    ),
+    "Anno/list_attr_img.txt": counted(
+        "image_name  attribute_labels",
+        "img/Dress/1.jpg   -1  1 -1 -1  1 -1",
+        "img/Tee/1.jpg      1 -1  1  1 -1 -1 ",
+        "img/Tee/2.jpg     -1 -1 -1  0 -1  1",
+        "img/Dress/2.jpg   -1 -1 -1 -1 -1 -1",
+        "img/Dress/3.jpg    1  1 -1 -1 -1 -1",
+        "img/Other/9.jpg    1  1  1  1  1  1",
+    ),
+    "Anno/list_category_cloth.txt": counted("category_name  category_type", "Tee  1", "Cape Dress  3"),
+    "Anno/list_category_img.txt": counted(
+        "image_name  category_label",
+        "img/Tee/1.jpg      1",
+        "img/Tee/2.jpg      1",
+        "img/Dress/1.jpg    2",
+        "img/Dress/2.jpg    2",
+        "img/Dress/3.jpg    2",
+    ),
+    "Anno/list_bbox.txt": counted(
+        "image_name  x_1  y_1  x_2  y_2",
+        "img/Tee/1.jpg      001 002 020 030",
+        "img/Tee/2.jpg      001 002 021 030",
+        "img/Dress/1.jpg    001 002 022 030",
+        "img/Dress/2.jpg    001 002 023 030",
+        "img/Dress/3.jpg    001 002 024 030",
+    ),
+}
+
+IN_SHOP = {
+    "Eval/list_eval_partition.txt": counted(
+        "image_name item_id evaluation_status",
+        "img/WOMEN/Tees/id_00000001/01_1_front.jpg   id_00000001 train",
+        "img/WOMEN/Tees/id_00000001/01_2_side.jpg    id_00000001 train",
+        "img/WOMEN/Tees/id_00000002/01_1_front.jpg   id_00000002 query",
+        "img/WOMEN/Tees/id_00000002/01_3_back.jpg    id_00000002 gallery",
+        "img/MEN/Denim/id_00000003/02_1_front.jpg    id_00000003 gallery",
+    ),
+    "Anno/list_bbox_inshop.txt": counted(
+        "image_name clothes_type pose_type x_1 y_1 x_2 y_2",
+        "img/WOMEN/Tees/id_00000001/01_1_front.jpg   1 1 050 049 208 182",
+        "img/WOMEN/Tees/id_00000001/01_2_side.jpg    1 2 119 048 136 182",
+        "img/WOMEN/Tees/id_00000002/01_1_front.jpg   1 1 065 040 165 191",
+        "img/WOMEN/Tees/id_00000002/01_3_back.jpg    1 3 065 039 165 190",
+        "img/MEN/Denim/id_00000003/02_1_front.jpg    2 6 065 039 165 190",
+    ),
+    "Anno/list_item_inshop.txt": lines("3", "id_00000001", "id_00000002", "id_00000003"),
+    "Anno/attributes/list_attr_cloth.txt": counted("attribute_name", "acid wash", "button", "denim"),
+    "Anno/attributes/list_attr_items.txt": counted(
+        "item_id attribute_labels",
+        "id_00000001 -1 1 -1",
+        "id_00000003 1 -1 1",
+        "id_00000003 1 -1 1",
+        "id_00000009 1 1 1",
+    ),
+}
+
+CONSUMER_TO_SHOP = {
+    "Eval/list_eval_partition.txt": counted(
+        "image_pair_name_1 image_pair_name_2 item_id evaluation_status",
+        "img/TOPS/id_00000001/comsumer_01.jpg  img/TOPS/id_00000001/shop_01.jpg  id_00000001 train",
+        "img/TOPS/id_00000001/comsumer_02.jpg  img/TOPS/id_00000001/shop_01.jpg  id_00000001 train",
+        "img/TOPS/id_00000002/comsumer_01.jpg  img/TOPS/id_00000002/shop_01.jpg  id_00000002 val",
+        "img/TOPS/id_00000003/comsumer_01.jpg  img/TOPS/id_00000003/shop_01.jpg  id_00000003 test",
+        "img/TOPS/id_00000003/comsumer_01.jpg  img/TOPS/id_00000003/shop_02.jpg  id_00000003 test",
+    ),
+    "Anno/list_bbox_consumer2shop.txt": counted(
+        "image_name clothes_type source_type x_1 y_1 x_2 y_2",
+        "img/TOPS/id_00000001/comsumer_01.jpg  1 2 1 1 20 20",
+        "img/TOPS/id_00000001/comsumer_02.jpg  1 2 2 1 20 20",
+        "img/TOPS/id_00000001/shop_01.jpg      1 1 3 1 20 20",
+        "img/TOPS/id_00000002/comsumer_01.jpg  3 2 4 1 20 20",
+        "img/TOPS/id_00000002/shop_01.jpg      3 1 5 1 20 20",
+        "img/TOPS/id_00000003/comsumer_01.jpg  1 2 6 1 20 20",
+        "img/TOPS/id_00000003/shop_01.jpg      1 1 7 1 20 20",
+        "img/TOPS/id_00000003/shop_02.jpg      1 1 8 1 20 20",
+        "img/TOPS/id_00000004/shop_01.jpg      1 1 8 1 20 20",
+    ),
+    "Anno/list_attr_type.txt": counted(
+        "attribute_type (Chinese)      attribute_type (English)",
+        "衣长                          length of upper-body clothes",
+        "细节                          part details of clothes",
+    ),
+    "Anno/list_attr_cloth.txt": counted(
+        "attribute_name (Chinese)  attribute_name (English)  attribute_type",
+        "常规款（51-65cm）          Regular length (51-65cm)                     1",
+        "打褶                       Pleated                                   \t  2",
+        "百褶                       Pleated                                      2  ",
+        "蕾丝                       Lace                                         2",
+    ),
+    "Anno/list_attr_items.txt": counted(
+        "item_id attribute_labels", "id_00000001 1 -1 1 1", "id_00000003 -1 1 0 -1", "id_00000004 1 1 1 1"
+    ),
+}
