@@ -202,10 +202,12 @@ def test_labels_numbered_across_attributes_are_renumbered(layout: Path) -> None:
 
 
 def test_what_is_no_data_set_says_what_is_missing(tmp_path: Path, layout: Path) -> None:
-    with pytest.raises(DatasetError, match="absent: data set must be a folder, got none there"):
+    with pytest.raises(DatasetError, match="absent: data set must be a folder or a file, got none there"):
         placket.data.open(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match=r"empty: data set must hold the lists of the ASEN layout"):
+    with pytest.raises(
+        DatasetError, match=r"empty: data set must hold the files of .*: filenames_\{split\}.txt, label"
+    ):
         placket.data.open(tmp_path / "empty")
     with pytest.raises(DatasetError, match="split must be one of train, test, got 'valid'"):
         placket.data.open(layout).split("valid")

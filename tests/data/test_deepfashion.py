@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from placket.data import (
 )
 from placket.data.lists import positives
 
+FRONT = "img/WOMEN/Tees/id_00000002/01_1_front.jpg"
+TOPS = "img/TOPS/id_00000001"
 PARTITION = "Eval/list_eval_partition.txt"
 
 
@@ -118,84 +121,211 @@ def test_consumer_to_shop_is_read_as_published(tmp_path: Path) -> None:
     [
         (ATTRIBUTE_PREDICTION, PARTITION, 4, "img/a.jpg", "unparsable", "line must be 'image status', got"),
         (ATTRIBUTE_PREDICTION, PARTITION, 4, "/img/a.jpg val", "unparsable", "path must lie inside"),
-        (ATTRIBUTE_PREDICTION, PARTITION, 4, "img/Tee/2.jpg query", "out of range", "status must be one of train,"),
         (
-            ATTRIBUTE_PREDICTION, PARTITION, 7, "img/Tee/1.jpg test", "in two splits",
+            ATTRIBUTE_PREDICTION,
+            PARTITION,
+            4,
+            "img/Tee/2.jpg query",
+            "out of range",
+            "status must be one of train,",
+        ),
+        (
+            ATTRIBUTE_PREDICTION,
+            PARTITION,
+            7,
+            "img/Tee/1.jpg test",
+            "in two splits",
             "image img/Tee/1.jpg must have one status, got test here and train in line 3",
         ),
-        (ATTRIBUTE_PREDICTION, "Anno/list_bbox.txt", 3, "img/Tee/1.jpg 1 2 3", "unparsable", "line must be 'image x1"),
-        (ATTRIBUTE_PREDICTION, "Anno/list_bbox.txt", 3, "img/Tee/1.jpg 1 2 3 x", "unparsable", "box must be four"),
         (
-            ATTRIBUTE_PREDICTION, "Anno/list_bbox.txt", 3, "img/Tee/1.jpg 3 2 3 9", "out of range",
+            ATTRIBUTE_PREDICTION,
+            "Anno/list_bbox.txt",
+            3,
+            "img/Tee/1.jpg 1 2 3",
+            "unparsable",
+            "line must be 'image x1",
+        ),
+        (
+            ATTRIBUTE_PREDICTION,
+            "Anno/list_bbox.txt",
+            3,
+            "img/Tee/1.jpg 1 2 3 x",
+            "unparsable",
+            "box must be four",
+        ),
+        (
+            ATTRIBUTE_PREDICTION,
+            "Anno/list_bbox.txt",
+            3,
+            "img/Tee/1.jpg 3 2 3 9",
+            "out of range",
             "box must have x0 < x1 and y0 < y1, got 3 2 3 9",
         ),
         (
-            ATTRIBUTE_PREDICTION, "Anno/list_bbox.txt", 4, "img/Tee/1.jpg 1 2 3 4", "unparsable",
+            ATTRIBUTE_PREDICTION,
+            "Anno/list_bbox.txt",
+            4,
+            "img/Tee/1.jpg 1 2 3 4",
+            "unparsable",
             "image img/Tee/1.jpg must be there once, got it again",
         ),
         (
-            ATTRIBUTE_PREDICTION, "Anno/list_category_img.txt", 3, "img/Tee/1.jpg 3", "out of range",
+            ATTRIBUTE_PREDICTION,
+            "Anno/list_category_img.txt",
+            3,
+            "img/Tee/1.jpg 3",
+            "out of range",
             "category must be from 1 to 2, got '3'",
         ),
-        (ATTRIBUTE_PREDICTION, "Anno/list_attr_cloth.txt", 3, "lace 6", "out of range", "type must be from 1 to 5"),
-        (ATTRIBUTE_PREDICTION, "Anno/list_attr_cloth.txt", 3, "1", "unparsable", "line must be a name and a type"),
-        (ATTRIBUTE_PREDICTION, "Anno/list_attr_img.txt", 3, "img/Dress/1.jpg 1 1 1 1 1", "unparsable", "line must be"),
-        (ATTRIBUTE_PREDICTION, "Anno/list_attr_img.txt", 1, "six", "unparsable", "first line must be the number of"),
-        (ATTRIBUTE_PREDICTION, "Anno/list_attr_img.txt", 3, "", "unparsable", "list must have 6 rows, as its first"),
         (
-            ATTRIBUTE_PREDICTION, "Anno/list_category_img.txt", 3, "img/Other/2.jpg 1", "missing",
+            ATTRIBUTE_PREDICTION,
+            "Anno/list_attr_cloth.txt",
+            3,
+            "lace 6",
+            "out of range",
+            "type must be from 1 to 5",
+        ),
+        (
+            ATTRIBUTE_PREDICTION,
+            "Anno/list_attr_cloth.txt",
+            3,
+            "1",
+            "unparsable",
+            "line must be a name and a type",
+        ),
+        (
+            ATTRIBUTE_PREDICTION,
+            "Anno/list_attr_img.txt",
+            3,
+            "img/Dress/1.jpg 1 1 1 1 1",
+            "unparsable",
+            "line must be",
+        ),
+        (
+            ATTRIBUTE_PREDICTION,
+            "Anno/list_attr_img.txt",
+            1,
+            "six",
+            "unparsable",
+            "first line must be the number of",
+        ),
+        (
+            ATTRIBUTE_PREDICTION,
+            "Anno/list_attr_img.txt",
+            3,
+            "",
+            "unparsable",
+            "list must have 6 rows, as its first",
+        ),
+        (
+            ATTRIBUTE_PREDICTION,
+            "Anno/list_category_img.txt",
+            3,
+            "img/Other/2.jpg 1",
+            "missing",
             "list must have a row of image img/Tee/1.jpg, got none",
         ),
         (
-            IN_SHOP, PARTITION, 5, "img/WOMEN/Tees/id_00000002/01_1_front.jpg id_00000001 query", "leak",
+            IN_SHOP,
+            PARTITION,
+            5,
+            f"{FRONT} id_00000001 query",
+            "leak",
             "item id_00000001 must be in one split, got test here and train before",
         ),
         (
-            IN_SHOP, PARTITION, 6, "img/WOMEN/Tees/id_00000002/01_1_front.jpg id_00000002 gallery", "in two splits",
-            "image img/WOMEN/Tees/id_00000002/01_1_front.jpg must have one status, got gallery here and query in",
+            IN_SHOP,
+            PARTITION,
+            6,
+            f"{FRONT} id_00000002 gallery",
+            "in two splits",
+            f"image {FRONT} must have one status, got gallery here and query in",
         ),
         (
-            IN_SHOP, PARTITION, 6, "img/WOMEN/Tees/id_00000002/01_1_front.jpg id_00000005 query", "unparsable",
-            "image img/WOMEN/Tees/id_00000002/01_1_front.jpg must show one item",
+            IN_SHOP,
+            PARTITION,
+            6,
+            f"{FRONT} id_00000005 query",
+            "unparsable",
+            f"image {FRONT} must show one item",
         ),
         (
-            IN_SHOP, "Anno/list_bbox_inshop.txt", 3, "img/WOMEN/Tees/id_00000001/01_1_front.jpg 4 1 1 1 2 2",
-            "out of range", "clothes_type must be from 1 to 3, got '4'",
+            IN_SHOP,
+            "Anno/list_bbox_inshop.txt",
+            3,
+            "img/WOMEN/Tees/id_00000001/01_1_front.jpg 4 1 1 1 2 2",
+            "out of range",
+            "clothes_type must be from 1 to 3, got '4'",
         ),
         (
-            IN_SHOP, "Anno/list_bbox_inshop.txt", 3, "img/WOMEN/Tees/id_00000001/01_1_front.jpg 1 0 1 1 2 2",
-            "out of range", "pose_type must be from 1 to 6, got '0'",
+            IN_SHOP,
+            "Anno/list_bbox_inshop.txt",
+            3,
+            "img/WOMEN/Tees/id_00000001/01_1_front.jpg 1 0 1 1 2 2",
+            "out of range",
+            "pose_type must be from 1 to 6, got '0'",
         ),
         (
-            IN_SHOP, "Anno/attributes/list_attr_items.txt", 5, "id_00000003 1 1 1", "unparsable",
+            IN_SHOP,
+            "Anno/attributes/list_attr_items.txt",
+            5,
+            "id_00000003 1 1 1",
+            "unparsable",
             "item id_00000003 must have the same labels wherever it is, got others before",
         ),
         (
-            CONSUMER_TO_SHOP, "Anno/list_bbox_consumer2shop.txt", 3,
-            "img/TOPS/id_00000001/comsumer_01.jpg 1 1 1 1 2 2", "unparsable", "source_type must be 2, as",
+            CONSUMER_TO_SHOP,
+            "Anno/list_bbox_consumer2shop.txt",
+            3,
+            "img/TOPS/id_00000001/comsumer_01.jpg 1 1 1 1 2 2",
+            "unparsable",
+            "source_type must be 2, as",
         ),
         (
-            CONSUMER_TO_SHOP, PARTITION, 4,
-            "img/TOPS/id_00000001/comsumer_01.jpg img/TOPS/id_00000001/shop_02.jpg id_00000009 train", "unparsable",
-            "image img/TOPS/id_00000001/comsumer_01.jpg must show one item in one place, got another in line 3",
+            CONSUMER_TO_SHOP,
+            PARTITION,
+            4,
+            f"{TOPS}/comsumer_01.jpg {TOPS}/shop_02.jpg id_00000009 train",
+            "unparsable",
+            f"image {TOPS}/comsumer_01.jpg must show one item in one place, got another in line 3",
         ),
-        (CONSUMER_TO_SHOP, "Anno/list_attr_cloth.txt", 3, "短 Short  1", "unparsable", "line must have 3 columns"),
-        (CONSUMER_TO_SHOP, "Anno/list_attr_cloth.txt", 3, "短  Short  3", "out of range", "attribute_type must be"),
-        (CONSUMER_TO_SHOP, "Anno/list_attr_type.txt", 3, "短  part details of clothes", "unparsable", "types must"),
+        (
+            CONSUMER_TO_SHOP,
+            "Anno/list_attr_cloth.txt",
+            3,
+            "短 Short  1",
+            "unparsable",
+            "line must have 3 columns",
+        ),
+        (
+            CONSUMER_TO_SHOP,
+            "Anno/list_attr_cloth.txt",
+            3,
+            "短  Short  3",
+            "out of range",
+            "attribute_type must be",
+        ),
+        (
+            CONSUMER_TO_SHOP,
+            "Anno/list_attr_type.txt",
+            3,
+            "短  part details of clothes",
+            "unparsable",
+            "types must",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_line_is_named(
     tmp_path: Path, lists: dict[str, str], name: str, line: int, content: str, kind: str, message: str
 ) -> None:
     rows = lists[name].split("\n")
     rows[line - 1] = content
     write(tmp_path, {**lists, name: "\n".join(rows)})
-    try:
-        data = placket.data.open(tmp_path)
-    except DatasetError as error:
-        assert message in str(error)
-        assert str(tmp_path / name) in str(error)
+    if name.endswith(("list_attr_cloth.txt", "list_attr_type.txt")):  # without names there is no schema
+        with pytest.raises(DatasetError, match=re.escape(f"{tmp_path / name}") + f".*{message}"):
+            placket.data.open(tmp_path)
         return
+    data = placket.data.open(tmp_path)
     for split in data.splits:
         _, problems = data.inspect(split)
         assert any(
@@ -232,8 +362,7 @@ def test_a_list_that_is_absent_is_named(
 def test_a_query_without_its_product_is_a_warning(tmp_path: Path) -> None:
     rows = IN_SHOP[PARTITION].replace("id_00000002 gallery", "id_00000004 gallery")
     test = placket.data.open(write(tmp_path, {**IN_SHOP, PARTITION: rows})).split("test")
-    front = "img/WOMEN/Tees/id_00000002/01_1_front.jpg"
-    message = f"{tmp_path / PARTITION}:5: gallery must have an image of the product of {front}, got none"
+    message = f"{tmp_path / PARTITION}:5: gallery must have an image of the product of {FRONT}, got none"
     assert message in test.warnings
 
 
@@ -247,8 +376,9 @@ def test_an_image_that_is_listed_twice_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "columns"),
     [("1 0 -1 1", [0, 3]), ("\t1  1 1 1 ", [0, 1, 2, 3]), ("-1 -1 0 0", [])]
-    + [(text, None) for text in ("1 0 -1", "1 0 -1 1 1", "1 0 -0 1", "1 0 11 1", "1 0 - 1", "", "1 0 --1 1", "1 0 1 é")],
-)  # fmt: skip
+    + [(text, None) for text in ("1 0 -1", "1 0 -1 1 1", "1 0 -0 1", "1 0 11 1", "1 0 - 1", "", "1 0 --1 1")]
+    + [("1 0 1 é", None), ("1 0 1 -", None)],
+)
 def test_positives(text: str, columns: list[int] | None) -> None:
     found = positives(text, 4)
     assert (None if found is None else found.tolist()) == columns

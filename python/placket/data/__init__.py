@@ -59,25 +59,36 @@ _C.set_decode_fallback(_pillow.decode)
 atexit.register(_C.set_decode_fallback, None)
 
 
-_LAYOUTS = (AsenDataset, AttributePredictionDataset, InShopDataset, ConsumerToShopDataset)
+_LAYOUTS: tuple[
+    type[AsenDataset | AttributePredictionDataset | ConsumerToShopDataset | InShopDataset | FolderDataset],
+    ...,
+] = (
+    AsenDataset,
+    AttributePredictionDataset,
+    InShopDataset,
+    ConsumerToShopDataset,
+    FolderDataset,
+)
 
 
 def open(path: str | os.PathLike[str]) -> Dataset:
     """Open a data set; the layout is recognised by its files.
 
     Args:
-        path: a folder in the layout of the ASEN family (``AsenDataset``), or with a folder of images for each
-            class (``FolderDataset``); a YAML file that says which columns of a table hold what
-            (``TableLayout``); or a file that ``pack`` wrote (``StoreDataset``).
+        path: a folder in the layout of ``AsenDataset``, ``AttributePredictionDataset``, ``InShopDataset``,
+            ``ConsumerToShopDataset`` or, where it is none of these, ``FolderDataset``; a YAML file that says
+            which columns of a table hold what (``TableLayout``); or a file that ``pack`` wrote
+            (``StoreDataset``).
 
     Raises:
-        DatasetError: there is no layout that is known; the text says what it must hold.
+        DatasetError: there is no layout that is known; the text says what was looked for.
     """
-    if os.path.isfile(path) and is_store(path):
-        return StoreDataset(path)
     if os.path.isfile(path):
-        return TableDataset(TableLayout.load(path))
+        return StoreDataset(path) if is_store(path) else TableDataset(TableLayout.load(path))
+    if not os.path.isdir(path):
+        raise DatasetError(f"{path}: data set must be a folder or a file, got none there")
     for layout in _LAYOUTS:
         if layout.recognises(path):
             return layout(path)
-    return FolderDataset(path)
+    looked = "; ".join(layout.LOOKED_FOR for layout in _LAYOUTS)
+    raise DatasetError(f"{path}: data set must hold the files of a known layout, got none of these: {looked}")

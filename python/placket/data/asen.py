@@ -32,7 +32,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -56,6 +56,8 @@ _LISTS = ("filenames", "label", "query", "candidate")
 
 class AsenDataset(Dataset):
     """A folder in the layout of the ASEN family."""
+
+    LOOKED_FOR: ClassVar[str] = "filenames_{split}.txt, label_{split}.txt (ASEN)"
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         """Open a folder.
@@ -114,7 +116,7 @@ def read_schema(root: Path) -> AttributeSchema:
         raise DatasetError(f"{path}: folder's name must be one of {', '.join(meta)}, got '{name}'")
     entry = meta[name] if name in meta else next(iter(meta.values()))
     attributes, numbers, values = (entry.get(key) for key in ("ATTRIBUTES", "ATTRIBUTES_NUM", "VALUES"))
-    if not isinstance(attributes, list) or not all(isinstance(a, str) for a in attributes):
+    if not isinstance(attributes, list) or not attributes or not all(isinstance(a, str) for a in attributes):
         raise DatasetError(f"{path}: ATTRIBUTES must be a list of names, got {brief(attributes)}")
     named: list[Attribute] = []
     for attribute in attributes:

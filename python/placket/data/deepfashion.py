@@ -95,6 +95,7 @@ class _DeepFashion(Dataset):
 
     _HINTS: ClassVar[tuple[str, ...]]
     """Lists that only this benchmark has; the others are beside them."""
+    LOOKED_FOR: ClassVar[str]
     _STATUSES: ClassVar[dict[str, str]] = {"train": "train", "val": "valid", "test": "test"}
     """What the partition calls the splits."""
 
@@ -311,6 +312,7 @@ class AttributePredictionDataset(_DeepFashion):
     The attributes are the types that occur, their values the names, and "category". Zeros count as no label.
     """
 
+    LOOKED_FOR = "Anno/list_attr_img.txt, Anno_coarse/list_attr_img.txt (DeepFashion attribute prediction)"
     _HINTS = tuple(
         f"{folder}/list_{kind}_img.txt" for folder in ("Anno_coarse", "Anno") for kind in ("attr", "category")
     )
@@ -371,6 +373,7 @@ class InShopDataset(_DeepFashion):
     lists of items, colours, descriptions and landmarks are not read.
     """
 
+    LOOKED_FOR = "Anno/list_bbox_inshop.txt (DeepFashion in-shop)"
     _HINTS = ("Anno/list_bbox_inshop.txt", "Anno/list_item_inshop.txt")
     _STATUSES: ClassVar[dict[str, str]] = {"train": "train", "query": "test", "gallery": "test"}
 
@@ -430,6 +433,7 @@ class ConsumerToShopDataset(_DeepFashion):
     Values have their English names, and where those repeat within a type the Chinese one in brackets.
     """
 
+    LOOKED_FOR = "Anno/list_bbox_consumer2shop.txt (DeepFashion consumer-to-shop)"
     _HINTS = ("Anno/list_bbox_consumer2shop.txt", "Anno/list_item_consumer2shop.txt")
 
     def _name_values(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from placket.data.columns import Columns
 from placket.data.dataset import (
@@ -17,12 +18,11 @@ from placket.data.dataset import (
     divide,
     no_triples,
 )
+from placket.data.lists import SUFFIXES
 from placket.schema import Attribute, AttributeSchema
 
 __all__ = ["FolderDataset"]
 
-# What browsers show; other files are no images of the set.
-SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _NAMES = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
 
 
@@ -33,6 +33,8 @@ class FolderDataset(Dataset):
     (or val) and test. The lists of queries and candidates of "valid" and "test" are made as for a table
     (``TableLayout``). Hidden files, links to folders and files that are no images are left out.
     """
+
+    LOOKED_FOR: ClassVar[str] = "a folder of images for each class"
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         """Look through the folders.
@@ -54,12 +56,14 @@ class FolderDataset(Dataset):
         }
         kinds = sorted({kind for files in self._files.values() for kind, _ in files})
         if not kinds:
-            raise DatasetError(
-                f"{path}: data set must hold the lists of the ASEN layout (filenames_{{split}}.txt, ...) or "
-                "a folder of images for each class, got neither"
-            )
+            raise DatasetError(f"{path}: data set must hold {self.LOOKED_FOR}, got none")
         splits = tuple(split for split in SPLITS if self._files.get(split))
         super().__init__(path, AttributeSchema((Attribute("class", tuple(kinds)),)), splits)
+
+    @staticmethod
+    def recognises(root: str | os.PathLike[str]) -> bool:
+        """Return whether there is an image in a folder of the folder."""
+        return any(any(_images(folder)) for folder in _folders(Path(root)))
 
     def _read(self, name: str) -> tuple[Split, list[Problem]]:
         numbers = {value: v for v, value in enumerate(self.schema[0].values)}
