@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -143,4 +144,54 @@ CONSUMER_TO_SHOP = {
     "Anno/list_attr_items.txt": counted(
         "item_id attribute_labels", "id_00000001 1 -1 1 1", "id_00000003 -1 1 0 -1", "id_00000004 1 1 1 1"
     ),
+}
+
+
+FASHION_IQ = {
+    "image_splits/split.dress.train.json": json.dumps(["B01", "B02", "B03"], indent=1),
+    "image_splits/split.toptee.train.json": json.dumps(["B03", "B04"], indent=1),
+    "image_splits/split.dress.val.json": json.dumps(["B05", "B06", "B07"], indent=1),
+    "image_splits/split.dress.test.json": json.dumps(["B08", "B09"], indent=1),
+    "captions/cap.dress.train.json": json.dumps(
+        [
+            {"target": "B02", "candidate": "B01", "captions": ["is shorter", " red"]},
+            {"target": "B01", "candidate": "B03", "captions": ["is plain", "has no sleeves"]},
+        ],
+        indent=1,
+    ),
+    "captions/cap.toptee.train.json": json.dumps(
+        [{"target": "B03", "candidate": "B04", "captions": ["is darker", "has a logo"]}], indent=1
+    ),
+    "captions/cap.dress.val.json": json.dumps(
+        [{"target": "B06", "candidate": "B05", "captions": ["is green", "is longer"]}], indent=1
+    ),
+    "captions/cap.dress.test.json": json.dumps(
+        [{"candidate": "B08", "captions": ["is blue", "é"]}], indent=1
+    ),
+}
+
+
+def _cirr(split: str, pairs: list[tuple[int, int | None]]) -> dict[str, str]:
+    """Six images, and a composition for each pair of two of them."""
+    names = [f"{split}-{i}-0-img{i % 2}" for i in range(6)]
+    folder = {"train": "train/34", "val": "dev", "test1": "test1"}[split]
+    queries = []
+    for number, (reference, target) in enumerate(pairs, start=7):
+        query = {"pairid": number, "reference": names[reference]}
+        if target is not None:
+            query |= {"target_hard": names[target], "target_soft": {names[target]: 1.0}}
+        query |= {"caption": f"show {number} dogs", "img_set": {"id": 1, "members": names}}
+        queries.append(query)
+    return {
+        f"image_splits/split.rc2.{split}.json": json.dumps(
+            {name: f"./{folder}/{name}.png" for name in names}
+        ),
+        f"captions/cap.rc2.{split}.json": json.dumps(queries),
+    }
+
+
+CIRR = {
+    **_cirr("train", [(0, 1), (2, 3)]),
+    **_cirr("val", [(5, 4)]),
+    **_cirr("test1", [(1, None), (2, None)]),
 }

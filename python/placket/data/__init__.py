@@ -14,9 +14,11 @@ from placket import _C
 from placket._C import Augment, Batch, ColorJitter, GaussianBlur, Preprocess, RandomErasing
 from placket.data import _pillow
 from placket.data.asen import AsenDataset
+from placket.data.cirr import CirrDataset
 from placket.data.columns import Labels, Texts
 from placket.data.dataset import Compositions, Dataset, DatasetError, Problem, Record, Split
 from placket.data.deepfashion import AttributePredictionDataset, ConsumerToShopDataset, InShopDataset
+from placket.data.fashioniq import FashionIqDataset
 from placket.data.folders import FolderDataset
 from placket.data.loader import Loader
 from placket.data.store import StoreDataset, is_store, pack, read_image
@@ -28,11 +30,13 @@ __all__ = [
     "AttributePredictionDataset",
     "Augment",
     "Batch",
+    "CirrDataset",
     "ColorJitter",
     "Compositions",
     "ConsumerToShopDataset",
     "Dataset",
     "DatasetError",
+    "FashionIqDataset",
     "FolderDataset",
     "GaussianBlur",
     "InShopDataset",
@@ -59,14 +63,13 @@ _C.set_decode_fallback(_pillow.decode)
 atexit.register(_C.set_decode_fallback, None)
 
 
-_LAYOUTS: tuple[
-    type[AsenDataset | AttributePredictionDataset | ConsumerToShopDataset | InShopDataset | FolderDataset],
-    ...,
-] = (
+_LAYOUTS = (
     AsenDataset,
     AttributePredictionDataset,
     InShopDataset,
     ConsumerToShopDataset,
+    CirrDataset,
+    FashionIqDataset,
     FolderDataset,
 )
 
@@ -76,9 +79,9 @@ def open(path: str | os.PathLike[str]) -> Dataset:
 
     Args:
         path: a folder in the layout of ``AsenDataset``, ``AttributePredictionDataset``, ``InShopDataset``,
-            ``ConsumerToShopDataset`` or, where it is none of these, ``FolderDataset``; a YAML file that says
-            which columns of a table hold what (``TableLayout``); or a file that ``pack`` wrote
-            (``StoreDataset``).
+            ``ConsumerToShopDataset``, ``CirrDataset``, ``FashionIqDataset`` or, where it is none of these,
+            ``FolderDataset``; a YAML file that says which columns of a table hold what (``TableLayout``); or
+            a file that ``pack`` wrote (``StoreDataset``).
 
     Raises:
         DatasetError: there is no layout that is known; the text says what was looked for.

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from placket.data.dataset import Problem, Split, brief, check_variety, divide, is_text
+from placket.data.columns import Texts
+from placket.data.dataset import Compositions, Problem, Split, brief, check_variety, divide, is_text
 
 __all__ = [
     "CountedList",
+    "JsonList",
+    "Queries",
     "TextList",
     "find_images",
     "finish",
+    "is_captions",
+    "number_of",
     "positives",
     "read_json",
     "report_unmatched",
@@ -99,6 +105,52 @@ class CountedList(TextList):
         return x0, y0, x1, y1
 
 
+class JsonList(TextList):
+    """The entries of a JSON list, and where to tell what is wrong with them."""
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """Yield the entries, numbered from 1."""
+        yield from enumerate(read_json(self.path, list, self.problems), start=1)
+
+
+class Queries:
+    """Collects queries of an image with a text one by one."""
+
+    def __init__(self) -> None:
+        self._columns = {name: array("i") for name in ("reference", "target", "begin", "category", "subset")}
+        self._columns["begin"].append(0)
+        self._captions = Texts()
+
+    def add(
+        self,
+        reference: int,
+        target: int,
+        captions: Sequence[str],
+        *,
+        category: int = -1,
+        subset: Sequence[int] = (),
+    ) -> None:
+        """Add a query; -1 stands for a target that is withheld, and for no category."""
+        for caption in captions:
+            self._captions.native.append(caption)
+        row = {"reference": reference, "target": target, "begin": len(self._captions), "category": category}
+        for name, value in row.items():
+            self._columns[name].append(value)
+        self._columns["subset"].extend(subset)
+
+    def compositions(self) -> Compositions:
+        columns = {name: np.array(column) for name, column in self._columns.items()}
+        length = len(columns["reference"])
+        return Compositions(
+            reference=columns["reference"],
+            target=columns["target"],
+            captions=self._captions,
+            begin=columns["begin"],
+            category=columns["category"] if columns["category"].max(initial=-1) >= 0 else None,
+            subset=columns["subset"].reshape(length, -1) if len(columns["subset"]) else None,
+        )
+
+
 def whole_number(word: str) -> int | None:
     """Return a number that is not negative and has at most nine digits, so that it fits in 32 bits."""
     return int(word) if word.isascii() and word.isdigit() and len(word) <= 9 else None
@@ -146,6 +198,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) < len(pairs):
         raise ValueError(f"an object with a key twice: {brief([key for key, _ in pairs])}")
     return entries
+
+
+def is_captions(value: object) -> TypeGuard[list[str]]:
+    """Return whether a value of JSON is a list of one sentence or more."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) and is_text(v) for v in value)
+
+
+def number_of(image: object, images: Mapping[str, int]) -> int:
+    """Return the number of an image named by a value of JSON, -1 where it names none."""
+    return images.get(image, -1) if isinstance(image, str) else -1
 
 
 def find_images(root: Path, folders: tuple[str, ...]) -> tuple[str, dict[str, str]]:
