@@ -28,10 +28,11 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 
 
 def draw(split: Split) -> None:
-    """Draw the images of a split, each of its own grey."""
+    """Draw the images of a split, of 30 x 40 pixels that all differ."""
     for i, path in enumerate(split.paths):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((40, 30, 3), 20 * i, dtype=np.uint8)).save(path)
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
 
 
 ATTRIBUTE_PREDICTION = {
@@ -194,4 +195,28 @@ CIRR = {
     **_cirr("train", [(0, 1), (2, 3)]),
     **_cirr("val", [(5, 4)]),
     **_cirr("test1", [(1, None), (2, None)]),
+}
+
+
+def _box(*sides: int) -> dict[str, int]:
+    return dict(zip(("left", "top", "width", "height"), sides, strict=True))
+
+
+STREET2SHOP = {
+    "meta/json/train_pairs_bags.json": json.dumps(
+        [
+            {"photo": 1, "product": 5, "bbox": _box(0, 2, 10, 12)},
+            {"photo": 1, "product": 6, "bbox": _box(-3, 0, 20, 20)},
+        ],
+        indent=1,
+    ),
+    "meta/json/test_pairs_bags.json": json.dumps([{"photo": 2, "product": 7, "bbox": _box(1, 1, 9, 9)}]),
+    "meta/json/test_pairs_hats.json": json.dumps([{"photo": 2, "product": 5, "bbox": _box(4, 4, 9, 9)}]),
+    "meta/json/retrieval_bags.json": json.dumps(
+        [
+            {"photo": photo, "product": product}
+            for photo, product in ((11, 5), (12, 5), (13, 6), (14, 7), (15, 8))
+        ]
+    ),
+    "meta/json/retrieval_hats.json": json.dumps([{"photo": 16, "product": 5}]),
 }

@@ -22,6 +22,7 @@ from placket.data.fashioniq import FashionIqDataset
 from placket.data.folders import FolderDataset
 from placket.data.loader import Loader
 from placket.data.store import StoreDataset, is_store, pack, read_image
+from placket.data.street2shop import Street2ShopDataset
 from placket.data.table import TableDataset, TableLayout
 from placket.data.verify import VerifyReport, verify
 
@@ -48,6 +49,7 @@ __all__ = [
     "Record",
     "Split",
     "StoreDataset",
+    "Street2ShopDataset",
     "TableDataset",
     "TableLayout",
     "Texts",
@@ -70,6 +72,7 @@ _LAYOUTS = (
     ConsumerToShopDataset,
     CirrDataset,
     FashionIqDataset,
+    Street2ShopDataset,
     FolderDataset,
 )
 
@@ -79,9 +82,9 @@ def open(path: str | os.PathLike[str]) -> Dataset:
 
     Args:
         path: a folder in the layout of ``AsenDataset``, ``AttributePredictionDataset``, ``InShopDataset``,
-            ``ConsumerToShopDataset``, ``CirrDataset``, ``FashionIqDataset`` or, where it is none of these,
-            ``FolderDataset``; a YAML file that says which columns of a table hold what (``TableLayout``); or
-            a file that ``pack`` wrote (``StoreDataset``).
+            ``ConsumerToShopDataset``, ``CirrDataset``, ``FashionIqDataset``, ``Street2ShopDataset`` or, where
+            it is none of these, ``FolderDataset``; a YAML file that says which columns of a table hold what
+            (``TableLayout``); or a file that ``pack`` wrote (``StoreDataset``).
 
     Raises:
         DatasetError: there is no layout that is known; the text says what was looked for.

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from placket import _C
 from placket.data.columns import Ints, Labels, Texts
-from placket.data.dataset import Compositions, Dataset, DatasetError, Problem, Split
+from placket.data.dataset import WHOLE_IMAGE, Compositions, Dataset, DatasetError, Problem, Split
 from placket.schema import AttributeSchema
 
 __all__ = ["StoreDataset", "is_store", "pack", "read_image"]
@@ -187,7 +187,9 @@ def _put_split(
         if array is not None:
             columns[f"{split.name}/{column}"] = array
     if split.boxes is not None:
-        columns[f"{split.name}/boxes"] = scale(np.arange(len(split)), split.boxes)
+        whole = (split.boxes == WHOLE_IMAGE).all(axis=1, keepdims=True)
+        scaled = scale(np.arange(len(split)), split.boxes)
+        columns[f"{split.name}/boxes"] = np.where(whole, split.boxes, scaled)
     for column in _LABELS:
         columns[f"{split.name}/labels/{column}"] = getattr(split.labels, column)
     regions = data.regions(split.name)
