@@ -220,3 +220,16 @@ STREET2SHOP = {
     ),
     "meta/json/retrieval_hats.json": json.dumps([{"photo": 16, "product": 5}]),
 }
+
+
+OML = {
+    "df.csv": lines(
+        ",label,path,split,is_query,is_gallery,category,x_1,x_2,y_1,y_2,text,sequence,extra",
+        '0,12,images/a.jpg,train,,,tops,1,20,2.0,30,"red, plain",s1,x',
+        "1,12,images/b.jpg,train,,,bags,,,,,,s1,x",
+        "2,7,images/c.jpg,validation,True,False,,,,,,blue,,x",
+        "3,7,images/d.jpg,validation,0,1.0,tops,0,5,0,5,,s2,x",
+        "4,9,images/e.jpg,validation,1,1,tops,0,5,0,5,,s2,x",
+        "5,9,images/f.jpg,validation,False,True,bags,0,5,0,5,,s3,x",
+    )
+}

@@ -36,7 +36,7 @@ def test_street2shop_is_read_as_published(tmp_path: Path) -> None:
     store = placket.data.pack(data, tmp_path / "street.placket", size=8)
     assert [record.box for record in store.split("train").records] == [
         (0, 0, 3, 4),
-        (0, 0, 5, 6),
+        (0, 0, 5, 5),
         None,
         None,
         None,

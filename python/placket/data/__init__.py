@@ -21,6 +21,7 @@ from placket.data.deepfashion import AttributePredictionDataset, ConsumerToShopD
 from placket.data.fashioniq import FashionIqDataset
 from placket.data.folders import FolderDataset
 from placket.data.loader import Loader
+from placket.data.oml import OmlDataset
 from placket.data.store import StoreDataset, is_store, pack, read_image
 from placket.data.street2shop import Street2ShopDataset
 from placket.data.table import TableDataset, TableLayout
@@ -43,6 +44,7 @@ __all__ = [
     "InShopDataset",
     "Labels",
     "Loader",
+    "OmlDataset",
     "Preprocess",
     "Problem",
     "RandomErasing",
@@ -73,6 +75,7 @@ _LAYOUTS = (
     CirrDataset,
     FashionIqDataset,
     Street2ShopDataset,
+    OmlDataset,
     FolderDataset,
 )
 
@@ -82,15 +85,19 @@ def open(path: str | os.PathLike[str]) -> Dataset:
 
     Args:
         path: a folder in the layout of ``AsenDataset``, ``AttributePredictionDataset``, ``InShopDataset``,
-            ``ConsumerToShopDataset``, ``CirrDataset``, ``FashionIqDataset``, ``Street2ShopDataset`` or, where
-            it is none of these, ``FolderDataset``; a YAML file that says which columns of a table hold what
-            (``TableLayout``); or a file that ``pack`` wrote (``StoreDataset``).
+            ``ConsumerToShopDataset``, ``CirrDataset``, ``FashionIqDataset``, ``Street2ShopDataset``,
+            ``OmlDataset`` or, where it is none of these, ``FolderDataset``; a CSV file (``OmlDataset``); a
+            YAML file that says which columns of a table hold what (``TableLayout``); or a file that ``pack``
+            wrote (``StoreDataset``).
 
     Raises:
         DatasetError: there is no layout that is known; the text says what was looked for.
     """
     if os.path.isfile(path):
-        return StoreDataset(path) if is_store(path) else TableDataset(TableLayout.load(path))
+        if is_store(path):
+            return StoreDataset(path)
+        is_table = os.fspath(path).endswith(".csv")
+        return OmlDataset(path) if is_table else TableDataset(TableLayout.load(path))
     if not os.path.isdir(path):
         raise DatasetError(f"{path}: data set must be a folder or a file, got none there")
     for layout in _LAYOUTS:

@@ -30,8 +30,8 @@ class Problem:
     """One thing that is wrong with a data set.
 
     ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing" (an image, or what a
-    list must say of it), "damaged" (images), "in two splits" (an image), "leak" (a product in two splits), or,
-    as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot be
+    list must say of it), "damaged" (images), "in two splits" (an image), "leak" (a product in two splits),
+    or, as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot be
     learnt), "unmatched" (a query whose product the gallery has not) and "convention" (labels that were
     renumbered). ``line`` counts from 1, in JSON the entries of a list.
     """
@@ -98,6 +98,9 @@ class Split:
     """Images that ask for others of their identity; None where the set has no such lists."""
     gallery_images: Ints | None = None
     """Images among which those are sought."""
+    sequences: Ints | None = None
+    """[n], what images were shot together: to a query the others of its sequence are no answers; -1 for none.
+    None where the set does not say."""
     source: str = ""
     """The file that lists the images."""
     lines: Ints | None = None

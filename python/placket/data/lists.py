@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from array import array
@@ -13,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placket.data.columns import Texts
-from placket.data.dataset import Compositions, Problem, Split, brief, check_variety, divide, is_text
+from placket.data.dataset import (
+    Compositions,
+    DatasetError,
+    Problem,
+    Split,
+    brief,
+    check_variety,
+    divide,
+    is_text,
+)
 
 __all__ = [
     "CountedList",
@@ -25,6 +35,7 @@ __all__ = [
     "is_captions",
     "number_of",
     "positives",
+    "read_csv",
     "read_json",
     "report_unmatched",
     "whole_number",
@@ -208,6 +219,36 @@ def is_captions(value: object) -> TypeGuard[list[str]]:
 def number_of(image: object, images: Mapping[str, int]) -> int:
     """Return the number of an image named by a value of JSON, -1 where it names none."""
     return images.get(image, -1) if isinstance(image, str) else -1
+
+
+def read_csv(
+    path: Path, needed: Sequence[str], optional: Sequence[str] = (), separator: str = ","
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the line each row of a table ends in, and its cells by column; of others than these, none.
+
+    Raises:
+        DatasetError: the table cannot be read, or has not each of the needed columns once.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            header = next(reader, [])
+            if any(header.count(c) != 1 for c in needed) or any(header.count(c) > 1 for c in optional):
+                raise DatasetError(
+                    f"{path}: table must have each of the columns {', '.join(needed)} once, got "
+                    f"{', '.join(header)}"
+                )
+            places = {column: header.index(column) for column in (*needed, *optional) if column in header}
+            for cells in reader:
+                if len(cells) != len(header):
+                    raise DatasetError(
+                        f"{path}:{reader.line_num}: row must have {len(header)} cells, got {len(cells)}"
+                    )
+                yield reader.line_num, {column: cells[place] for column, place in places.items()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: table must be readable text in UTF-8, got {error}") from None
+    except csv.Error as error:
+        raise DatasetError(f"{path}:{reader.line_num}: row must be CSV, got {error}") from None
 
 
 def find_images(root: Path, folders: tuple[str, ...]) -> tuple[str, dict[str, str]]:

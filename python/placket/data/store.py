@@ -33,7 +33,16 @@ _KINDS = {"apply": _C.StoreKind.UPRIGHT_PIXELS, "ignore": _C.StoreKind.STORED_PI
 _T = TypeVar("_T")
 
 # Columns of a split that are arrays, and those that are strings.
-_ARRAYS = ("boxes", "queries", "candidates", "identities", "domains", "query_images", "gallery_images")
+_ARRAYS = (
+    "boxes",
+    "queries",
+    "candidates",
+    "identities",
+    "domains",
+    "query_images",
+    "gallery_images",
+    "sequences",
+)
 _LABELS = ("begin", "attribute", "value")
 _COMPOSITIONS = ("reference", "target", "begin", "category", "subset")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from placket.data.dataset import (
     filename_problem,
     no_triples,
 )
+from placket.data.lists import read_csv
 from placket.schema import Attribute, AttributeSchema
 
 __all__ = ["TableDataset", "TableLayout"]
@@ -154,7 +154,7 @@ class TableDataset(Dataset):
         self._problems: dict[str, list[Problem]] = {name: [] for name in SPLITS}
         # For each attribute what its values are called, numbered as they come.
         self._found: list[dict[str, int]] = [{} for _ in layout.attributes]
-        for line, row in self._read_table():
+        for line, row in read_csv(self._file, layout.columns, separator=_SEPARATORS[self._file.suffix]):
             split = "train" if layout.split is None else layout.splits.get(row[layout.split])
             if split is not None:
                 self._add(split, line, row)
@@ -168,7 +168,9 @@ class TableDataset(Dataset):
         named = []
         for a, name in enumerate(layout.attributes):
             counts = train.counts(a)
-            values = sorted(v for v, number in self._found[a].items() if counts[number] >= layout.least_images)
+            values = sorted(
+                v for v, number in self._found[a].items() if counts[number] >= layout.least_images
+            )
             if not values:
                 column = layout.attributes[name]
                 raise DatasetError(
@@ -182,32 +184,6 @@ class TableDataset(Dataset):
     def identities(self) -> tuple[str, ...]:
         """What ``Split.identities`` counts, as the table has it."""
         return tuple(self._identities)
-
-    def _read_table(self) -> Iterator[tuple[int, dict[str, str]]]:
-        """Yield the line each row ends in, and its cells by column."""
-        columns = self.layout.columns
-        try:
-            with self._file.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, delimiter=_SEPARATORS[self._file.suffix], strict=True)
-                header = next(reader, [])
-                missing = [c for c in columns if header.count(c) != 1]
-                if missing:
-                    raise DatasetError(
-                        f"{self._file}: table must have each of the columns {', '.join(columns)} once, got "
-                        f"{', '.join(header)}"
-                    )
-                places = {column: header.index(column) for column in columns}
-                for cells in reader:
-                    if len(cells) != len(header):
-                        raise DatasetError(
-                            f"{self._file}:{reader.line_num}: row must have {len(header)} cells, "
-                            f"got {len(cells)}"
-                        )
-                    yield reader.line_num, {column: cells[place] for column, place in places.items()}
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{self._file}: table must be readable text in UTF-8, got {error}") from None
-        except csv.Error as error:
-            raise DatasetError(f"{self._file}:{reader.line_num}: row must be CSV, got {error}") from None
 
     def _labels(self, split: str) -> Labels:
         """Return the labels of a split by the numbers of ``_found``."""
