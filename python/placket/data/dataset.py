@@ -31,8 +31,8 @@ class Problem:
 
     ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing" (an image, or what a
     list must say of it), "damaged" (images), "in two splits" (an image), "leak" (a product in two splits),
-    or, as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot be
-    learnt), "unmatched" (a query whose product the gallery has not) and "convention" (labels that were
+    or, as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot
+    be learnt), "unmatched" (a query whose product the gallery has not) and "convention" (labels that were
     renumbered). ``line`` counts from 1, in JSON the entries of a list.
     """
 

@@ -54,8 +54,9 @@ class VerifyReport:
 def verify(data: Dataset | str | os.PathLike[str]) -> VerifyReport:
     """Read every list of a data set, or of the one at a path, and decode every image.
 
-    Found are: list lines that do not parse, numbers out of range, missing and damaged images, and as warnings
-    images that are there twice (the same pixels, also in two splits) and attributes with one value only.
+    Found are: list lines that do not parse, numbers out of range, missing and damaged images, images and
+    products in two splits, and as warnings images that are there twice (the same pixels, also in two splits),
+    attributes with one value only and queries without an answer.
 
     Raises:
         DatasetError: the folder is no data set at all.
@@ -71,7 +72,8 @@ def verify(data: Dataset | str | os.PathLike[str]) -> VerifyReport:
         if split.filenames:
             found += _check_images(split, {p.line for p in found if p.file == split.source}, seen)
         problems += found
-    return VerifyReport(str(data.place), images, tuple(problems))
+    # A list of all splits tells what is wrong with it in each.
+    return VerifyReport(str(data.place), images, tuple(dict.fromkeys(problems)))
 
 
 def _check_images(split: Split, skipped: set[int | None], seen: dict[bytes, str]) -> list[Problem]:
