@@ -15,6 +15,7 @@ INTERPRETER := $(shell command -v $(PYTHON))
 RUN := PYTHONPATH=$(CURDIR)/python $(INTERPRETER)
 else
 READY := .venv/.ready
+PEERS := .venv/.peers
 INTERPRETER := $(CURDIR)/.venv/bin/python
 RUN := $(INTERPRETER)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -29,7 +30,7 @@ demo: $(READY)
 test: $(READY)
 	$(RUN) -m pytest
 
-bench: $(READY)
+bench: $(READY) $(PEERS)
 	$(RUN) tests/bench/run.py
 
 lint: $(READY)
@@ -58,6 +59,10 @@ clean:
 
 .venv/.packages: .venv/.torch-$(TORCH) pyproject.toml
 	.venv/bin/python -m pip install -q -c .venv/constraints.txt --group build --group test --group lint
+	touch $@
+
+.venv/.peers: .venv/.packages
+	.venv/bin/python -m pip install -q -c .venv/constraints.txt --group bench
 	touch $@
 
 .venv/.ready: .venv/.packages $(SOURCES)

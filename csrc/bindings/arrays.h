@@ -33,7 +33,7 @@ inline Image image_of(const Array<uint8_t>& pixels) {
   TORCH_CHECK_VALUE(pixels.ndim() == 3 && pixels.shape(2) == 3 && pixels.size() > 0,
                     "image must have shape [height, width, 3], got ", pixels.ndim(),
                     " dimensions and ", pixels.size(), " elements");
-  return {pixels.shape(0), pixels.shape(1), to_vector(pixels)};
+  return {pixels.shape(0), pixels.shape(1), {pixels.data(), pixels.data() + pixels.size()}};
 }
 
 }  // namespace placket

@@ -118,7 +118,7 @@ py::array_t<uint8_t> decode_path(const py::str& path, bool upright) {
 
 py::bytes read_path(const py::str& path) {
   const std::string encoded = encode(path);
-  std::vector<uint8_t> bytes;
+  Bytes bytes;
   {
     const py::gil_scoped_release no_gil;
     bytes = read_file(encoded);

@@ -83,6 +83,7 @@ void bind_configs(py::module_& m) {
       .def_readwrite("sampler", &StageConfig::sampler)
       .def_readwrite("batch", &StageConfig::batch)
       .def_readwrite("triplets", &StageConfig::triplets)
+      .def_readwrite("images_of_class", &StageConfig::images_of_class)
       .def_readwrite("negative_by_value", &StageConfig::negative_by_value)
       .def_readwrite("exclude_shared", &StageConfig::exclude_shared)
       .def_readwrite("views_per_image", &StageConfig::views_per_image)

@@ -157,7 +157,7 @@ Image decode_jpeg(const uint8_t* bytes, size_t size, const std::string& name,
                    std::to_string(image.width) + " x " + std::to_string(image.height));
   }
   image.pixels.resize(size_t(image.height * image.width * 3));
-  std::vector<uint8_t> row(components == 3 ? 0 : size_t(image.width * components));
+  Bytes row(components == 3 ? 0 : size_t(image.width * components));
   if (!decode_scanlines(decoder, row.data(), image.pixels.data())) damaged();
   return upright(std::move(image), turned);
 }
@@ -166,7 +166,7 @@ Image decode_jpeg(const uint8_t* bytes, size_t size, const std::string& name,
 
 }  // namespace
 
-std::vector<uint8_t> read_file(const std::string& path) {
+Bytes read_file(const std::string& path) {
   const auto fail_by_system = [&] { fail(path, std::generic_category().message(errno)); };
   struct File {
     int descriptor;
@@ -181,7 +181,7 @@ std::vector<uint8_t> read_file(const std::string& path) {
   struct stat status;
   if (::fstat(file.descriptor, &status) != 0) fail_by_system();
   if (!S_ISREG(status.st_mode)) fail(path, "is not a file");
-  std::vector<uint8_t> bytes(size_t(status.st_size));
+  Bytes bytes(size_t(status.st_size));
   size_t filled = 0;
   while (filled < bytes.size()) {
     const ssize_t count = ::read(file.descriptor, bytes.data() + filled, bytes.size() - filled);
@@ -206,7 +206,7 @@ Image decode_bytes(const uint8_t* bytes, size_t size, const std::string& name,
 }
 
 Image decode_file(const std::string& path, Orientation orientation) {
-  const std::vector<uint8_t> bytes = read_file(path);
+  const Bytes bytes = read_file(path);
   return decode_bytes(bytes.data(), bytes.size(), path, orientation);
 }
 

@@ -4,13 +4,14 @@
 #include <cstdint>
 #include <functional>
 #include <string>
-#include <vector>
+
+#include "base/block_pool.h"
 
 namespace placket {
 
 struct Image {
   int64_t height = 0, width = 0;
-  std::vector<uint8_t> pixels;  // [height, width, 3] RGB
+  Bytes pixels;  // [height, width, 3] RGB
 };
 
 // The pixels of an image that lives elsewhere.
@@ -42,7 +43,7 @@ Image decode_bytes(const uint8_t* bytes, size_t size, const std::string& name,
                    Orientation orientation = Orientation::kApply);
 
 // The bytes of a file, of which a missing or empty one is an error as above.
-std::vector<uint8_t> read_file(const std::string& path);
+Bytes read_file(const std::string& path);
 
 // What decodes other formats; it may be called from any thread and throws std::runtime_error
 // "<name>: <cause>". The bindings set Pillow, under the GIL; nullptr takes it away. Returns once no

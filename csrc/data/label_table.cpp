@@ -4,6 +4,13 @@
 
 namespace placket {
 
+bool LabelTable::carries(int64_t image, int64_t attribute, int64_t value) const {
+  for (int64_t i = begin[image]; i < begin[image + 1]; ++i) {
+    if (this->attribute[i] == attribute && this->value[i] == value) return true;
+  }
+  return false;
+}
+
 void check_labels(const char* user, const LabelTable& labels) {
   const int64_t count = int64_t(labels.attribute.size());
   TORCH_CHECK_VALUE(labels.value.size() == labels.attribute.size(), user,

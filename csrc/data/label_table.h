@@ -14,6 +14,8 @@ struct LabelTable {
   std::vector<int64_t> values;     // [A] number of values of each attribute
 
   int64_t images() const { return int64_t(begin.size()) - 1; }
+  // Whether an image has this value of an attribute, perhaps among others.
+  bool carries(int64_t image, int64_t attribute, int64_t value) const;
 };
 
 // Throws ValueError where the rows do not fit together or a label is out of range; `user` begins

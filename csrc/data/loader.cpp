@@ -21,6 +21,7 @@
 #include "base/random.h"
 #include "data/decode.h"
 #include "data/picture.h"
+#include "data/pooled.h"
 
 namespace placket {
 namespace {
@@ -159,10 +160,8 @@ struct Loader::State {
     Batch batch;
     const int64_t rows = int64_t(plan.images.size());
     const int64_t size = config.preprocess.size;
-    batch.images =
-        at::empty({rows, 3, size, size}, at::TensorOptions(at::kFloat)
-                                             .memory_format(at::MemoryFormat::ChannelsLast)
-                                             .pinned_memory(config.pin_memory));
+    batch.images = pooled_empty({rows, 3, size, size}, {size * size * 3, 1, size * 3, 3},
+                                at::kFloat, config.pin_memory);
     batch.attributes = to_tensor(plan.attributes);
     batch.values = to_tensor(plan.values);
     keep_pictures({}, config.pin_memory, batch);
@@ -223,13 +222,8 @@ struct Loader::State {
   int64_t replacement(const BatchPlan& plan, int64_t row) const {
     const int64_t count = images->size();
     const auto serves = [&](int64_t image) {
-      if (plan.attributes.empty() || !labels) return true;
-      for (int64_t i = labels->begin[image]; i < labels->begin[image + 1]; ++i) {
-        if (labels->attribute[i] == plan.attributes[row] && labels->value[i] == plan.values[row]) {
-          return true;
-        }
-      }
-      return false;
+      return plan.attributes.empty() ||
+             source->serves(image, plan.attributes[row], plan.values[row]);
     };
     int64_t image = plan.images[row];
     do {

@@ -9,6 +9,7 @@
 #include <iterator>
 #include <string>
 
+#include "data/pooled.h"
 #include "kernels/resample.h"
 
 namespace placket {
@@ -156,6 +157,9 @@ Image cut_picture(const ImageView& image, const Frame& frame) {
   picture.height = frame.y1 - frame.y0;
   picture.width = frame.x1 - frame.x0;
   picture.pixels.resize(size_t(picture.height * picture.width * kChannels));
+  if (frame.x0 < 0 || frame.y0 < 0 || frame.x1 > image.width || frame.y1 > image.height) {
+    std::fill(picture.pixels.begin(), picture.pixels.end(), uint8_t(0));
+  }
   const int64_t first = std::max<int64_t>(frame.x0, 0);
   const int64_t last = std::min(frame.x1, image.width);
   for (int64_t y = std::max<int64_t>(frame.y0, 0); y < std::min(frame.y1, image.height); ++y) {
@@ -189,7 +193,7 @@ void keep_pictures(const std::vector<Image>& pictures, bool pin_memory, Batch& b
     sizes[2 * i + 1] = pictures[i].width;
     bytes += int64_t(pictures[i].pixels.size());
   }
-  batch.pixels = at::empty({bytes}, at::TensorOptions(at::kByte).pinned_memory(pin_memory));
+  batch.pixels = pooled_empty({bytes}, {1}, at::kByte, pin_memory);
   auto* to = batch.pixels.mutable_data_ptr<uint8_t>();
   for (const Image& picture : pictures) {
     to = std::copy(picture.pixels.begin(), picture.pixels.end(), to);

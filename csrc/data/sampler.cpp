@@ -131,6 +131,9 @@ class TripletSource final : public BatchSource {
   }
 
   int64_t steps_per_epoch() const override { return config_.triplets / config_.batch; }
+  bool serves(int64_t image, int64_t attribute, int64_t value) const override {
+    return labels_->carries(image, attribute, value);
+  }
 
   BatchPlan plan(int64_t step) const override {
     TORCH_CHECK_VALUE(step >= 0, "triplet sampler: step must not be negative, got ", step);
@@ -250,8 +253,10 @@ std::vector<uint32_t> draw_without_replacement(RandomStream& random, uint32_t si
 
 class ClassSource final : public BatchSource {
  public:
-  ClassSource(const LabelTable& labels, const ClassSamplerConfig& config) : config_(config) {
+  ClassSource(std::shared_ptr<const LabelTable> table, const ClassSamplerConfig& config)
+      : labels_(std::move(table)), config_(config) {
     const char* name = "class sampler";
+    const LabelTable& labels = *labels_;
     TORCH_CHECK_VALUE(config.classes >= 1 && config.images_of_class >= 1, name,
                       ": classes and images_of_class must be positive, got ", config.classes,
                       " and ", config.images_of_class);
@@ -289,6 +294,9 @@ class ClassSource final : public BatchSource {
   }
 
   int64_t steps_per_epoch() const override { return steps_; }
+  bool serves(int64_t image, int64_t attribute, int64_t value) const override {
+    return labels_->carries(image, attribute, value);
+  }
 
   BatchPlan plan(int64_t step) const override {
     TORCH_CHECK_VALUE(step >= 0, "class sampler: step must not be negative, got ", step);
@@ -329,6 +337,7 @@ class ClassSource final : public BatchSource {
     std::vector<int32_t> values;  // that can be drawn
   };
 
+  std::shared_ptr<const LabelTable> labels_;
   ClassSamplerConfig config_;
   std::vector<Classes> attributes_;  // that can be drawn
   int64_t steps_ = 0;
@@ -405,10 +414,10 @@ std::unique_ptr<BatchSource> make_triplet_source(std::shared_ptr<const LabelTabl
   return std::make_unique<TripletSource>(std::move(labels), config);
 }
 
-std::unique_ptr<BatchSource> make_class_source(const std::shared_ptr<const LabelTable>& labels,
+std::unique_ptr<BatchSource> make_class_source(std::shared_ptr<const LabelTable> labels,
                                                const ClassSamplerConfig& config) {
   TORCH_CHECK_VALUE(labels != nullptr, "class sampler: labels must be given, got none");
-  return std::make_unique<ClassSource>(*labels, config);
+  return std::make_unique<ClassSource>(std::move(labels), config);
 }
 
 std::unique_ptr<BatchSource> make_image_source(int64_t images, const ImageSamplerConfig& config) {

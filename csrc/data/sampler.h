@@ -15,6 +15,10 @@ class BatchSource {
   virtual ~BatchSource() = default;
   virtual BatchPlan plan(int64_t step) const = 0;
   virtual int64_t steps_per_epoch() const = 0;
+  // Whether an image may stand where one was drawn for this value of an attribute.
+  virtual bool serves(int64_t /*image*/, int64_t /*attribute*/, int64_t /*value*/) const {
+    return true;
+  }
 };
 
 struct TripletSamplerConfig {
@@ -62,7 +66,7 @@ struct ClassSamplerConfig {
 // P x K batches: P values of one attribute, uniform without replacement, and K images of each, next
 // to each other, uniform without replacement. An error names the attribute where it has fewer than
 // P values with enough images.
-std::unique_ptr<BatchSource> make_class_source(const std::shared_ptr<const LabelTable>& labels,
+std::unique_ptr<BatchSource> make_class_source(std::shared_ptr<const LabelTable> labels,
                                                const ClassSamplerConfig& config);
 
 struct ImageSamplerConfig {

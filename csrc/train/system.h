@@ -30,9 +30,12 @@ struct StageConfig {
   // Where BatchNorm takes its statistics: "grouped" each triplet role apart (the reference),
   // "merged" the whole batch, "frozen" the running ones.
   std::string batch_norm = "grouped";
-  std::string sampler = "triplets";  // or "images": every image once an epoch
-  int64_t batch = 16;                // triplets or images a step, over all ranks
-  int64_t triplets = 100000;         // an epoch
+  // Or "images": every image once an epoch; or "classes": images_of_class images of each of
+  // batch / images_of_class values of one attribute.
+  std::string sampler = "triplets";
+  int64_t batch = 16;         // triplets or images a step, over all ranks
+  int64_t triplets = 100000;  // an epoch
+  int64_t images_of_class = 4;
   bool negative_by_value = true;
   bool exclude_shared = false;
   int64_t views_per_image = 1;  // images: attributes of each image that the patch branch looks at

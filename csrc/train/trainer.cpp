@@ -145,6 +145,16 @@ std::shared_ptr<const BatchSource> make_source(const TrainerConfig& config, cons
                                         .rank = sync.rank(),
                                         .world_size = sync.world_size()});
   }
+  if (stage.sampler == "classes") {
+    TORCH_CHECK_VALUE(stage.batch % stage.images_of_class == 0,
+                      "stage: batch must be a multiple of images_of_class ", stage.images_of_class,
+                      ", got ", stage.batch);
+    return make_class_source(labels, {.seed = seed,
+                                      .classes = stage.batch / stage.images_of_class,
+                                      .images_of_class = stage.images_of_class,
+                                      .rank = sync.rank(),
+                                      .world_size = sync.world_size()});
+  }
   return make_image_source(images->size(), {seed, stage.batch, /*shuffle=*/true, /*drop_last=*/true,
                                             sync.rank(), sync.world_size()});
 }

@@ -290,8 +290,11 @@ def _add_generate(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
+_DATA = "the data set: a folder, a store, or the YAML file of a table"
+
+
 def _add_verify(parser: ArgumentParser) -> None:
-    parser.add_argument("dir", type=Path, help="the data set: a folder, a store, or the YAML file of a table")
+    parser.add_argument("dir", type=Path, help=_DATA)
     _add_json(parser)
 
 
@@ -311,7 +314,7 @@ def _add_pack(parser: ArgumentParser) -> None:
 
 def _add_model_and_data(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, runs/NAME/best for example")
-    parser.add_argument("data", type=Path, help="the data set: a folder, a store, or the YAML file of a table")
+    parser.add_argument("data", type=Path, help=_DATA)
     parser.add_argument("--split", default="test", help="of the data set")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
 

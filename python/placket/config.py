@@ -178,13 +178,15 @@ class StageConfig:
         weight_decay: of Adam's L2 term, or with ``decoupled_decay`` AdamW's.
         batch_norm: whose statistics BatchNorm takes in training: "grouped" each triplet role's apart (the
             reference), "merged" the whole batch's, "frozen" the running ones.
-        sampler: "triplets", or "images": every image once an epoch.
+        sampler: "triplets", or "images": every image once an epoch; or "classes": ``images_of_class`` images
+            of each of several values of one attribute, drawn for each step.
         batch: triplets or images a step, over all processes.
         triplets: an epoch.
+        images_of_class: with sampler "classes"; a divisor of ``batch``.
         negative_by_value: draw a negative's value uniformly, then an image of it; otherwise uniformly among
             images.
         exclude_shared: draw no negative that carries the anchor's value too.
-        views_per_image: with sampler "images", how many attributes of each image the patch branch looks at.
+        views_per_image: without triplets, how many attributes of each image the patch branch looks at.
         flip: probability of a horizontal flip.
         crop_scale: least share of the area that a random resized crop keeps; 1 switches it off.
         color_jitter, grayscale, blur, erasing: further random changes, all off by default; ``grayscale`` is
@@ -200,9 +202,10 @@ class StageConfig:
     decoupled_decay: bool = False
     epochs: int = 50
     batch_norm: Literal["grouped", "merged", "frozen"] = "grouped"
-    sampler: Literal["triplets", "images"] = "triplets"
+    sampler: Literal["triplets", "images", "classes"] = "triplets"
     batch: int = 16
     triplets: int = 100_000
+    images_of_class: int = 4
     negative_by_value: bool = True
     exclude_shared: bool = False
     views_per_image: int = 1

@@ -9,6 +9,7 @@ are compared in the same run.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import platform
 import random
 import re
@@ -51,7 +52,8 @@ def compare(
     Returns:
         name, device, torch's version, threads, pairs, floor_ms, and peers: by name, ours_ms and peer_ms
         (medians), ratio (how many times faster ours is), its interval low and high, cpu_ratio (the same from
-        CPU time) and involuntary context switches of each arm, which tell how far the machine was shared.
+        CPU time, that of worker processes too) and involuntary context switches of each arm, which tell how
+        far the machine was shared.
     """
     record: Record = {
         "name": name,
@@ -123,12 +125,18 @@ def _time(run: Run, repeats: int) -> tuple[float, float, int]:
     """Wall seconds, CPU seconds and involuntary context switches of so many calls."""
     _synchronize()
     switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    cpu, wall = time.process_time(), time.perf_counter()
+    cpu, wall = _cpu_seconds(), time.perf_counter()
     for _ in range(repeats):
         run()
     _synchronize()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
     return wall, max(cpu, 1e-9), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and of its worker processes, by clock_getcpuclockid(3)."""
+    workers = [worker.pid for worker in multiprocessing.active_children() if worker.pid is not None]
+    return time.process_time() + sum(time.clock_gettime(~pid << 3 | 2) for pid in workers)
 
 
 def _synchronize() -> None:

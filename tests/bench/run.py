@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from paired import device_name
+from photographs import NoPhotographs
 
 HERE = Path(__file__).parent
 
@@ -26,7 +27,11 @@ def main() -> None:
     folder = HERE / "results" / re.sub(r"\W+", "-", device_name()).strip("-").lower()
     folder.mkdir(parents=True, exist_ok=True)
     for name in chosen:
-        records = importlib.import_module(name).run()
+        try:
+            records = importlib.import_module(name).run()
+        except NoPhotographs as absent:
+            print(f"{name}: left out: {absent}")
+            continue
         (folder / f"{name}.json").write_text(json.dumps(records, indent=1) + "\n")
 
 

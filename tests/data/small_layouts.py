@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,11 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 
 def draw(split: Split) -> None:
     """Draw the images of a split, of 30 x 40 pixels that all differ."""
-    for i, path in enumerate(split.paths):
+    for path in split.paths:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(i).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(zlib.crc32(path.encode())).integers(
+            0, 256, (40, 30, 3), dtype=np.uint8
+        )
         Image.fromarray(pixels).save(path)
 
 

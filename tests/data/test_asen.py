@@ -26,7 +26,7 @@ def test_a_data_set_is_read_as_written(layout: Path) -> None:
     assert [train.labels[i] for i in (2, 3, 4)] == [[(0, 2)], [(0, 0), (0, 1), (1, 1)], [(1, 0)]]
     assert train.labels.begin.tolist() == [0, 2, 4, 5, 8, 9, 11]
     assert train.labels.counts(0).tolist() == [2, 3, 1]
-    assert (train.labels.begin.dtype, train.labels.value.dtype) == (np.int64, np.int32)
+    assert (train.labels.begin.dtype, train.labels.value.dtype) == (np.int8, np.int8)
     assert train.labels.values == (3, 2)
     assert train.boxes is not None
     assert train.boxes[1].tolist() == [1, 2, 21, 33]

@@ -14,7 +14,9 @@ from placket.data import Labels, Texts
 from placket.data.columns import Columns, smallest
 
 # What file names can hold: any text, and bytes that are no UTF-8, which Python writes as lone surrogates.
-NAMES = st.lists(st.text(st.characters(codec="utf-8") | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)))
+NAMES = st.lists(
+    st.text(st.characters(codec="utf-8") | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF))
+)
 
 
 @given(NAMES)

@@ -284,11 +284,10 @@ def test_a_decoder_in_python_runs_on_the_loaders_threads(tmp_path: Path, slow_fa
         found = loader.next().images[:, 0, 0, 0] * 255
         assert found.round().tolist() == list(range(5 * step, 5 * step + 5))
     assert loader.waited > 0.02
-    before = time.perf_counter()
+    before = len(slow_fallback)
     del loader
-    assert time.perf_counter() - before < 0.5  # the image in work, not the forty that were to be prefetched
     asked = len(slow_fallback)
-    assert asked < 60
+    assert asked - before <= 6  # an image or two of each thread, not the forty that were to be prefetched
     assert threading.main_thread().name not in slow_fallback
 
 
@@ -338,3 +337,33 @@ def test_triplets_need_two_values(layout: Path) -> None:
         match=r"garments: split .train. must have an attribute with .*'sleeve' with 6 labels of 1",
     ):
         Loader(split, sampler="triplets", batch=2)
+
+
+def test_products_are_drawn_by_identity(tmp_path: Path) -> None:
+    """K images of each of P products, and another of the product where one cannot be read."""
+    (tmp_path / "img").mkdir()
+    rows = ["name,product,kind"]
+    for i in range(24):
+        Image.new("RGB", (9, 9), (i, i, i)).save(tmp_path / f"img/{i}.png")
+        rows.append(f"{i},{f'p{i // 4}' if i < 20 else ''},{'ab'[i % 2]}")
+    (tmp_path / "img/5.png").write_bytes(b"no image")
+    (tmp_path / "set.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "set.yaml").write_text(
+        "table: set.csv\nimage: img/{name}.png\nattributes: {kind: kind}\nidentity: product\n"
+    )
+    train = placket.data.open(tmp_path / "set.yaml").split("train")
+    loader = Loader(
+        train, sampler="identities", batch=9, images_of_class=3, steps=40, preprocess=SMALL, on_error="skip"
+    )
+    drawn = set()
+    for batch in loader:
+        images = batch.plan.images.reshape(3, 3)
+        assert np.array_equal(images // 4, batch.values.reshape(3, 3))
+        assert all(len(set(row)) == 1 for row in (images // 4).tolist())
+        assert torch.equal(batch.labels[:, 0], torch.from_numpy(batch.plan.images % 2))
+        drawn |= set(images.flatten().tolist())
+    assert drawn == {*range(20)} - {5}
+    assert list(loader.skipped) == [str(tmp_path / "img/5.png")]
+    asen = dataclasses.replace(train, identities=None)
+    with pytest.raises(DatasetError, match="split 'train' must have identities to draw, got none"):
+        Loader(asen, sampler="identities", batch=9, images_of_class=3)

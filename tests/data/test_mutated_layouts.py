@@ -67,8 +67,7 @@ def read_all(place: Path) -> bool:
     """Read all of a data set and return whether it is good; errors must be told by reading and inspecting."""
     try:
         data = placket.data.open(place)
-    except DatasetError as error:
-        assert str(place) in str(error)
+    except DatasetError:
         return False
     good = True
     for name in data.splits:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import placket.data
-from placket import _C
 from placket.data import Augment, Loader, Preprocess
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+
+import check_memory
+from check_bits import compare_with_pillow
+from photographs import evenly
 
 pytestmark = pytest.mark.data
 
@@ -29,10 +37,6 @@ def test_deepfashion_fine6(photographs: Path) -> None:
     assert np.bincount(test.candidates[:, 1]).tolist() == [800] * 6
     assert test.boxes is not None
 
-    for path in test.paths[:60]:
-        with Image.open(path) as image:
-            np.testing.assert_array_equal(_C.decode_file(path), np.asarray(image.convert("RGB")))
-
     loader = Loader(
         data.split("train"),
         sampler="triplets",
@@ -44,6 +48,31 @@ def test_deepfashion_fine6(photographs: Path) -> None:
     batch = next(iter(loader))
     assert batch.images.shape == (48, 3, 64, 64)
     assert batch.labels.min() >= 0
+
+
+@pytest.mark.parametrize("name", ["deepfashion-fine6", "hm", "co-parsing/photos"])
+def test_photographs_equal_pillow_bit_for_bit(
+    photographs: Path, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    """30 of each set; tests/bench/check_bits.py takes 3,000."""
+    found = [compare_with_pillow(path) for path in evenly(photographs / name, 30)]
+    assert sum(difference.unequal for difference in found) == 0
+    # Another version of libjpeg-turbo than Pillow's may round otherwise.
+    record_property("decoded one grey level off", sum(difference.decoded == 1 for difference in found))
+    assert max(difference.decoded for difference in found) <= 1
+
+
+def test_memory_stays_flat(photographs: Path) -> None:
+    """Over 300 batches; by default the script takes 10,000."""
+    environment = os.environ | {"PLACKET_DATA": str(photographs)}
+    done = subprocess.run(
+        [sys.executable, check_memory.__file__, "300"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_hm_opens_as_a_table(photographs: Path, tmp_path: Path) -> None:

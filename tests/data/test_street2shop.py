@@ -143,6 +143,16 @@ def test_what_is_odd_is_a_warning(tmp_path: Path) -> None:
     assert "gallery must have an image of the product of photos/000000001.jpg, got none" in train.warnings[1]
 
 
+def test_photos_of_two_images_are_no_fault(tmp_path: Path) -> None:
+    """One street photo shows two products, and the gallery of test has the shop photos of training."""
+    data = placket.data.open(write(tmp_path, STREET2SHOP))
+    for name in data.splits:
+        draw(data.split(name))
+    report = placket.data.verify(data)
+    assert report.ok
+    assert {problem.kind for problem in report.problems} == {"single value"}
+
+
 def test_shop_photos_are_needed(tmp_path: Path) -> None:
     write(tmp_path, STREET2SHOP)
     (tmp_path / SHOP).unlink()

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from placket.data import DatasetError, verify
+from placket.data.verify import near_pairs
+
+Photograph = Callable[..., NDArray[np.uint8]]
 
 
 def test_a_whole_data_set_is_ok(layout: Path) -> None:
@@ -38,13 +43,13 @@ def test_everything_that_is_wrong_is_found_with_file_and_line(layout: Path) -> N
         ("missing", "filenames_train.txt", 2),
         ("damaged", "filenames_train.txt", 3),
         ("duplicate", "filenames_train.txt", 5),
-        ("duplicate", "filenames_test.txt", 3),
+        ("leak", "filenames_test.txt", 3),
         ("out of range", "label_test.txt", 2),
         ("unparsable", "query_test.txt", 2),
         ("out of range", "candidate_test.txt", 1),
         ("out of range", "regions_test.txt", 1),
     }
-    duplicates = [p.message for p in report.problems if p.kind == "duplicate"]
+    duplicates = [p.message for p in report.problems if p.kind in ("duplicate", "leak")]
     assert all(
         "got the same pixels in" in text and "filenames_train.txt:1 (img/0.jpg)" in text
         for text in duplicates
@@ -55,7 +60,8 @@ def test_everything_that_is_wrong_is_found_with_file_and_line(layout: Path) -> N
     json.dumps(report.as_dicts())
     table = report.table()
     assert "error: out of range (3)" in table
-    assert "warning: duplicate (2)" in table
+    assert "warning: duplicate (1)" in table
+    assert "error: leak (1)" in table
     assert f"  {layout / 'query_test.txt'}:2: line must be 'id attribute value', got 'zero one two'" in table
     assert table.endswith("not usable as it is")
 
@@ -65,6 +71,43 @@ def test_warnings_leave_it_usable(layout: Path) -> None:
     report = verify(layout)
     assert [p.severity for p in report.problems] == ["warning"]
     assert report.ok
+
+
+def test_a_file_of_two_splits_makes_scores_wrong(layout: Path) -> None:
+    names = (layout / "filenames_test.txt").read_text().replace("img/7.jpg", "img/1.jpg")
+    (layout / "filenames_test.txt").write_text(names)
+    (problem,) = verify(layout).problems
+    assert (problem.kind, problem.severity, problem.line) == ("in two splits", "error", 2)
+    assert "image img/1.jpg must be in one split, got it in" in problem.message
+    assert "filenames_train.txt:2 (img/1.jpg) too" in problem.message
+
+
+@pytest.mark.parametrize("change", ["quality", "size"])
+def test_the_same_photograph_saved_again_is_told(layout: Path, photograph: Photograph, change: str) -> None:
+    pixels = Image.fromarray(photograph(300, 200, 5))
+    pixels.save(layout / "img/1.jpg", quality=90)
+    again = pixels if change == "quality" else pixels.resize((140, 210), Image.Resampling.LANCZOS)
+    again.save(layout / "img/7.jpg", quality=80)
+    (problem,) = verify(layout).problems
+    assert (problem.kind, problem.severity, problem.line) == ("near duplicate", "warning", 2)
+    assert "img/7.jpg looks like the same photograph as" in problem.message
+    assert "(img/1.jpg)" in problem.message
+
+
+def test_near_pairs_are_all_pairs_below_the_limit() -> None:
+    """Against the definition, over more than one block, with pairs just above and below it."""
+    rng = np.random.default_rng(0)
+    thumbnails = rng.integers(20, 230, (1500, 16, 16, 3), dtype=np.uint8)
+    for copy, original, noise in ((1400, 3, 2), (1401, 1100, 4), (700, 699, 3), (701, 5, 0)):
+        changed = thumbnails[original] + rng.integers(-noise, noise + 1, (16, 16, 3))
+        thumbnails[copy] = changed.astype(np.uint8)
+    flat = thumbnails.reshape(1500, -1).astype(np.float64)
+    expected = []
+    for i in range(1500):
+        differences = np.sqrt(((flat[i + 1 :] - flat[i]) ** 2).mean(1))
+        expected += [(i, i + 1 + int(j)) for j in np.flatnonzero(differences < 2.5)]
+    assert near_pairs(thumbnails) == expected
+    assert set(expected) == {(3, 1400), (699, 700), (5, 701)}
 
 
 def test_images_of_equal_bytes_and_other_shape_differ(layout: Path) -> None:

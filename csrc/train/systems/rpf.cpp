@@ -202,11 +202,13 @@ class RpfSystem : public System {
     check_branches(stage.branches);
     TORCH_CHECK_VALUE(!stage.losses.empty(), "stage: losses must name at least one loss");
     check_known("stage: batch_norm", stage.batch_norm, {"grouped", "merged", "frozen"});
-    check_known("stage: sampler", stage.sampler, {"triplets", "images"});
+    check_known("stage: sampler", stage.sampler, {"triplets", "images", "classes"});
     const bool triplets = stage.sampler == "triplets";
-    TORCH_CHECK_VALUE(
-        triplets || stage.batch_norm != "grouped",
-        "stage: batch_norm must be merged or frozen with sampler images, got grouped");
+    TORCH_CHECK_VALUE(triplets || stage.batch_norm != "grouped",
+                      "stage: batch_norm must be merged or frozen with sampler ", stage.sampler,
+                      ", got grouped");
+    TORCH_CHECK_VALUE(stage.images_of_class >= 1, "stage: images_of_class must be positive, got ",
+                      stage.images_of_class);
     TORCH_CHECK_VALUE(
         triplets || (stage.views_per_image >= 1 && stage.views_per_image <= config_.attributes),
         "stage: views_per_image must be from 1 to the ", config_.attributes, " attributes, got ",

@@ -174,8 +174,8 @@ class Columns:
 
     def labels(self, values: tuple[int, ...]) -> Labels:
         """Return the labels of attributes with so many values."""
-        columns = (smallest(np.array(c)) for c in (self._begin, self._attribute, self._value))
-        return Labels(*columns, values)
+        begin, attribute, value = (np.array(c) for c in (self._begin, self._attribute, self._value))
+        return Labels(smallest(begin), smallest(attribute), smallest(value), values)
 
     @property
     def lines(self) -> NDArray[np.int32]:
@@ -201,5 +201,7 @@ class Columns:
 def smallest(values: Ints) -> Ints:
     """Return whole numbers in the smallest signed type that holds them."""
     extremes = (values.min(initial=0), values.max(initial=0))
-    types = (np.int8, np.int16, np.int32, np.int64)
-    return values.astype(next(t for t in types if all(np.iinfo(t).min <= e <= np.iinfo(t).max for e in extremes)))
+    for kind in (np.int8, np.int16, np.int32):
+        if np.iinfo(kind).min <= extremes[0] and extremes[1] <= np.iinfo(kind).max:
+            return values.astype(kind)
+    return values.astype(np.int64)

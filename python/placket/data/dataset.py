@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ __all__ = ["Compositions", "Dataset", "DatasetError", "Problem", "Record", "Spli
 
 SPLITS = ("train", "valid", "test")
 WHOLE_IMAGE = (0, 0, 2**31 - 1, 2**31 - 1)
+_WARNINGS = ("duplicate", "near duplicate", "single value", "unmatched", "convention")
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class Problem:
     """One thing that is wrong with a data set.
 
     ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing" (an image, or what a
-    list must say of it), "damaged" (images), "in two splits" (an image), "leak" (a product in two splits),
-    or, as warnings that do not hinder anybody, "duplicate" (images), "single value" (an attribute that cannot
-    be learnt), "unmatched" (a query whose product the gallery has not) and "convention" (labels that were
-    renumbered). ``line`` counts from 1, in JSON the entries of a list.
+    list must say of it), "damaged" (images), "in two splits" or "leak" (images or products that make a score
+    wrong), or, as warnings that do not hinder anybody, "duplicate" and "near duplicate" (images), "single
+    value" (an attribute that cannot be learnt), "unmatched" (a query whose product the gallery has not) and
+    "convention" (labels that were renumbered). ``line`` counts from 1, in JSON the entries of a list.
     """
 
     kind: str
@@ -43,8 +45,7 @@ class Problem:
 
     @property
     def severity(self) -> str:
-        warnings = ("duplicate", "single value", "unmatched", "convention")
-        return "warning" if self.kind in warnings else "error"
+        return "warning" if self.kind in _WARNINGS else "error"
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -168,6 +169,7 @@ class Split:
             box = (x0, y0, x1, y1)
         return Record(self.name, image, filename, names, box)
 
+
 @dataclass(frozen=True)
 class Compositions:
     """Queries of an image with a text that says what shall differ, as FashionIQ and CIRR have them."""
@@ -198,6 +200,9 @@ class Dataset:
         splits: names of the splits.
         place: what ``placket.data.open`` takes to open it; by default the folder.
     """
+
+    shared_images: ClassVar[bool] = False
+    """Whether an image may be there twice, in a split or in two; the reader tells where it must not."""
 
     def __init__(
         self, root: Path, schema: AttributeSchema, splits: tuple[str, ...], place: Path | None = None
@@ -329,7 +334,9 @@ def check_variety(labels: Labels, schema: AttributeSchema, file: str) -> list[Pr
     return problems
 
 
-def divide(filenames: Sequence[str], labels: Labels, query_share: float = 0.2) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def divide(
+    filenames: Sequence[str], labels: Labels, query_share: float = 0.2
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divide the labelled images of each attribute into queries and candidates, for a set without lists.
 
     An image is a query with probability ``query_share``, by a hash of its path, so that it stays one when

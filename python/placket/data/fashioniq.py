@@ -43,6 +43,7 @@ class FashionIqDataset(Dataset):
     and targets of its compositions.
     """
 
+    shared_images = True
     LOOKED_FOR: ClassVar[str] = "image_splits/split.{dress,shirt,toptee}.{train,val,test}.json (FashionIQ)"
 
     def __init__(self, root: str | os.PathLike[str]) -> None:

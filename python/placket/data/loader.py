@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
+import numpy as np
+
 from placket import _C
+from placket.data.columns import Labels
 from placket.data.dataset import DatasetError, Split
 
 __all__ = ["Loader"]
@@ -34,7 +37,7 @@ class Loader:
         split: Split,
         *,
         batch: int,
-        sampler: Literal["images", "triplets", "classes"] = "images",
+        sampler: Literal["images", "triplets", "classes", "identities"] = "images",
         shuffle: bool = True,
         drop_last: bool = True,
         triplets: int = 100_000,
@@ -61,7 +64,8 @@ class Loader:
             batch: images, or triplets, a step, over all ranks; a multiple of ``world_size``.
             sampler: "images" takes every image once an epoch; "triplets" draws triplets of one attribute each
                 (ASEN, ASEN++, RPF: attribute uniform, value uniform, images uniform within it); "classes"
-                draws P values of one attribute and K images of each, P x K = ``batch``.
+                draws P values of one attribute and K images of each, P x K = ``batch``; "identities" draws P
+                products in place of values, which ``values`` then counts.
             shuffle: "images" in a new order each epoch, otherwise in the split's order.
             drop_last: leave out the last images of an epoch where they do not fill a batch.
             triplets: triplets an epoch.
@@ -71,9 +75,9 @@ class Loader:
             single_views: let a value with one image be drawn, which then comes again where another image of
                 the value is due, as another view of itself by augmentation; otherwise such values are left
                 out (of triplets, as anchors).
-            images_of_class: K of "classes"; a value with fewer images gives all of them before any again.
-            attribute: whose values are the classes, an identity for example; None draws one for each step.
-            steps: of "classes", an epoch; None takes as many as the split's images fill.
+            images_of_class: K of "classes" and "identities"; a value with fewer images gives all of them before any again.
+            attribute: whose values are the classes; None draws one for each step.
+            steps: of "classes" and "identities", an epoch; None takes as many as the split's images fill.
             preprocess: from decoded image to input; by default 224 pixels, short side and centre crop.
             augment: random changes; by default none.
             keep_pixels: fill ``pixels``.
@@ -114,13 +118,14 @@ class Loader:
                 rank=rank,
                 world_size=world_size,
             )
-        elif sampler == "classes":
+        elif sampler in ("classes", "identities"):
             if batch % images_of_class:
                 raise ValueError(
                     f"Loader: batch must be a multiple of images_of_class {images_of_class}, got {batch}"
                 )
+            labels = split.labels if sampler == "classes" else _identity_labels(split)
             self._source = _C.class_source(
-                split.labels.to_native(),
+                labels.to_native(),
                 seed=seed,
                 classes=batch // images_of_class,
                 images_of_class=images_of_class,
@@ -131,7 +136,9 @@ class Loader:
                 world_size=world_size,
             )
         else:
-            raise ValueError(f"Loader: sampler must be 'images', 'triplets' or 'classes', got '{sampler}'")
+            raise ValueError(
+                f"Loader: sampler must be 'images', 'triplets', 'classes' or 'identities', got '{sampler}'"
+            )
         self._loader = _C.Loader(
             split.image_list(),
             split.labels.to_native(),
@@ -194,6 +201,17 @@ def causes_by_path(split: Split, skipped: Mapping[int, str]) -> dict[str, str]:
     """Return by path what the core keeps by image."""
     images = split.image_list()
     return {images.path(image): cause for image, cause in skipped.items()}
+
+
+def _identity_labels(split: Split) -> Labels:
+    """Return the products as the values of one attribute."""
+    if split.identities is None:
+        raise DatasetError(f"{split.root}: split '{split.name}' must have identities to draw, got none")
+    known = split.identities >= 0
+    count = int(split.identities.max(initial=-1)) + 1
+    begin = np.concatenate([[0], np.cumsum(known)])
+    value = split.identities[known]
+    return Labels(begin, np.zeros_like(value), value, (count,))
 
 
 def _check_variety(split: Split) -> None:

@@ -64,8 +64,8 @@ def pack(
 ) -> StoreDataset:
     """Write a data set into one file and open it.
 
-    ``<path>.partial`` is written and renamed when it is whole. Where a call was cut off, the next one with the
-    same images goes on after the last whole image. An image that several splits list is there once.
+    ``<path>.partial`` is written and renamed when it is whole. Where a call was cut off, the next one with
+    the same images goes on after the last whole image. An image that several splits list is there once.
 
     Args:
         data: what to pack.
@@ -143,7 +143,9 @@ class StoreDataset(Dataset):
         assert split.places is not None
         for image, place in enumerate(split.places.tolist()):
             if not self.store.is_intact(place):
-                message = f"image {split.filenames[image]} must have the checksum it was packed with, got another"
+                message = (
+                    f"image {split.filenames[image]} must have the checksum it was packed with, got another"
+                )
                 problems.append(Problem("damaged", str(self.place), None, message))
         return split, problems
 
@@ -151,13 +153,14 @@ class StoreDataset(Dataset):
         filenames = self._texts(f"{name}/filenames")
         assert filenames is not None
         arrays = {column: self._columns.get(f"{name}/{column}") for column in _ARRAYS}
+        begin, attribute, value = (self._columns[f"{name}/labels/{column}"] for column in _LABELS)
         split = Split(
             name=name,
             root=self.root,
             schema=self.schema,
             images=len(filenames),
             filenames=filenames,
-            labels=Labels(*(self._columns[f"{name}/labels/{c}"] for c in _LABELS), self.schema.value_counts),
+            labels=Labels(begin, attribute, value, self.schema.value_counts),
             source=str(self.place),
             lines=np.zeros(len(filenames), dtype=np.int32),
             store=self.store,
@@ -205,18 +208,18 @@ def _put_split(
     if regions is not None:
         scaled = np.concatenate([regions[:, :2], scale(regions[:, 0], regions[:, 2:])], axis=1)
         columns[f"{split.name}/regions"] = scaled
-    compositions = data.compositions(split.name)
     texts = {"filenames": split.filenames, "captions": data.captions(split.name)}
+    compositions = data.compositions(split.name)
     if compositions is not None:
         texts["compositions/captions"] = compositions.captions
         for column in _COMPOSITIONS:
             array = getattr(compositions, column)
             if array is not None:
                 columns[f"{split.name}/compositions/{column}"] = array
-    for name, column in texts.items():
-        if column is not None:
-            columns[f"{split.name}/{name}/bytes"] = column.native.bytes
-            columns[f"{split.name}/{name}/ends"] = column.native.ends
+    for name, strings in texts.items():
+        if strings is not None:
+            columns[f"{split.name}/{name}/bytes"] = strings.native.bytes
+            columns[f"{split.name}/{name}/ends"] = strings.native.ends
 
 
 def read_image(path: str | os.PathLike[str], upright: bool = True) -> NDArray[np.uint8]:
@@ -240,7 +243,9 @@ def read_image(path: str | os.PathLike[str], upright: bool = True) -> NDArray[np
     image = places.get(path.relative_to(store).as_posix())
     if image is None:
         raise RuntimeError(f"{path}: {store} must hold the image, got none of this name")
-    return images.decode(image, upright if kind == _C.StoreKind.FILES else kind == _C.StoreKind.UPRIGHT_PIXELS)
+    if kind != _C.StoreKind.FILES:
+        upright = kind == _C.StoreKind.UPRIGHT_PIXELS
+    return images.decode(image, upright)
 
 
 @functools.lru_cache(maxsize=4)
@@ -250,7 +255,7 @@ def _index(path: Path, _time: int) -> tuple[_C.StoreKind, _C.ImageList, dict[str
     filenames = Texts(itertools.chain.from_iterable(data.split(name).filenames for name in data.splits))
     records = np.concatenate([data.split(name).places for name in data.splits])
     images = _C.ImageList(filenames.native, root=os.fspath(path), store=data.store, records=records.tolist())
-    return data.store.kind, images, {name: image for image, name in enumerate(filenames)}
+    return data.store.kind, images, {filename: image for image, filename in enumerate(filenames)}
 
 
 class _Scale:

@@ -40,6 +40,7 @@ class Street2ShopDataset(Dataset):
     training products included, as ``gallery_images``; retrieval is within the category of the query.
     """
 
+    shared_images = True
     LOOKED_FOR: ClassVar[str] = "meta/json/{train,test}_pairs_{category}.json (Street2Shop)"
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
