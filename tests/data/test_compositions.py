@@ -100,6 +100,10 @@ def test_cirr_is_read_as_published(tmp_path: Path) -> None:
     draw(train)
     (batch,) = Loader(train, batch=6, shuffle=False, preprocess=Preprocess(size=16))
     assert batch.images.shape == (6, 3, 16, 16)
+    with pytest.raises(
+        DatasetError, match="to give triplets, got no labels of any values; label more images"
+    ):
+        Loader(train, sampler="triplets", batch=6)
 
 
 def test_cirr_tells_images_in_two_splits(tmp_path: Path) -> None:

@@ -359,6 +359,19 @@ def test_a_list_that_is_absent_is_named(
             placket.data.open(tmp_path).split("train")
 
 
+def test_verify_tells_a_list_of_all_splits_once(tmp_path: Path) -> None:
+    rows = ATTRIBUTE_PREDICTION["Anno/list_category_img.txt"].replace(
+        "img/Tee/2.jpg      1", "img/Tee/2.jpg 9"
+    )
+    data = placket.data.open(write(tmp_path, {**ATTRIBUTE_PREDICTION, "Anno/list_category_img.txt": rows}))
+    report = placket.data.verify(data)
+    assert report.images == {"train": 2, "valid": 1, "test": 2}
+    (problem,) = (p for p in report.problems if p.kind == "out of range")
+    assert str(problem) == f"{tmp_path}/Anno/list_category_img.txt:4: category must be from 1 to 2, got '9'"
+    assert sum(p.kind == "missing" for p in report.problems) == 5
+    assert not report.ok
+
+
 def test_a_query_without_its_product_is_a_warning(tmp_path: Path) -> None:
     rows = IN_SHOP[PARTITION].replace("id_00000002 gallery", "id_00000004 gallery")
     test = placket.data.open(write(tmp_path, {**IN_SHOP, PARTITION: rows})).split("test")

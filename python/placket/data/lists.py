@@ -273,7 +273,7 @@ def finish(split: Split, problems: list[Problem]) -> Split:
     split = dataclasses.replace(split, warnings=warnings)
     if split.name == "train" or not len(split.labels.value):
         return split
-    queries, candidates = divide(split.filenames, split.labels)
+    queries, candidates = (rows.astype(np.int32) for rows in divide(split.filenames, split.labels))
     return dataclasses.replace(split, queries=queries, candidates=candidates)
 
 
