@@ -1,11 +1,14 @@
-# make demo | test | lint | bench | wheel      each sets up .venv by itself on a fresh machine
+# make demo | test | lint | bench | fuzz | wheel      each sets up .venv by itself on a fresh machine
 #
 #   TORCH=2.13.0           the torch that .venv gets
 #   PYTHON=/path/python    use this environment and its torch instead of .venv; nothing is installed into it
 #   CUDA=AUTO|ON|OFF       CUDA kernels (AUTO: where nvcc is found and torch has CUDA)
+#   MUTANTS=20000 SECONDS=120   damaged JPEG files, and the time of each libFuzzer target, of make fuzz
 TORCH ?= 2.13.0
 CUDA ?= AUTO
 SYSTEM_PYTHON ?= python3
+MUTANTS ?= 20000
+SECONDS ?= 120
 
 SOURCES := CMakeLists.txt pyproject.toml python/placket/_build.py.in $(shell find csrc tests/cpp -type f)
 
@@ -21,7 +24,7 @@ RUN := $(INTERPRETER)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test lint bench fuzz wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -33,12 +36,15 @@ test: $(READY)
 bench: $(READY) $(PEERS)
 	$(RUN) tests/bench/run.py
 
+fuzz: $(READY)
+	PYTHONPATH=$(CURDIR)/python bash tests/fuzz/run.sh $(INTERPRETER) $(MUTANTS) $(SECONDS)
+
 lint: $(READY)
 	$(RUN) -m ruff check python tests
 	$(RUN) -m ruff format --check python tests
 	$(RUN) -m mypy
 	$(RUN) -m mypy.stubtest placket._C
-	find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format --dry-run -Werror
+	find csrc tests/cpp tests/fuzz -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format --dry-run -Werror
 	cmake -S . -B build/lint -DPython_EXECUTABLE=$(INTERPRETER) -DPLACKET_CUDA=OFF -DCMAKE_UNITY_BUILD=ON > /dev/null
 	sed -n 's/.*"file": "\(.*\)".*/\1/p' build/lint/compile_commands.json | xargs -P 2 -n 1 clang-tidy --quiet -p build/lint \
 	    --extra-arg=-idirafter$(shell g++ -print-file-name=include) 2> build/clang-tidy.log || (cat build/clang-tidy.log; exit 1)

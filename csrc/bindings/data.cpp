@@ -31,10 +31,11 @@ std::shared_ptr<LabelTable> make_label_table(const Array<int64_t>& begin,
 
 std::string describe(const Preprocess& p) {
   std::ostringstream text;
-  text << "Preprocess(size=" << p.size << ", fit='" << p.fit << "', interpolation='"
-       << p.interpolation << "', orientation='" << p.orientation << "', box_margin=" << p.box_margin
-       << ", mean=(" << p.mean[0] << ", " << p.mean[1] << ", " << p.mean[2] << "), std=("
-       << p.std[0] << ", " << p.std[1] << ", " << p.std[2] << "))";
+  text << "Preprocess(size=" << p.size << ", fit='" << p.fit << "', target_ratio=" << p.target_ratio
+       << ", interpolation='" << p.interpolation << "', arithmetic='" << p.arithmetic
+       << "', orientation='" << p.orientation << "', box_margin=" << p.box_margin << ", mean=("
+       << p.mean[0] << ", " << p.mean[1] << ", " << p.mean[2] << "), std=(" << p.std[0] << ", "
+       << p.std[1] << ", " << p.std[2] << "))";
   return text.str();
 }
 
@@ -66,17 +67,24 @@ void bind_data(py::module_& m) {
       m, "Preprocess",
       "From a decoded image to a model's input. size: side of the square input, in [1, 8192]. fit: "
       "'crop' resizes the short side and keeps the centre, 'pad' grows the box to a square about "
-      "its centre, zeros outside the image. interpolation: Pillow's antialiased filter, "
-      "'bilinear', 'bicubic', 'box' or 'lanczos'. orientation: 'apply' turns pictures upright by "
+      "its centre, zeros outside the image, 'target_pad' grows a box that is longer than "
+      "target_ratio, in [1, 100], to that ratio, then resizes the short side and keeps the centre. "
+      "interpolation: Pillow's antialiased filter, 'bilinear', 'bicubic', 'box' or 'lanczos'. "
+      "arithmetic: 'pillow' has every bit of Pillow, 'float' rounds nothing to 8 bits and is "
+      "faster, "
+      "within about one grey level (bicubic and lanczos: more beside corners of black or white). "
+      "orientation: 'apply' turns pictures upright by "
       "their EXIF tag, 'ignore' takes the pixels as stored. box_margin: share of the box's width "
       "and height added on each side, in [0, 10], where the set has boxes. mean, std: of each "
       "channel, on [0, 1].")
       .def(py::init([](int64_t size, std::string fit, double box_margin, std::array<float, 3> mean,
-                       std::array<float, 3> std, std::string interpolation,
-                       std::string orientation) {
+                       std::array<float, 3> std, std::string interpolation, std::string orientation,
+                       std::string arithmetic, double target_ratio) {
              Preprocess preprocess{.size = size,
                                    .fit = std::move(fit),
+                                   .target_ratio = target_ratio,
                                    .interpolation = std::move(interpolation),
+                                   .arithmetic = std::move(arithmetic),
                                    .orientation = std::move(orientation),
                                    .box_margin = box_margin,
                                    .mean = mean,
@@ -86,11 +94,14 @@ void bind_data(py::module_& m) {
            }),
            arg("size") = 224, arg("fit") = "crop", arg("box_margin") = 0.0,
            arg("mean") = Preprocess().mean, arg("std") = Preprocess().std,
-           arg("interpolation") = "bilinear", arg("orientation") = "apply")
+           arg("interpolation") = "bilinear", arg("orientation") = "apply",
+           arg("arithmetic") = "pillow", arg("target_ratio") = Preprocess().target_ratio)
       .def_readonly("size", &Preprocess::size)
       .def_readonly("fit", &Preprocess::fit)
       .def_readonly("interpolation", &Preprocess::interpolation)
       .def_readonly("orientation", &Preprocess::orientation)
+      .def_readonly("arithmetic", &Preprocess::arithmetic)
+      .def_readonly("target_ratio", &Preprocess::target_ratio)
       .def_readonly("box_margin", &Preprocess::box_margin)
       .def_readonly("mean", &Preprocess::mean)
       .def_readonly("std", &Preprocess::std)
@@ -136,17 +147,29 @@ void bind_data(py::module_& m) {
       .def_readonly("ratio", &RandomErasing::ratio)
       .def_readonly("value", &RandomErasing::value);
 
+  py::class_<RandomCrop>(
+      m, "RandomCrop",
+      "torchvision's RandomCrop of the input with `padding` on each side, in [0, 8192]: a shift of "
+      "up "
+      "to so many pixels of the input along either axis. The picture is moved over the image, so "
+      "photo comes in at an edge where the image goes on, and zeros beyond it.")
+      .def(py::init([](int64_t padding) { return RandomCrop{padding}; }), arg("padding"))
+      .def_readonly("padding", &RandomCrop::padding);
+
   py::class_<Augment>(
       m, "Augment",
       "Random changes in training. flip: probability of a horizontal flip. crop_scale: lower end, "
       "in (0, 1], of the share of the area that a random resized crop keeps; 1 switches it off. "
-      "color_jitter, then grayscale (a probability), change the picture before it is resized; "
+      "random_crop moves what is kept. color_jitter, then grayscale (a probability), change the "
+      "picture before it is resized; "
       "blur, then erasing, the input.")
       .def(py::init([](double flip, double crop_scale, const std::optional<ColorJitter>& jitter,
                        double grayscale, const std::optional<GaussianBlur>& blur,
-                       const std::optional<RandomErasing>& erasing) {
+                       const std::optional<RandomErasing>& erasing,
+                       const std::optional<RandomCrop>& random_crop) {
              Augment augment{.flip = flip,
                              .crop_scale = crop_scale,
+                             .random_crop = random_crop.value_or(RandomCrop()),
                              .color_jitter = jitter.value_or(ColorJitter()),
                              .grayscale = grayscale,
                              .blur = blur.value_or(GaussianBlur()),
@@ -155,13 +178,15 @@ void bind_data(py::module_& m) {
              return augment;
            }),
            arg("flip") = 0.0, arg("crop_scale") = 1.0, arg("color_jitter") = py::none(),
-           arg("grayscale") = 0.0, arg("blur") = py::none(), arg("erasing") = py::none())
+           arg("grayscale") = 0.0, arg("blur") = py::none(), arg("erasing") = py::none(),
+           arg("random_crop") = py::none())
       .def_readonly("flip", &Augment::flip)
       .def_readonly("crop_scale", &Augment::crop_scale)
       .def_readonly("color_jitter", &Augment::color_jitter)
       .def_readonly("grayscale", &Augment::grayscale)
       .def_readonly("blur", &Augment::blur)
-      .def_readonly("erasing", &Augment::erasing);
+      .def_readonly("erasing", &Augment::erasing)
+      .def_readonly("random_crop", &Augment::random_crop);
 
   py::class_<LabelTable, std::shared_ptr<LabelTable>>(m, "LabelTable")
       .def(py::init(&make_label_table), arg("begin"), arg("attribute"), arg("value"), arg("values"))
@@ -264,7 +289,7 @@ void bind_data(py::module_& m) {
         arg("preprocess") = Preprocess(),
         "What preprocessing cuts out of an image: the picture, and the part of it that the square "
         "input shows; both x0, y0, x1, y1 in pixels of the image, which they may leave with fit "
-        "'pad'.");
+        "'pad' and 'target_pad'.");
   m.def(
       "prepare_image",
       [](const Array<uint8_t>& pixels, const std::optional<Box>& box,

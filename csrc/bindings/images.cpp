@@ -3,11 +3,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <typeinfo>
 #include <utility>
 
 #include "bindings/arrays.h"
@@ -38,6 +40,16 @@ py::str decode_text(std::string_view text) {
       PyUnicode_DecodeUTF8(text.data(), py::ssize_t(text.size()), kErrors));
   if (!decoded) throw py::error_already_set();
   return decoded;
+}
+
+// Messages name files, whose names may hold such bytes; pybind11 takes messages for UTF-8.
+void translate_error(std::exception_ptr thrown) {
+  try {
+    std::rethrow_exception(std::move(thrown));
+  } catch (const std::runtime_error& error) {
+    if (typeid(error) != typeid(std::runtime_error)) throw;
+    PyErr_SetObject(PyExc_RuntimeError, decode_text(error.what()).ptr());
+  }
 }
 
 std::shared_ptr<TextColumn> make_text_column(const py::iterable& texts) {
@@ -193,6 +205,8 @@ std::pair<py::array_t<uint8_t>, std::pair<int64_t, int64_t>> shrink_path(const p
 
 void bind_images(py::module_& m) {
   using py::arg;
+
+  py::register_local_exception_translator(&translate_error);
 
   py::class_<TextColumn, std::shared_ptr<TextColumn>>(
       m, "TextColumn", "Many short strings in one block; placket.data.Texts is made of it.")

@@ -190,6 +190,9 @@ void check_augment(const char* user, const Augment& augment) {
   probability("flip", augment.flip);
   TORCH_CHECK_VALUE(augment.crop_scale > 0 && augment.crop_scale <= 1, user,
                     ": crop_scale must be in (0, 1], got ", augment.crop_scale);
+  TORCH_CHECK_VALUE(augment.random_crop.padding >= 0 && augment.random_crop.padding <= 8192, user,
+                    ": random_crop.padding must be in [0, 8192], got ",
+                    augment.random_crop.padding);
   const ColorJitter& colors = augment.color_jitter;
   strength("color_jitter.brightness", colors.brightness);
   strength("color_jitter.contrast", colors.contrast);

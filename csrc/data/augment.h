@@ -37,12 +37,19 @@ struct RandomErasing {
   double value = 0.0;
 };
 
+// RandomCrop of the input padded by zeros on each side: a shift of up to `padding` pixels of the
+// input along either axis, every whole one as likely (data/picture.h has the exact steps).
+struct RandomCrop {
+  int64_t padding = 0;  // in pixels of the input; 0 switches it off
+};
+
 // Random changes in training, keyed by (seed, epoch, position in the epoch).
 struct Augment {
   double flip = 0.0;  // probability of a horizontal flip
   // Lower end of the share of the area that a random resized crop keeps, the aspect ratio kept; 1
   // switches it off.
   double crop_scale = 1.0;
+  RandomCrop random_crop;
   ColorJitter color_jitter;
   double grayscale = 0.0;  // probability
   GaussianBlur blur;

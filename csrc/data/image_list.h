@@ -51,10 +51,15 @@ void check_images(const char* user, const ImageList& images);
 struct Preprocess {
   int64_t size = 224;  // side of the square input
   // "crop": short side to `size`, centre crop (the reference). "pad": the box grown to a square
-  // about its centre, zeros outside the image, so that nothing is cut off.
+  // about its centre, zeros outside the image, so that nothing is cut off. "target_pad": a box
+  // longer than target_ratio grown to that ratio, then as "crop" (CLIP4Cir's TargetPad).
   std::string fit = "crop";
+  double target_ratio = 1.25;  // of the long to the short side; of "target_pad" alone
   // The filter of resizing, one of Pillow's by its name: "bilinear", "bicubic", "box", "lanczos".
   std::string interpolation = "bilinear";
+  // "pillow" has every bit of Pillow. "float" rounds nothing to 8 bits and is faster, within about
+  // one grey level, beside clipped corners more (kernels/resample.h).
+  std::string arithmetic = "pillow";
   // "apply" turns pictures upright by their EXIF tag, "ignore" takes the pixels as stored.
   std::string orientation = "apply";
   // Share of the box's width and height added on each side, where the set has boxes.

@@ -59,8 +59,13 @@ Orientation orientation_of(const Preprocess& preprocess) {
 void check_preprocess(const char* user, const Preprocess& preprocess) {
   TORCH_CHECK_VALUE(preprocess.size >= 1 && preprocess.size <= 8192, user,
                     ": size must be in [1, 8192], got ", preprocess.size);
-  TORCH_CHECK_VALUE(preprocess.fit == "crop" || preprocess.fit == "pad", user,
-                    ": fit must be 'crop' or 'pad', got '", preprocess.fit, "'");
+  TORCH_CHECK_VALUE(
+      preprocess.fit == "crop" || preprocess.fit == "pad" || preprocess.fit == "target_pad", user,
+      ": fit must be 'crop', 'pad' or 'target_pad', got '", preprocess.fit, "'");
+  TORCH_CHECK_VALUE(preprocess.target_ratio >= 1 && preprocess.target_ratio <= 100, user,
+                    ": target_ratio must be in [1, 100], got ", preprocess.target_ratio);
+  TORCH_CHECK_VALUE(preprocess.arithmetic == "pillow" || preprocess.arithmetic == "float", user,
+                    ": arithmetic must be 'pillow' or 'float', got '", preprocess.arithmetic, "'");
   TORCH_CHECK_VALUE(find_filter(preprocess.interpolation) != nullptr, user,
                     ": interpolation must be 'bilinear', 'bicubic', 'box' or 'lanczos', got '",
                     preprocess.interpolation, "'");
@@ -84,6 +89,14 @@ Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box
     y0 -= (side - (y1 - y0)) / 2;
     x1 = x0 + side;
     y1 = y0 + side;
+  } else if (preprocess.fit == "target_pad") {
+    const double least = double(std::max(x1 - x0, y1 - y0)) / preprocess.target_ratio;
+    const int64_t dx = std::max<int64_t>(int64_t((least - double(x1 - x0)) / 2), 0);
+    const int64_t dy = std::max<int64_t>(int64_t((least - double(y1 - y0)) / 2), 0);
+    x0 -= dx;
+    x1 += dx;
+    y0 -= dy;
+    y1 += dy;
   }
   Frame frame;
   if (random != nullptr) {
@@ -96,6 +109,20 @@ Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box
     y0 += random->below(uint32_t(y1 - y0 - kept_height + 1));
     x1 = x0 + kept_width;
     y1 = y0 + kept_height;
+    if (augment.random_crop.padding > 0) {
+      const FitWindow fit = fit_window(y1 - y0, x1 - x0, preprocess.size);
+      const auto shift = [&](int64_t side, int64_t resized) {
+        const int64_t padding = augment.random_crop.padding;
+        const int64_t pixels = int64_t(random->below(uint32_t(2 * padding + 1))) - padding;
+        return std::llround(double(pixels * side) / double(resized));
+      };
+      const int64_t dx = shift(x1 - x0, fit.resized_width);
+      const int64_t dy = shift(y1 - y0, fit.resized_height);
+      x0 += dx;
+      x1 += dx;
+      y0 += dy;
+      y1 += dy;
+    }
   }
   frame.x0 = x0;
   frame.y0 = y0;
@@ -127,6 +154,7 @@ void write_input(const ImageView& image, const Frame& frame, const Preprocess& p
   float mean[3], std[3];
   std::copy(preprocess.mean.begin(), preprocess.mean.end(), mean);
   std::copy(preprocess.std.begin(), preprocess.std.end(), std);
+  if (preprocess.arithmetic == "float") return resample_float_cpu(job, size, size, mean, std, out);
   resample_normalized_cpu(job, size, size, mean, std, 1, size * kChannels, kChannels, out);
 }
 
@@ -161,7 +189,7 @@ Image cut_picture(const ImageView& image, const Frame& frame) {
     std::fill(picture.pixels.begin(), picture.pixels.end(), uint8_t(0));
   }
   const int64_t first = std::max<int64_t>(frame.x0, 0);
-  const int64_t last = std::min(frame.x1, image.width);
+  const int64_t last = std::max(first, std::min(frame.x1, image.width));  // none may overlap
   for (int64_t y = std::max<int64_t>(frame.y0, 0); y < std::min(frame.y1, image.height); ++y) {
     const uint8_t* from = image.pixels + (y * image.width + first) * kChannels;
     uint8_t* row = picture.pixels.data() + (y - frame.y0) * picture.width * kChannels;

@@ -31,10 +31,15 @@ struct Frame {
 // 2. "pad": it becomes a square about its centre. The shorter axis is extended by half the
 //    difference on each side (the odd pixel after it), over photo where there is photo, over zeros
 //    beyond.
+//    "target_pad": either side of an axis gets trunc((long / target_ratio - axis) / 2) pixels in
+//    the same way where that is positive, `long` the box's longer axis; computed in double.
 // 3. With `random` (keyed to this row): mirrored with probability Augment::flip. A part of the
 //    picture of the same aspect ratio is kept, its share of the area uniform in [crop_scale, 1],
-//    its place uniform. The aspect ratio stays, so that what is found in the input maps back to the
-//    picture by the one rule of step 4.
+//    its place uniform. Then the whole picture is moved by Augment::random_crop: shifts uniform in
+//    [-padding, padding] whole pixels of the input along x and y, each rounded to pixels of the
+//    picture. What comes in at an edge is photo where the image goes on, where torchvision's
+//    padding has zeros, and zeros beyond the image. The aspect ratio stays, so that what is found
+//    in the input maps back to the picture by the one rule of step 4.
 // 4. The short side is resized to `size` and the centre square kept (kernels/fit_window.h).
 // Boxes and sides are those of the picture after its orientation was applied or ignored.
 Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box,

@@ -21,9 +21,9 @@ struct ResampleJob {
   Filter filter = Filter::kBilinear;
 };
 
-// Both run in the calling thread; they use AVX2 where the processor has it and
-// ATEN_CPU_CAPABILITY=default (torch's own switch) does not forbid it, with the same bits either
-// way.
+// All run in the calling thread, with AVX-512 (F and BW) or AVX2 where the processor has it and
+// ATEN_CPU_CAPABILITY (torch's own switch: "default", "avx2" or "avx512") does not forbid it, float
+// arithmetic with AVX2 at most; the bits are the same with each and without.
 
 // 8-bit result, [height, width, 3].
 void resample_uint8_cpu(const ResampleJob& job, int64_t height, int64_t width, uint8_t* out);
@@ -34,5 +34,14 @@ template <class T>
 void resample_normalized_cpu(const ResampleJob& job, int64_t height, int64_t width,
                              const float (&mean)[3], const float (&std)[3], int64_t channel_stride,
                              int64_t row_stride, int64_t column_stride, T* out);
+
+// The same window by another arithmetic, for speed: exact sums over the rows, float32 sums over the
+// columns, clipped to [0, 255], then normalised by one multiplication and one addition; nothing is
+// rounded to 8 bits. Pillow's two roundings make it differ from Pillow by at most 1.001 grey levels
+// (box, bilinear), 1.13 (bicubic) and 1.28 (Lanczos). Where the last two ring beyond black or white
+// in both directions, beside corners, Pillow clips after either pass and this after the last: there
+// photographs had up to 17 levels, in fewer than 2 of 1,000 values. out is [height, width, 3].
+void resample_float_cpu(const ResampleJob& job, int64_t height, int64_t width,
+                        const float (&mean)[3], const float (&std)[3], float* out);
 
 }  // namespace placket

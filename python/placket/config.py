@@ -81,8 +81,13 @@ class DataConfig:
         train: split to learn from.
         evaluation: split whose query and candidate lists choose the best checkpoint.
         size: side of the input in pixels.
-        fit: "crop" (short side and centre crop) or "pad" (the whole box on a square).
+        fit: "crop" (short side and centre crop), "pad" (the whole box on a square) or "target_pad" (a box
+            longer than ``target_ratio`` padded to that ratio, then as "crop"; CLIP4Cir's).
+        target_ratio: long side over short side, of "target_pad".
         interpolation: Pillow's filter that resizes; "bilinear" as published.
+        arithmetic: "pillow" for every bit of Pillow, as published; "float" is faster, within about one grey
+            level (bicubic and lanczos: more beside corners of black or white). The patch branch's crops are
+            Pillow's with either.
         orientation: "apply" turns pictures upright by their EXIF tag; "ignore", as published, takes the
             pixels as they are stored.
         box_margin: share of the box's sides added around it, where the set has boxes.
@@ -94,8 +99,10 @@ class DataConfig:
     train: str = "train"
     evaluation: str = "valid"
     size: int = 224
-    fit: Literal["crop", "pad"] = "crop"
+    fit: Literal["crop", "pad", "target_pad"] = "crop"
+    target_ratio: float = 1.25
     interpolation: Literal["bilinear", "bicubic", "box", "lanczos"] = "bilinear"
+    arithmetic: Literal["pillow", "float"] = "pillow"
     orientation: Literal["apply", "ignore"] = "apply"
     box_margin: float = 0.0
     on_error: Literal["raise", "skip"] = "raise"
@@ -166,6 +173,13 @@ class ErasingConfig:
 
 
 @dataclass(frozen=True)
+class RandomCropConfig:
+    """Random shifts; see ``placket.data.RandomCrop``."""
+
+    padding: int = 0
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """One stage of a training; the next one starts from its best checkpoint.
 
@@ -189,8 +203,8 @@ class StageConfig:
         views_per_image: without triplets, how many attributes of each image the patch branch looks at.
         flip: probability of a horizontal flip.
         crop_scale: least share of the area that a random resized crop keeps; 1 switches it off.
-        color_jitter, grayscale, blur, erasing: further random changes, all off by default; ``grayscale`` is
-            a probability.
+        color_jitter, grayscale, blur, erasing, random_crop: further random changes, all off by default;
+            ``grayscale`` is a probability.
     """
 
     name: str = "region"
@@ -215,6 +229,7 @@ class StageConfig:
     grayscale: float = 0.0
     blur: BlurConfig = field(default_factory=BlurConfig)
     erasing: ErasingConfig = field(default_factory=ErasingConfig)
+    random_crop: RandomCropConfig = field(default_factory=RandomCropConfig)
 
 
 @dataclass(frozen=True)

@@ -314,21 +314,23 @@ def input_window(
     size: int,
     fit: str = "crop",
     box_margin: float = 0.0,
+    target_ratio: float = 1.25,
 ) -> tuple[float, float, float, float]:
     """Return the part of an image that a model's square input shows, as preprocessing cuts it.
 
     The box (the whole image without one) grows by ``box_margin`` of its sides and is cut to the image; with
-    "pad" it becomes a square about its centre; the short side is resized to ``size`` and the centre kept.
+    "pad" it becomes a square about its centre, with "target_pad" no longer than ``target_ratio``; the short
+    side is resized to ``size`` and the centre kept.
 
     Args:
         width, height: of the image, in pixels.
         box: x0, y0, x1, y1 of the garment, x1 and y1 exclusive.
-        size, fit, box_margin: as in the model's preprocessing.
+        size, fit, box_margin, target_ratio: as in the model's preprocessing.
 
     Returns:
-        x0, y0, x1, y1 in pixels of the image; with "pad" it may leave the image.
+        x0, y0, x1, y1 in pixels of the image; with "pad" and "target_pad" it may leave the image.
     """
-    preprocess = _C.Preprocess(size=size, fit=fit, box_margin=box_margin)
+    preprocess = _C.Preprocess(size=size, fit=fit, box_margin=box_margin, target_ratio=target_ratio)
     x0, y0, x1, y1 = _C.frame(height, width, box, preprocess)[1]
     return x0, y0, x1, y1
 

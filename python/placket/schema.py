@@ -102,9 +102,11 @@ def _string(value: object) -> str:
 def _check_unique(what: str, names: Sequence[str]) -> None:
     if not names:
         raise ValueError(f"schema: {what} must be at least one, got none")
-    for i, name in enumerate(names):
-        if name in names[:i]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
             raise ValueError(f"schema: {what} must have different names, got '{name}' twice")
+        seen.add(name)
 
 
 def _index(what: str, names: Sequence[str], given: str | int) -> int:

@@ -300,7 +300,7 @@ def is_native(model: Rpf) -> bool:
 
 def _native_stage(stage: StageConfig) -> _C.StageConfig:
     native = _C.StageConfig()
-    augmentation = ("flip", "crop_scale", "color_jitter", "grayscale", "blur", "erasing")
+    augmentation = ("flip", "crop_scale", "color_jitter", "grayscale", "blur", "erasing", "random_crop")
     for key, value in dataclasses.asdict(stage).items():
         if key in ("losses", "rates"):
             setattr(native, key, list(value.items()))
@@ -317,6 +317,7 @@ def _native_stage(stage: StageConfig) -> _C.StageConfig:
         grayscale=stage.grayscale,
         blur=_C.GaussianBlur(**dataclasses.asdict(stage.blur)),
         erasing=_C.RandomErasing(**dataclasses.asdict(stage.erasing)),
+        random_crop=_C.RandomCrop(**dataclasses.asdict(stage.random_crop)),
     )
     return native
 
@@ -426,7 +427,7 @@ def _make_model(config: TrainConfig, data: Dataset, generator: torch.Generator, 
     settings: ModelConfig = config.model
     skip = ("name", "patch", "trunk_weights", "patch_weights", "start")
     options = {key: value for key, value in dataclasses.asdict(settings).items() if key not in skip}
-    keys = ("size", "fit", "interpolation", "orientation", "box_margin")
+    keys = ("size", "fit", "target_ratio", "interpolation", "arithmetic", "orientation", "box_margin")
     preprocess = {key: getattr(config.data, key) for key in keys}
     return create_model(
         settings.name,

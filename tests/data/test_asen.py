@@ -201,6 +201,14 @@ def test_labels_numbered_across_attributes_are_renumbered(layout: Path) -> None:
         (layout / "candidate_test.txt").unlink(missing_ok=True)
 
 
+def test_an_id_does_not_claim_images_that_no_list_has(layout: Path) -> None:
+    (layout / "filenames_test.txt").unlink()
+    write(layout, "label_test", "0 0 0", "1 0 1", "123456789 0 2")
+    expected = r"label_test\.txt:3: id without filenames_test\.txt must be from 0 to 89, got 123456789"
+    with pytest.raises(DatasetError, match=expected):
+        placket.data.open(layout).split("test")
+
+
 def test_what_is_no_data_set_says_what_is_missing(tmp_path: Path, layout: Path) -> None:
     with pytest.raises(DatasetError, match="absent: data set must be a folder or a file, got none there"):
         placket.data.open(tmp_path / "absent")
@@ -226,6 +234,11 @@ def test_what_is_no_data_set_says_what_is_missing(tmp_path: Path, layout: Path) 
             '{"a": {"ATTRIBUTES": ["x"], "ATTRIBUTES_NUM": {"x": true}}}',
             "ATTRIBUTES_NUM of 'x' must be positive",
         ),
+        (
+            '{"a": {"ATTRIBUTES": ["x"], "ATTRIBUTES_NUM": {"x": 4294967296}}}',
+            "ATTRIBUTES_NUM of 'x' must be at most 100000, got 4294967296",
+        ),
+        pytest.param(100_000 * "[", "file must be JSON, got maximum recursion depth exceeded", id="deep"),
         (
             '{"a": {"ATTRIBUTES": ["x"], "ATTRIBUTES_NUM": {"x": 2}, "VALUES": {"x": ["y"]}}}',
             r"VALUES of 'x' must be 2 names, got \['y'\]",

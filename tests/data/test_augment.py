@@ -13,7 +13,16 @@ from PIL import Image, ImageEnhance
 
 import placket.data
 from placket import _C
-from placket.data import Augment, ColorJitter, GaussianBlur, Loader, Preprocess, RandomErasing, Split
+from placket.data import (
+    Augment,
+    ColorJitter,
+    GaussianBlur,
+    Loader,
+    Preprocess,
+    RandomCrop,
+    RandomErasing,
+    Split,
+)
 
 Photograph = Callable[..., NDArray[np.uint8]]
 LEVELS = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
@@ -132,9 +141,83 @@ def test_erasing_leaves_a_rectangle(train: Split) -> None:
     assert abs(erased - 150) < 5 * (300 / 4) ** 0.5
 
 
+def shifted(image: torch.Tensor, dx: int, dy: int, padding: int) -> torch.Tensor:
+    """torchvision's Pad and crop of one input, [3, size, size]."""
+    size = image.shape[-1]
+    padded = F.pad(image, (padding,) * 4)
+    return padded[:, padding + dy : padding + dy + size, padding + dx : padding + dx + size]
+
+
+@pytest.mark.parametrize("arithmetic", ["pillow", "float"])
+def test_random_crop_is_padding_and_crop(tmp_path: Path, photograph: Photograph, arithmetic: str) -> None:
+    """Nothing is interpolated in pictures as large as the input, so the bits are torchvision's."""
+    size, padding = 20, 3
+    for i, name in enumerate("abc"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(photograph(size, size, i)).save(tmp_path / name / "0.png")
+    split = placket.data.open(tmp_path).split("train")
+    preprocess = Preprocess(size=size, arithmetic=arithmetic, **LEVELS)
+
+    def load(augment: Augment) -> torch.Tensor:
+        loader = Loader(split, batch=len(split), shuffle=False, preprocess=preprocess, augment=augment)
+        return torch.stack([batch.images for _ in range(100) for batch in loader])
+
+    plain = load(Augment())[0]
+    moved = load(Augment(random_crop=RandomCrop(padding=padding)))
+    found = []
+    for epoch in moved:
+        for row in range(len(split)):
+            places = [
+                (dx, dy)
+                for dx in range(-padding, padding + 1)
+                for dy in range(-padding, padding + 1)
+                if torch.equal(epoch[row], shifted(plain[row], dx, dy, padding))
+            ]
+            assert len(places) == 1
+            found += places
+    for axis in (0, 1):
+        counts = np.bincount([place[axis] + padding for place in found], minlength=2 * padding + 1)
+        share = 1 / len(counts)
+        assert len(counts) == 2 * padding + 1
+        assert (abs(counts - len(found) * share) < 5 * (len(found) * share * (1 - share)) ** 0.5).all()
+
+
+def test_random_crop_moves_a_box_over_the_photo(train: Split) -> None:
+    """The picture keeps its size, and what the loader kept of it gives the input."""
+    preprocess = Preprocess(size=16, **LEVELS)
+    augment = Augment(crop_scale=0.5, random_crop=RandomCrop(padding=5))
+    loader = Loader(train, batch=6, shuffle=False, preprocess=preprocess, augment=augment, keep_pixels=True)
+    alone = Loader(train, batch=6, shuffle=False, preprocess=preprocess, augment=Augment(crop_scale=0.5),
+                   keep_pixels=True)  # fmt: skip
+    (batch,), (still,) = loader, alone
+    assert torch.equal(batch.sizes, still.sizes)  # drawn before the shift
+    assert not torch.equal(batch.images, still.images)
+    assert (batch.images > 0).all(1).double().mean() > 0.9  # hardly any zeros: the photo goes on around a box
+    for row, (offset, (height, width)) in enumerate(zip(batch.offsets, batch.sizes.tolist(), strict=True)):
+        picture = batch.pixels[offset : offset + height * width * 3].view(height, width, 3).numpy()
+        again = _C.prepare_image(picture, preprocess=preprocess)
+        torch.testing.assert_close(batch.images[row], again.images[0], rtol=0, atol=0)
+
+
+def test_a_picture_may_lie_beside_the_image(tmp_path: Path, photograph: Photograph) -> None:
+    """A narrow photo on a square leaves room for crops of nothing but zeros."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.maximum(photograph(60, 3), 1)).save(tmp_path / name / "0.png")
+    split = placket.data.open(tmp_path).split("train")
+    preprocess = Preprocess(size=8, fit="pad", **LEVELS)
+    for augment in (Augment(crop_scale=0.05), Augment(random_crop=RandomCrop(padding=8))):
+        loader = Loader(split, batch=2, preprocess=preprocess, augment=augment, keep_pixels=True)
+        batches = [batch for _ in range(60) for batch in loader]
+        empty = [batch for batch in batches if batch.pixels.max() == 0]
+        assert 0 < len(empty) < len(batches)
+        assert all(batch.images.abs().max() == 0 for batch in empty)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"random_crop": RandomCrop(padding=-1)}, r"random_crop.padding must be in \[0, 8192\], got -1"),
         ({"flip": 1.5}, r"flip must be in \[0, 1\], got 1.5"),
         ({"crop_scale": 0}, r"crop_scale must be in \(0, 1\], got 0"),
         ({"grayscale": -1}, r"grayscale must be in \[0, 1\], got -1"),

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_layouts import CIRR, FASHION_IQ, draw, write
+from small_layouts import draw, write
 
 import placket.data
+from fuzz.published_layouts import CIRR, FASHION_IQ
 from placket.data import CirrDataset, DatasetError, FashionIqDataset, Loader, Preprocess
 
 

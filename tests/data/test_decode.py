@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -191,6 +192,18 @@ def test_what_is_no_image_is_named(tmp_path: Path, content: bytes | None, cause:
         path.write_bytes(content)
     with pytest.raises(RuntimeError, match=f"^{re.escape(str(path))}: .*({cause})"):
         _C.decode_file(str(path))
+
+
+def test_a_message_names_a_file_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")
+    with pytest.raises(RuntimeError, match=r"caf\udce9\.jpg: No such file or directory$"):
+        _C.decode_file(path)
+
+
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(RuntimeError, match=r"a\.jpg: .*is not a file"):
+        _C.decode_file(str(tmp_path / "a.jpg"))
 
 
 def test_a_folder_is_no_image(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_layouts import ATTRIBUTE_PREDICTION, CONSUMER_TO_SHOP, IN_SHOP, draw, lines, write
+from small_layouts import draw, write
 
 import placket.data
+from fuzz.published_layouts import ATTRIBUTE_PREDICTION, CONSUMER_TO_SHOP, IN_SHOP, lines
 from placket.data import (
     AttributePredictionDataset,
     ConsumerToShopDataset,

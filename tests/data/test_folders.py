@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,4 +68,33 @@ def test_a_folder_without_images_is_named(tmp_path: Path, photograph: Photograph
         placket.data.open(tmp_path)
     draw(tmp_path, ["valid/coat/a.jpg", "val/coat/a.jpg"], photograph)
     with pytest.raises(DatasetError, match="folder must have one of valid and val, got both"):
+        placket.data.open(tmp_path)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, photograph: Photograph) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / "test" / "shirt").mkdir(parents=True)
+    Image.fromarray(photograph(20, 24)).save(tmp_path / "test" / "shirt" / f"{name}.png")
+    data = placket.data.open(tmp_path)
+    assert data.split("test").filenames == (f"test/shirt/{name}.png",)
+    assert len(data.split("test").queries) + len(data.split("test").candidates) == 1
+    assert verify(data).ok
+    (tmp_path / "test" / "shirt").rename(tmp_path / "test" / name)
+    with pytest.raises(DatasetError, match=r": name of a class must be UTF-8, got 'caf.udce9'; rename the"):
+        placket.data.open(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(
+    tmp_path: Path, photograph: Photograph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path, ["shirt/a.jpg", "coat/new/a.jpg"], photograph)
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("new"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DatasetError, match=r"coat/new: folder must be readable, got .*Permission denied"):
         placket.data.open(tmp_path)

@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_layouts import OML, draw, lines, write
+from small_layouts import draw, write
 
 import placket.data
+from fuzz.published_layouts import OML, lines
 from placket.data import DatasetError, Loader, OmlDataset, Preprocess
 from placket.data.dataset import WHOLE_IMAGE
 

@@ -3,7 +3,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +90,132 @@ def test_pad_equals_pillow_bit_for_bit(photograph: Photograph, box: tuple[int, i
     np.testing.assert_array_equal(batch.pixels.view(side, side, 3).numpy(), np.asarray(square))
 
 
+def target_pad(image: Image.Image, target_ratio: float) -> Image.Image:
+    """TargetPad of CLIP4Cir (Baldrati et al., CVPR Workshops 2022), on Pillow."""
+    w, h = image.size
+    if max(w, h) / min(w, h) < target_ratio:
+        return image
+    scaled = max(w, h) / target_ratio
+    left, top = max(int((scaled - w) / 2), 0), max(int((scaled - h) / 2), 0)
+    return image.crop((-left, -top, w + left, h + top))  # zeros outside
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.25, 1.5, 3.0])
+@pytest.mark.parametrize(
+    "shape", [(64, 64), (90, 41), (41, 90), (80, 64), (79, 64), (83, 64), (31, 33), (1, 5)], ids=str
+)
+def test_target_pad_equals_clip4cir_on_pillow(
+    photograph: Photograph, shape: tuple[int, int], ratio: float
+) -> None:
+    pixels = photograph(*shape)
+    batch = _C.prepare_image(pixels, preprocess=Preprocess(size=24, fit="target_pad", target_ratio=ratio))
+    padded = target_pad(Image.fromarray(pixels), ratio)
+    expected = normalise(resize_and_crop(padded, 24))
+    torch.testing.assert_close(batch.images[0], expected, rtol=0, atol=0)
+    assert batch.sizes.tolist() == [[padded.height, padded.width]]
+    np.testing.assert_array_equal(batch.pixels.view(padded.height, padded.width, 3), np.asarray(padded))
+
+
+def test_target_pad_of_a_box_takes_photo_where_there_is_photo(photograph: Photograph) -> None:
+    pixels = photograph(80, 50)
+    inputs = Preprocess(size=16, fit="target_pad", target_ratio=1.5)
+    batch = _C.prepare_image(pixels, (2, 10, 22, 70), inputs)  # 20 x 60: 10 pixels on the left and right
+    expected = np.asarray(Image.fromarray(pixels).crop((-8, 10, 32, 70)))
+    np.testing.assert_array_equal(batch.pixels.view(60, 40, 3), expected)
+
+
+def grey_levels(pixels: NDArray[np.uint8], **options: Any) -> NDArray[np.float64]:
+    inputs = Preprocess(mean=(0.0,) * 3, std=(1 / 255,) * 3, **options)
+    return _C.prepare_image(pixels, preprocess=inputs).images[0].permute(1, 2, 0).double().numpy()
+
+
+SHAPES = [(64, 64), (90, 41), (41, 90), (700, 300), (31, 33), (1, 5)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("size", [7, 32, 33, 200])
+@pytest.mark.parametrize("filter", ["box", "bilinear"])
+def test_float_is_within_a_grey_level_of_pillow(
+    photograph: Photograph, shape: tuple[int, int], size: int, filter: str
+) -> None:
+    """Pillow rounds twice by half a level; weights that sum to 1 carry the first rounding on."""
+    pixels = np.where(photograph(*shape) > 128, 255, 0).astype(np.uint8)
+    pixels[::3] = photograph(*shape)[::3]
+    for fit in ("crop", "pad"):
+        exact = grey_levels(pixels, size=size, fit=fit, interpolation=filter)
+        ours = grey_levels(pixels, size=size, fit=fit, interpolation=filter, arithmetic="float")
+        assert np.abs(ours - exact).max() <= 1.001
+        assert not np.array_equal(ours, np.rint(ours)) or min(shape) == 1
+
+
+@pytest.mark.parametrize("filter", ["bicubic", "lanczos"])
+def test_float_with_negative_weights_is_near_pillow(photograph: Photograph, filter: str) -> None:
+    """Without black and white that ring, which Pillow clips between the passes too."""
+    for shape in SHAPES:
+        pixels = 64 + photograph(*shape) // 2
+        for size in (7, 33, 200):
+            exact = grey_levels(pixels, size=size, interpolation=filter)
+            ours = grey_levels(pixels, size=size, interpolation=filter, arithmetic="float")
+            # Half a level for each rounding, the first times the sum of the weights' absolute values.
+            assert np.abs(ours - exact).max() <= {"bicubic": 1.13, "lanczos": 1.28}[filter]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("filter", ["bilinear", "bicubic", "lanczos"])
+def test_float_is_near_pillow_on_photographs(photographs: Path, filter: str) -> None:
+    """Beside corners of black or white, where Pillow clips after each pass, rings differ by more."""
+    beyond, count = 0, 0
+    for path in sorted((photographs / "deepfashion-fine6").rglob("*.jpg"))[:40]:
+        pixels = _C.decode_file(str(path))
+        exact = grey_levels(pixels, interpolation=filter)
+        ours = grey_levels(pixels, interpolation=filter, arithmetic="float")
+        beyond += int((np.abs(ours - exact) > 1.28).sum())
+        count += ours.size
+    assert count == 40 * 224 * 224 * 3
+    assert beyond <= (0 if filter == "bilinear" else 0.002 * count)
+
+
+@pytest.mark.parametrize("filter", ["box", "bilinear", "bicubic", "lanczos"])
+def test_float_is_the_filter_in_double(photograph: Photograph, filter: str) -> None:
+    """Against Pillow's 32-bit float images: one channel at a time, no rounding to 8 bits."""
+    for shape, size in (((90, 90), 32), ((31, 31), 64), ((200, 200), 33)):
+        pixels = 64 + photograph(*shape) // 2
+        channels = [
+            np.asarray(
+                Image.fromarray(pixels[..., c].astype(np.float32)).resize(
+                    (size, size), Image.Resampling[filter.upper()]
+                )
+            )
+            for c in range(3)
+        ]
+        ours = grey_levels(pixels, size=size, interpolation=filter, arithmetic="float")
+        np.testing.assert_allclose(ours, np.stack(channels, axis=2), rtol=0, atol=2e-3)
+
+
+def test_float_has_the_same_bits_without_vector_instructions(photograph: Photograph) -> None:
+    code = (
+        "import sys, numpy as np; from placket import _C\n"
+        "pixels = np.load(sys.argv[1])\n"
+        "for filter in ('box', 'bilinear', 'bicubic', 'lanczos'):\n"
+        "    inputs = _C.Preprocess(size=50, interpolation=filter, arithmetic='float')\n"
+        "    sys.stdout.buffer.write(_C.prepare_image(pixels, preprocess=inputs).images.numpy().tobytes())\n"
+    )
+    with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+        np.save(file, photograph(97, 131))
+        file.flush()
+        outputs = {
+            subprocess.run(
+                [sys.executable, "-c", code, file.name],
+                env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+                capture_output=True,
+                check=True,
+            ).stdout
+            for capability in ("default", "avx2", "avx512")
+        }
+    assert len(outputs) == 1
+    assert len(outputs.pop()) == 4 * 3 * 50 * 50 * 4
+
+
 def test_margin_is_a_share_of_the_box_and_ends_at_the_image(photograph: Photograph) -> None:
     pixels = photograph(80, 50)
     batch = _C.prepare_image(pixels, (10, 25, 30, 60), Preprocess(size=16, box_margin=0.55))
@@ -105,7 +234,9 @@ def test_a_box_beside_the_image_is_an_error(photograph: Photograph) -> None:
     ("arguments", "message"),
     [
         ({"size": 0}, r"Preprocess: size must be in \[1, 8192\], got 0"),
-        ({"fit": "stretch"}, "Preprocess: fit must be 'crop' or 'pad', got 'stretch'"),
+        ({"fit": "stretch"}, "Preprocess: fit must be 'crop', 'pad' or 'target_pad', got 'stretch'"),
+        ({"target_ratio": 0.9}, r"Preprocess: target_ratio must be in \[1, 100\], got 0.9"),
+        ({"arithmetic": "exact"}, "Preprocess: arithmetic must be 'pillow' or 'float', got 'exact'"),
         ({"box_margin": -0.1}, "Preprocess: box_margin must be in"),
         ({"interpolation": "cubic"}, "Preprocess: interpolation must be 'bilinear', .* got 'cubic'"),
         ({"orientation": "turn"}, "Preprocess: orientation must be 'apply' or 'ignore', got 'turn'"),

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from small_layouts import STREET2SHOP, draw, write
+from small_layouts import draw, write
 
 import placket.data
+from fuzz.published_layouts import STREET2SHOP
 from placket.data import DatasetError, Loader, Preprocess, Street2ShopDataset
 from placket.data.dataset import WHOLE_IMAGE
 

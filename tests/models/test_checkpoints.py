@@ -11,6 +11,7 @@ from torch import nn
 
 import placket
 from placket import AttributeSchema, checkpoint
+from placket.data import Preprocess
 from placket.nn import Rpf
 
 SCHEMA = AttributeSchema.of({"neckline": ["round", "v"], "hem": ["mini", "midi", "maxi"]})
@@ -57,6 +58,23 @@ def test_config_is_plain_json(model: Rpf) -> None:
     assert config["preprocess"]["mean"] == [0.485, 0.456, 0.406]
     preprocess = {"size": 64, "fit": "pad", "box_margin": 0.1, "mean": [0.5] * 3, "std": [0.5] * 3}
     assert model.config_dict(preprocess)["preprocess"] == preprocess
+
+
+def test_preprocessing_of_older_checkpoints(model: Rpf, tmp_path: Path) -> None:
+    """What a field's absence meant when there was none: Pillow's bits, the stored fit."""
+    model.preprocess.update(fit="pad", arithmetic="float", target_ratio=2.0)
+    model.save(tmp_path)
+    assert placket.load(tmp_path).preprocess == model.preprocess
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    for key in ("interpolation", "arithmetic", "orientation", "target_ratio"):
+        del config["preprocess"][key]
+    file.write_text(json.dumps(config))
+    loaded = placket.load(tmp_path).preprocess
+    assert (loaded["fit"], loaded["interpolation"], loaded["orientation"]) == ("pad", "bilinear", "apply")
+    assert (loaded["arithmetic"], loaded["target_ratio"]) == ("pillow", 1.25)
+    inputs = Preprocess(**loaded)
+    assert (inputs.arithmetic, inputs.target_ratio) == ("pillow", 1.25)
 
 
 def test_module_of_the_callers(tmp_path: Path) -> None:

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 import placket
+from placket import AttributeSchema
 from placket.config import StageConfig, TrainConfig, dump, from_dict, load_config, to_dict
+from placket.data import Preprocess
+from placket.train import _make_model, _native_stage
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -32,6 +37,40 @@ def test_a_file_comes_before_a_recipe(tmp_path: Path, monkeypatch: pytest.Monkey
     assert load_config("rpf").trainer.seed == 1234
     with pytest.raises(FileNotFoundError, match=r"'rpfx.yaml' must be a file or a shipped recipe \(.*rpf"):
         load_config("rpfx.yaml")
+
+
+def test_every_augmentation_reaches_the_core() -> None:
+    given = {
+        "flip": 0.25,
+        "crop_scale": 0.5,
+        "color_jitter": {"brightness": 0.1, "contrast": 0.2, "saturation": 0.3, "hue": 0.4, "p": 0.5},
+        "grayscale": 0.125,
+        "blur": {"kernel_size": 5, "sigma": [0.5, 1.5], "p": 0.75},
+        "erasing": {"p": 0.5, "scale": [0.1, 0.2], "ratio": [0.5, 2.0], "value": 1.0},
+        "random_crop": {"padding": 10},
+    }
+    augment = _native_stage(from_dict({"stages": [given]}).stages[0]).augment
+    for key, value in given.items():
+        fields = value if isinstance(value, dict) else {key: value}
+        owner = getattr(augment, key) if isinstance(value, dict) else augment
+        assert {name: getattr(owner, name) for name in fields} == fields
+
+
+def test_preprocessing_reaches_the_model() -> None:
+    given = {
+        "size": 32,
+        "fit": "target_pad",
+        "target_ratio": 1.5,
+        "interpolation": "bicubic",
+        "arithmetic": "float",
+        "orientation": "ignore",
+        "box_margin": 0.25,
+    }
+    config = from_dict({"data": given, "model": {"trunk": "resnet18,width=0.125,stage=2"}})
+    data = SimpleNamespace(schema=AttributeSchema.of({"hem": ["mini", "maxi"]}))
+    model = _make_model(config, data, torch.Generator(), with_patch=False)  # type: ignore[arg-type]
+    inputs = Preprocess(**model.preprocess)
+    assert {key: getattr(inputs, key) for key in given} == given
 
 
 def test_recipe_is_the_published_one() -> None:

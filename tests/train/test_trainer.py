@@ -299,7 +299,7 @@ def test_classes_sampler(drawn: AsenDataset, make_model: MakeModel) -> None:
         STAGE,
         sampler="classes",
         batch_norm="merged",
-        batch=12,
+        batch=6,
         images_of_class=3,
         losses={"region_contrast": 1.0},
         epochs=12,
@@ -307,7 +307,7 @@ def test_classes_sampler(drawn: AsenDataset, make_model: MakeModel) -> None:
     reports: list[_C.Report] = []
     trainer = Trainer(make_model(TRUNK), drawn, stage, trainer=QUIET, on_report=reports.append)
     trainer.run()
-    assert trainer.steps == 12 * (len(drawn.split("train")) // 12)
+    assert trainer.steps == 12 * (len(drawn.split("train")) // 6)
     assert reports[-1].loss < reports[0].loss
 
 

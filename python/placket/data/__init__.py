@@ -11,7 +11,7 @@ import atexit
 import os
 
 from placket import _C
-from placket._C import Augment, Batch, ColorJitter, GaussianBlur, Preprocess, RandomErasing
+from placket._C import Augment, Batch, ColorJitter, GaussianBlur, Preprocess, RandomCrop, RandomErasing
 from placket.data import _pillow
 from placket.data.asen import AsenDataset
 from placket.data.cirr import CirrDataset
@@ -47,6 +47,7 @@ __all__ = [
     "OmlDataset",
     "Preprocess",
     "Problem",
+    "RandomCrop",
     "RandomErasing",
     "Record",
     "Split",

@@ -52,6 +52,9 @@ from placket.schema import Attribute, AttributeSchema
 __all__ = ["AsenDataset"]
 
 _LISTS = ("filenames", "label", "query", "candidate")
+# A damaged number must not take the memory that it claims.
+_MOST_VALUES = 100_000
+_MOST_IMAGES_A_LINE = 10  # where no list of filenames says how many there are
 
 
 class AsenDataset(Dataset):
@@ -107,7 +110,7 @@ def read_schema(root: Path) -> AttributeSchema:
         raise DatasetError(f"{root / 'meta.json'}: file must name the attributes, got none here or one up")
     try:
         meta: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: file must be JSON, got {error}") from None
     if not isinstance(meta, dict) or not meta or not all(isinstance(entry, dict) for entry in meta.values()):
         raise DatasetError(f"{path}: file must map a data set's name to its attributes, got {brief(meta)}")
@@ -123,6 +126,9 @@ def read_schema(root: Path) -> AttributeSchema:
         number = numbers.get(attribute) if isinstance(numbers, dict) else None
         if type(number) is not int or number < 1:
             raise DatasetError(f"{path}: ATTRIBUTES_NUM of '{attribute}' must be positive, got {number!r}")
+        if number > _MOST_VALUES:
+            most = f"at most {_MOST_VALUES}"
+            raise DatasetError(f"{path}: ATTRIBUTES_NUM of '{attribute}' must be {most}, got {number}")
         names = values.get(attribute) if isinstance(values, dict) else [str(v) for v in range(number)]
         if not isinstance(names, list) or len(names) != number or not all(isinstance(n, str) for n in names):
             raise DatasetError(f"{path}: VALUES of '{attribute}' must be {number} names, got {brief(names)}")
@@ -147,9 +153,11 @@ def read_split(root: Path, name: str, schema: AttributeSchema) -> tuple[Split, l
     candidates = _read_triples(candidate_list, counts)
 
     ids = [*labelled, *queries[:, 0].tolist(), *candidates[:, 0].tolist()]
-    images = max(ids, default=-1) + 1 if filenames is None else len(filenames)
+    most = _MOST_IMAGES_A_LINE * len(ids)
+    images = min(max(ids, default=-1) + 1, most) if filenames is None else len(filenames)
+    what = f"id without filenames_{name}.txt" if filenames is None else "id"
     for entries in (label_list, query_list, candidate_list):
-        entries.check_ids(images)
+        entries.check_ids(images, what)
     if images == 0:
         place = label_list.file if filenames is None else str(_path(root, f"filenames_{name}"))
         message = f"split '{name}' must have at least one image, got none; fill the list or remove it"
@@ -249,9 +257,9 @@ class _List:
                 self.ids.append((line, row[0]))
             yield line, row
 
-    def check_ids(self, images: int) -> None:
+    def check_ids(self, images: int, what: str = "id") -> None:
         for line, image in self.ids:
-            self.check(line, "id", image, images)
+            self.check(line, what, image, images)
 
     def check(self, line: int, what: str, value: int, end: int) -> bool:
         if value >= end:

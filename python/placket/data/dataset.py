@@ -359,7 +359,9 @@ def no_triples() -> NDArray[np.int64]:
 
 
 def _hash(filename: str) -> int:
-    return int.from_bytes(hashlib.blake2b(filename.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(filename.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little"
+    )
 
 
 def is_text(name: str) -> bool:

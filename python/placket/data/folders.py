@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from placket.data.columns import Columns
 from placket.data.dataset import (
@@ -14,8 +14,10 @@ from placket.data.dataset import (
     DatasetError,
     Problem,
     Split,
+    brief,
     check_variety,
     divide,
+    is_text,
     no_triples,
 )
 from placket.data.lists import SUFFIXES
@@ -57,6 +59,11 @@ class FolderDataset(Dataset):
         kinds = sorted({kind for files in self._files.values() for kind, _ in files})
         if not kinds:
             raise DatasetError(f"{path}: data set must hold {self.LOOKED_FOR}, got none")
+        for kind in kinds:
+            if not is_text(kind):
+                raise DatasetError(
+                    f"{path}: name of a class must be UTF-8, got {brief(kind)}; rename the folder"
+                )
         splits = tuple(split for split in SPLITS if self._files.get(split))
         super().__init__(path, AttributeSchema((Attribute("class", tuple(kinds)),)), splits)
 
@@ -97,7 +104,11 @@ def _folders(path: Path) -> list[Path]:
 
 def _images(folder: Path) -> Iterator[Path]:
     """Yield the images below a folder in the order of their paths."""
-    for place, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> NoReturn:
+        raise DatasetError(f"{error.filename}: folder must be readable, got {error}")
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 
 from placket import _C
 from placket.data.columns import Ints, Labels, Texts
-from placket.data.dataset import WHOLE_IMAGE, Compositions, Dataset, DatasetError, Problem, Split
+from placket.data.dataset import (
+    SPLITS,
+    WHOLE_IMAGE,
+    Compositions,
+    Dataset,
+    DatasetError,
+    Problem,
+    Split,
+)
 from placket.schema import AttributeSchema
 
 __all__ = ["StoreDataset", "is_store", "pack", "read_image"]
@@ -123,19 +131,24 @@ class StoreDataset(Dataset):
     """A data set that ``pack`` wrote."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Map the file; its sizes, places and the checksums of its lists are checked.
+        """Map the file; its sizes, places, the checksums of its lists and their numbers are checked.
 
         Raises:
             DatasetError: it is no store, or cut off, or damaged.
         """
         try:
             self.store = _C.Store(os.fspath(path))
+        except (RuntimeError, OSError) as error:
+            raise DatasetError(str(error)) from None
+        try:
             self._columns = dict(np.load(io.BytesIO(self.store.metadata), allow_pickle=False))
             header = json.loads(self._columns["header"].tobytes())
             schema = AttributeSchema.from_dict(header["schema"])
-        except (RuntimeError, OSError) as error:
-            raise DatasetError(str(error)) from None
-        super().__init__(Path(path), schema, tuple(header["splits"]))
+            super().__init__(Path(path), schema, tuple(header["splits"]))
+            for name in self.splits:
+                _check(self, name)
+        except Exception as error:  # the checksums are right, so another program than `pack` wrote them
+            raise DatasetError(f"{path}: store must hold the lists of a data set, got {error!r}") from None
 
     def inspect(self, name: str) -> tuple[Split, list[Problem]]:
         """Read a split, and tell which of its images are not as they were packed."""
@@ -186,6 +199,65 @@ class StoreDataset(Dataset):
         if f"{key}/ends" not in self._columns:
             return None
         return Texts.of(_C.TextColumn.of(self._columns[f"{key}/bytes"], self._columns[f"{key}/ends"]))
+
+
+def _check(data: StoreDataset, name: str) -> None:
+    """Raise ValueError where a column of a split is not what its description says."""
+    split, regions, compositions = data.split(name), data.regions(name), data.compositions(name)
+    images, captions = len(split), data.captions(name)
+    attributes, counts = len(split.schema), np.array(split.schema.value_counts)
+
+    def check(good: bool | np.bool_, column: str) -> None:
+        if not good:
+            raise ValueError(f"{name}/{column} must be as placket.data.pack writes it, got another")
+
+    def check_numbers(column: str, numbers: Ints | None, end: int | NDArray[Any], *shape: int) -> None:
+        if numbers is not None:
+            check(numbers.dtype.kind in "iu" and numbers.shape[1:] == shape, column)
+            check(np.all((numbers >= 0) & (numbers < end)), column)
+
+    def check_boxes(column: str, boxes: Ints) -> None:
+        check(boxes.dtype.kind in "iu" and boxes.shape[1:] == (4,), column)
+        check(np.all(boxes >= 0) and np.all(boxes[:, :2] < boxes[:, 2:]), column)
+
+    check(name in SPLITS and images > 0, "filenames")
+    check(captions is None or len(captions) == images, "captions")
+    labels = split.labels
+    check_numbers("labels/begin", labels.begin, len(labels.value) + 1)
+    check_numbers("labels/attribute", labels.attribute, attributes)
+    check(len(labels.value) == len(labels.attribute), "labels/value")
+    check_numbers("labels/value", labels.value, counts[labels.attribute])
+    labels.to_native()  # checks that begin rises to their number
+    check(len(labels) == images, "labels/begin")
+    check_numbers("places", split.places, len(data.store))
+    if split.boxes is not None:
+        check_boxes("boxes", split.boxes)
+    split.image_list()  # checks that there is a place and a box for each
+    for column in ("queries", "candidates"):
+        triples = getattr(split, column)
+        check_numbers(column, triples, max(images, attributes, *counts), 3)
+        check_numbers(column, triples[:, :2], np.array([images, attributes]), 2)
+        check_numbers(column, triples[:, 2], counts[triples[:, 1]])
+    for column, end in (("identities", 2**31), ("domains", 2), ("sequences", 2**31)):
+        numbers = getattr(split, column)
+        check_numbers(column, None if numbers is None else numbers + 1, end + 1)  # -1 is for none
+        check(numbers is None or len(numbers) == images, column)
+    check_numbers("query_images", split.query_images, images)
+    check_numbers("gallery_images", split.gallery_images, images)
+    if regions is not None:
+        check_numbers("regions", regions[:, :2], np.array([images, attributes]), 2)
+        check_boxes("regions", regions[:, 2:])
+    if compositions is not None:
+        count, begin = len(compositions), compositions.begin
+        check_numbers("compositions/reference", compositions.reference, images)
+        check_numbers("compositions/target", compositions.target + 1, images + 1)  # -1 is for none
+        check_numbers("compositions/begin", begin, len(compositions.captions) + 1)
+        rises = len(begin) == count + 1 and begin[0] == 0 and np.all(begin[1:] >= begin[:-1])
+        check(rises and begin[-1] == len(compositions.captions), "compositions/begin")
+        check(len(compositions.target) == count, "compositions/target")
+        for column in ("category", "subset"):
+            numbers = getattr(compositions, column)
+            check(numbers is None or (numbers.dtype.kind in "iu" and len(numbers) == count), column)
 
 
 def _put_split(

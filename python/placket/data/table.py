@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from placket.data.dataset import (
     check_variety,
     divide,
     filename_problem,
+    is_text,
     no_triples,
 )
 from placket.data.lists import read_csv
@@ -92,11 +94,20 @@ class TableLayout:
             Path(self.table).suffix in _SEPARATORS, f"table must be a .csv or .tsv file, got {self.table!r}"
         )
         check(bool(self.attributes), "attributes must name at least one column, got none")
+        names = [self.table, self.image, self.root, *self.attributes, *self.attributes.values()]
+        names += [*self.splits, *self.splits.values(), *(self.box or ())]
+        names += [name for name in (self.split, self.identity, self.caption) if name is not None]
+        wrong = [name for name in names if not isinstance(name, str) or not is_text(name)]
+        check(not wrong, f"names must be text (put numbers in quotes), got {brief(wrong)}")
         unknown = sorted(set(self.splits.values()) - set(SPLITS))
         check(not unknown, f"splits must lead to {', '.join(SPLITS)}, got {', '.join(unknown)}")
+        check(self.separator != "", "separator must have a character, got ''")
         check(self.box is None or len(self.box) == 4, f"box must name four columns, got {self.box}")
-        check(self.least_images >= 1, f"least_images must be at least 1, got {self.least_images}")
+        least = brief(self.least_images)
+        check(1 <= self.least_images < 10**9, f"least_images must be at least 1 and below 10^9, got {least}")
         check(0 < self.query_share < 1, f"query_share must be in (0, 1), got {self.query_share}")
+        fault = _pattern_problem(self.image)
+        check(fault is None, f"image must be a pattern with {{column}}s, got {brief(self.image)}: {fault}")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> TableLayout:
@@ -108,7 +119,7 @@ class TableLayout:
         path = Path(path)
         try:
             entries: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except Exception as error:  # PyYAML lets errors of conversions through: of a 13th month, of !!int x
             raise DatasetError(f"{path}: file must be YAML, got {error}") from None
         fields = {f.name: f for f in dataclasses.fields(TableLayout) if f.name != "place"}
         needed = [name for name in fields if name in ("table", "image", "attributes")]
@@ -136,6 +147,18 @@ class TableLayout:
         named += [*self.attributes.values(), *(self.box or ())]
         named += [c for c in (self.split, self.identity, self.caption) if c is not None]
         return list(dict.fromkeys(named))
+
+
+def _pattern_problem(image: str) -> str | None:
+    """Return why a pattern cannot be filled in from the cells of a row."""
+    try:
+        parts = [*string.Formatter().parse(image)]
+        if any(len(digits) > 3 for _, _, form, _ in parts for digits in re.findall(r"\d+", form or "")):
+            return "its widths must be below 1000"
+        image.format_map({name: "" for _, name, _, _ in parts if name})
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        return str(error)
+    return None
 
 
 class TableDataset(Dataset):
@@ -195,10 +218,7 @@ class TableDataset(Dataset):
         def report(kind: str, message: str) -> None:
             self._problems[split].append(Problem(kind, str(self._file), line, message))
 
-        try:
-            filename = layout.image.format_map(row)
-        except (ValueError, IndexError) as error:
-            raise DatasetError(f"{layout.place or 'TableLayout'}: image must be a pattern, {error}") from None
+        filename = layout.image.format_map(row)
         problem = filename_problem(filename, layout.folder)
         if problem is not None:
             report("unparsable", problem)
@@ -214,8 +234,8 @@ class TableDataset(Dataset):
         corners = None
         if layout.box is not None:
             box = [row[column].strip() for column in layout.box]
-            if not all(cell.isascii() and cell.isdigit() for cell in box):
-                report("unparsable", f"box must be four whole numbers, got {brief(box)}")
+            if not all(cell.isascii() and cell.isdigit() and len(cell) <= 9 for cell in box):
+                report("unparsable", f"box must be four whole numbers below 10^9, got {brief(box)}")
                 box = ["0", "0", "1", "1"]
             x0, y0, x1, y1 = corners = [int(cell) for cell in box]
             if x0 >= x1 or y0 >= y1:

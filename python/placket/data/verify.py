@@ -8,7 +8,7 @@ import math
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -165,7 +165,7 @@ def _check_images(split: Split, skipped: set[int | None], seen: _Seen) -> list[P
     images = [
         image for image in range(len(split)) if split.line(image) is None or split.line(image) not in skipped
     ]
-    sources = split.image_list()
+    sources = replace(split, boxes=None).image_list()  # boxes may be wrong, and are not needed
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoding holds no lock of Python's
         results = threads.map(functools.partial(_look_at, sources), images)
         for image, result in zip(images, results, strict=True):

@@ -122,9 +122,9 @@ class Rpf(nn.Module):
         heads: of the cross-attention; None takes one for each 64 channels of the patch trunk.
         dropout, project_background, project_per_attribute, patch_size, box_threshold, region_weight: see
             ``RpfConfig``.
-        preprocess: from decoded image to input, kept with the model: ``size, fit, interpolation,
-            orientation, box_margin, mean, std``; missing keys take 224, ``"crop"``, ``"bilinear"``,
-            ``"apply"``, 0 and the trunk's own mean and std.
+        preprocess: from decoded image to input, kept with the model: ``size, fit, target_ratio,
+            interpolation, arithmetic, orientation, box_margin, mean, std``; missing keys take 224,
+            ``"crop"``, 1.25, ``"bilinear"``, ``"pillow"``, ``"apply"``, 0 and the trunk's own mean and std.
         generator: of the initial values; None takes torch's default generator, hence ``torch.manual_seed``.
 
     Raises:
@@ -187,7 +187,9 @@ class Rpf(nn.Module):
         self.preprocess = {
             "size": 224,
             "fit": "crop",
+            "target_ratio": 1.25,
             "interpolation": "bilinear",
+            "arithmetic": "pillow",
             "orientation": "apply",
             "box_margin": 0.0,
             "mean": list(getattr(self.region.trunk, "mean", IMAGENET_MEAN)),
