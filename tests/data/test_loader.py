@@ -321,10 +321,7 @@ def test_no_more_is_read_ahead_than_prefetch(tmp_path: Path, slow_fallback: list
     [
         ({"threads": 0}, "Loader: threads must be positive, got 0"),
         ({"prefetch": 0}, "Loader: prefetch must be positive, got 0"),
-        (
-            {"sampler": "pairs"},
-            "Loader: sampler must be 'images', 'triplets', 'classes' or 'identities', got 'pairs'",
-        ),
+        ({"sampler": "pairs"}, "Loader: sampler must be 'images', 'triplets', 'classes' or 'identities', got 'pairs'"),
         ({"batch": 7}, "image sampler: batch must be at most 6"),
     ],
 )

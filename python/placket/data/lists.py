@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gzip
 import json
+import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +48,10 @@ SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", "
 
 
 class TextList:
-    """The lines of a text file, read as they are asked for, and where to tell what is wrong with them."""
+    """The lines of a text file, which may be compressed, and where to tell what is wrong with them.
+
+    They are read as they are asked for: the attribute list of DeepFashion has most of a gigabyte.
+    """
 
     def __init__(self, path: Path, problems: list[Problem]) -> None:
         self.file = str(path)
@@ -56,10 +61,11 @@ class TextList:
     def __iter__(self) -> Iterator[tuple[int, str]]:
         """Yield line numbers, from 1, and lines."""
         try:
-            with self.path.open(encoding="utf-8", newline="\n") as file:
-                for line, text in enumerate(file, start=1):
+            opened = gzip.open if self.path.suffix == ".gz" else open
+            with opened(self.path, "rt", encoding="utf-8", newline="\n") as lines:
+                for line, text in enumerate(lines, start=1):
                     yield line, text.removesuffix("\n").removesuffix("\r")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             self.report("unreadable", None, f"file must be readable text in UTF-8, got {error}")
 
     def report(self, kind: str, line: int | None, message: str) -> None:
