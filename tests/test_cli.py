@@ -140,7 +140,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     ("arguments", "message"),
     [
         (["evaluate", "none", "none"], "load: 'none' must be a checkpoint's folder"),
-        (["data", "verify", "none"], "none: data set must be a folder, got none there"),
+        (["data", "verify", "none"], "none: data set must be a folder or a file, got none there"),
         (["index", "info", "none"], "none"),
         (["train", "--config", "none.yaml"], "config: 'none.yaml' must be a file or a shipped recipe"),
         (["train", "--run", "none", "--resume"], "must be a file or a shipped recipe"),

@@ -46,7 +46,10 @@ def test_round_trip_through_json() -> None:
                 "closest is 'v-neck'"
             ),
         ),
-        (lambda: AttributeSchema(()), "schema: attributes must be at least one, got none"),
+        (
+            lambda: AttributeSchema.of({"a": []}),
+            "schema: values of attribute 'a' must be at least one, got none",
+        ),
         (
             lambda: AttributeSchema.of({"a": ["x", "x"]}),
             "schema: values of attribute 'a' must have different names, got 'x' twice",

@@ -36,7 +36,8 @@ class AttributeSchema:
     attributes: tuple[Attribute, ...]
 
     def __post_init__(self) -> None:
-        _check_unique("attributes", self.names)
+        if self.attributes:  # a set of identities or texts has none
+            _check_unique("attributes", self.names)
 
     @staticmethod
     def of(attributes: Mapping[str, Sequence[str]]) -> AttributeSchema:

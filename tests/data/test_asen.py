@@ -210,10 +210,12 @@ def test_an_id_does_not_claim_images_that_no_list_has(layout: Path) -> None:
 
 
 def test_what_is_no_data_set_says_what_is_missing(tmp_path: Path, layout: Path) -> None:
-    with pytest.raises(DatasetError, match="absent: data set must be a folder, got none there"):
+    with pytest.raises(DatasetError, match="absent: data set must be a folder or a file, got none there"):
         placket.data.open(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match=r"empty: data set must hold the lists of the ASEN layout"):
+    with pytest.raises(
+        DatasetError, match=r"empty: data set must hold the files of .*: filenames_\{split\}.txt, label"
+    ):
         placket.data.open(tmp_path / "empty")
     with pytest.raises(DatasetError, match="split must be one of train, test, got 'valid'"):
         placket.data.open(layout).split("valid")

@@ -47,7 +47,7 @@ def test_damaged_lists_are_read_or_refused(tmp_path: Path, layout: str) -> None:
             raise AssertionError(f"mutant {number} of {name}: {error!r}") from error
         read, refused = read + good, refused + (not good)
         restore_file(tmp_path / name, whole.files[name])
-    assert read >= 25
+    assert read >= 15  # most damage to JSON ends its reading
     assert refused >= 125
 
 

@@ -62,14 +62,11 @@ def test_verify_names_the_image(tmp_path: Path, photograph: Photograph) -> None:
     assert "shirt/b.jpg must be there once" in str(duplicate)
 
 
-def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_named(tmp_path: Path, photograph: Photograph) -> None:
     (tmp_path / "train").mkdir()
-    with pytest.raises(
-        DatasetError, match=r"data set must hold the lists of the ASEN layout .*, got neither"
-    ):
+    with pytest.raises(DatasetError, match=r"got none of these: .*; a folder of images for each class"):
         placket.data.open(tmp_path)
-    for name in ("valid", "val"):
-        (tmp_path / name).mkdir()
+    draw(tmp_path, ["valid/coat/a.jpg", "val/coat/a.jpg"], photograph)
     with pytest.raises(DatasetError, match="folder must have one of valid and val, got both"):
         placket.data.open(tmp_path)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import placket.data
+from fuzz.published_layouts import PUBLISHED
 from placket.data import Dataset, DatasetError
 
 
@@ -101,6 +102,7 @@ LAYOUTS = {
         {f"{split}/{kind}/{i}.jpg": "" for split in ("train", "val") for kind in "ab" for i in range(3)}
     ),
 }
+LAYOUTS |= {name: Layout(files) for name, files in PUBLISHED.items()}
 LISTED = [name for name in LAYOUTS if name != "folders"]  # which has no lists: any file is an image
 
 
@@ -128,7 +130,8 @@ def read_all(place: Path, *, verify: bool = True) -> bool:
     for name in data.splits:
         _, problems = data.inspect(name)
         errors = [problem for problem in problems if problem.severity == "error"]
-        refused = [read for read in (data.split, data.regions, data.captions) if _refuses(read, name)]
+        reads = (data.split, data.regions, data.captions, data.compositions)
+        refused = [read for read in reads if _refuses(read, name)]
         require(bool(errors) == bool(refused), f"inspect and split agree: {errors}, {refused}")
         if errors:
             good = False
@@ -150,6 +153,7 @@ def _refuses(read: Callable[[str], object], name: str) -> bool:
 
 def _check_split(data: Dataset, name: str) -> None:
     split, regions, captions = data.split(name), data.regions(name), data.captions(name)
+    compositions = data.compositions(name)
     counts = np.array(split.schema.value_counts)
 
     def within(ids: np.ndarray, end: int | np.ndarray) -> bool:
@@ -170,12 +174,20 @@ def _check_split(data: Dataset, name: str) -> None:
     require(is_triples(split.queries) and is_triples(split.candidates), "lists in range")
     if split.boxes is not None:
         require(split.boxes.shape == (len(split), 4) and is_boxes(split.boxes), "a box for every image")
-    if split.identities is not None:
-        require(len(split.identities) == len(split), "an identity for every image")
+    for column in (split.identities, split.domains, split.sequences):
+        require(column is None or len(column) == len(split), "a number for every image")
+    for images in (split.query_images, split.gallery_images):
+        require(images is None or within(images, len(split)), "query and gallery images in range")
     if regions is not None:
         require(within(regions[:, 0], len(split)) and is_boxes(regions[:, 2:]), "regions in range")
     if captions is not None:
         require(len(captions) == len(split), "a caption for every image")
+    if compositions is not None:
+        begin = compositions.begin
+        require(within(compositions.reference, len(split)), "references in range")
+        require(within(compositions.target + 1, len(split) + 1), "targets in range, -1 for none")
+        require(len(begin) == len(compositions) + 1 and begin[-1] == len(compositions.captions), "sentences")
+        require(compositions.subset is None or within(compositions.subset, len(split)), "subset in range")
     require(len(list(split.records)) == len(split), "a record for every image")
     labels.to_native()
     if split.filenames:

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of the list readers by Atheris, libFuzzer for Python (pip install atheris).
 
-python tests/fuzz/fuzz_lists.py LAYOUT [libFuzzer's options and folders]
+PYTHONPATH=tests python tests/fuzz/fuzz_lists.py LAYOUT [libFuzzer's options and folders]
 
 LAYOUT is one of ``damaged_lists.LAYOUTS``. An input is the number of a file, a byte, and the text that takes
 its place. All of the data set is then read, and what ``damaged_lists.read_all`` says must hold. The temporary
@@ -17,7 +17,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["placket.data", "placket.schema"]):
-    from damaged_lists import LAYOUTS, read_all, restore_file
+    from fuzz.damaged_lists import LAYOUTS, read_all, restore_file
 
 
 def main() -> None:

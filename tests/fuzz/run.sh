@@ -40,7 +40,7 @@ fi
 TMPDIR=$(mktemp -d -p "$([ -d /dev/shm ] && echo /dev/shm || echo /tmp)")
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
-export PYTHONPATH="${PYTHONPATH:-}:$build/atheris"
+export PYTHONPATH="${PYTHONPATH:-}:tests:$build/atheris"
 "$python" -c "import atheris" 2> /dev/null || "$python" -m pip install -q --no-deps --target "$build/atheris" atheris
 for layout in $("$python" tests/fuzz/damaged_lists.py); do
   fuzz "$layout" "$python" tests/fuzz/fuzz_lists.py "$layout"

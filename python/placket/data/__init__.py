@@ -14,26 +14,37 @@ from placket import _C
 from placket._C import Augment, Batch, ColorJitter, GaussianBlur, Preprocess, RandomCrop, RandomErasing
 from placket.data import _pillow
 from placket.data.asen import AsenDataset
+from placket.data.cirr import CirrDataset
 from placket.data.columns import Labels, Texts
 from placket.data.dataset import Compositions, Dataset, DatasetError, Problem, Record, Split
+from placket.data.deepfashion import AttributePredictionDataset, ConsumerToShopDataset, InShopDataset
+from placket.data.fashioniq import FashionIqDataset
 from placket.data.folders import FolderDataset
 from placket.data.loader import Loader
+from placket.data.oml import OmlDataset
 from placket.data.store import StoreDataset, is_store, pack, read_image
+from placket.data.street2shop import Street2ShopDataset
 from placket.data.table import TableDataset, TableLayout
 from placket.data.verify import VerifyReport, verify
 
 __all__ = [
     "AsenDataset",
+    "AttributePredictionDataset",
     "Augment",
     "Batch",
+    "CirrDataset",
     "ColorJitter",
     "Compositions",
+    "ConsumerToShopDataset",
     "Dataset",
     "DatasetError",
+    "FashionIqDataset",
     "FolderDataset",
     "GaussianBlur",
+    "InShopDataset",
     "Labels",
     "Loader",
+    "OmlDataset",
     "Preprocess",
     "Problem",
     "RandomCrop",
@@ -41,6 +52,7 @@ __all__ = [
     "Record",
     "Split",
     "StoreDataset",
+    "Street2ShopDataset",
     "TableDataset",
     "TableLayout",
     "Texts",
@@ -56,21 +68,41 @@ _C.set_decode_fallback(_pillow.decode)
 atexit.register(_C.set_decode_fallback, None)
 
 
+_LAYOUTS = (
+    AsenDataset,
+    AttributePredictionDataset,
+    InShopDataset,
+    ConsumerToShopDataset,
+    CirrDataset,
+    FashionIqDataset,
+    Street2ShopDataset,
+    OmlDataset,
+    FolderDataset,
+)
+
+
 def open(path: str | os.PathLike[str]) -> Dataset:
     """Open a data set; the layout is recognised by its files.
 
     Args:
-        path: a folder in the layout of the ASEN family (``AsenDataset``), or with a folder of images for each
-            class (``FolderDataset``); a YAML file that says which columns of a table hold what
-            (``TableLayout``); or a file that ``pack`` wrote (``StoreDataset``).
+        path: a folder in the layout of ``AsenDataset``, ``AttributePredictionDataset``, ``InShopDataset``,
+            ``ConsumerToShopDataset``, ``CirrDataset``, ``FashionIqDataset``, ``Street2ShopDataset``,
+            ``OmlDataset`` or, where it is none of these, ``FolderDataset``; a CSV file (``OmlDataset``); a
+            YAML file that says which columns of a table hold what (``TableLayout``); or a file that ``pack``
+            wrote (``StoreDataset``).
 
     Raises:
-        DatasetError: there is no layout that is known; the text says what it must hold.
+        DatasetError: there is no layout that is known; the text says what was looked for.
     """
-    if os.path.isfile(path) and is_store(path):
-        return StoreDataset(path)
     if os.path.isfile(path):
-        return TableDataset(TableLayout.load(path))
-    if os.path.isdir(path) and not AsenDataset.recognises(path):
-        return FolderDataset(path)
-    return AsenDataset(path)
+        if is_store(path):
+            return StoreDataset(path)
+        is_table = os.fspath(path).endswith(".csv")
+        return OmlDataset(path) if is_table else TableDataset(TableLayout.load(path))
+    if not os.path.isdir(path):
+        raise DatasetError(f"{path}: data set must be a folder or a file, got none there")
+    for layout in _LAYOUTS:
+        if layout.recognises(path):
+            return layout(path)
+    looked = "; ".join(layout.LOOKED_FOR for layout in _LAYOUTS)
+    raise DatasetError(f"{path}: data set must hold the files of a known layout, got none of these: {looked}")

@@ -26,13 +26,11 @@ candidate lists by the images that occur in both.
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -47,6 +45,7 @@ from placket.data.dataset import (
     check_variety,
     filename_problem,
 )
+from placket.data.lists import TextList
 from placket.schema import Attribute, AttributeSchema
 
 __all__ = ["AsenDataset"]
@@ -59,6 +58,8 @@ _MOST_IMAGES_A_LINE = 10  # where no list of filenames says how many there are
 
 class AsenDataset(Dataset):
     """A folder in the layout of the ASEN family."""
+
+    LOOKED_FOR: ClassVar[str] = "filenames_{split}.txt, label_{split}.txt (ASEN)"
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         """Open a folder.
@@ -117,7 +118,7 @@ def read_schema(root: Path) -> AttributeSchema:
         raise DatasetError(f"{path}: folder's name must be one of {', '.join(meta)}, got '{name}'")
     entry = meta[name] if name in meta else next(iter(meta.values()))
     attributes, numbers, values = (entry.get(key) for key in ("ATTRIBUTES", "ATTRIBUTES_NUM", "VALUES"))
-    if not isinstance(attributes, list) or not all(isinstance(a, str) for a in attributes):
+    if not isinstance(attributes, list) or not attributes or not all(isinstance(a, str) for a in attributes):
         raise DatasetError(f"{path}: ATTRIBUTES must be a list of names, got {brief(attributes)}")
     named: list[Attribute] = []
     for attribute in attributes:
@@ -182,7 +183,7 @@ def read_split(root: Path, name: str, schema: AttributeSchema) -> tuple[Split, l
 def read_regions(root: Path, split: Split, problems: list[Problem]) -> Ints | None:
     """Read the true regions of a split, as ``Dataset.regions`` returns them."""
     entries = _List(root, f"regions_{split.name}", problems)
-    if entries.path is None:
+    if not entries.there:
         return None
     rows = []
     for line, row in entries.integers("id attribute x0 y0 x1 y1", 6):
@@ -195,7 +196,7 @@ def read_regions(root: Path, split: Split, problems: list[Problem]) -> Ints | No
 def read_captions(root: Path, split: Split, problems: list[Problem]) -> Texts | None:
     """Read the captions of a split, as ``Dataset.captions`` returns them."""
     entries = _List(root, f"captions_{split.name}", problems)
-    if entries.path is None:
+    if not entries.there:
         return None
     captions: dict[int, str] = {}
     for line, text in entries:
@@ -222,26 +223,16 @@ def _path(root: Path, stem: str) -> Path:
     return _find(root, stem) or root / f"{stem}.txt"
 
 
-class _List:
-    """The lines of a list, if it is there, and where to tell what is wrong with them."""
+class _List(TextList):
+    """A list, if it is there."""
 
     def __init__(self, root: Path, stem: str, problems: list[Problem]) -> None:
-        self.path = _find(root, stem)
-        self.file = str(_path(root, stem))
-        self.problems = problems
+        super().__init__(_path(root, stem), problems)
+        self.there = _find(root, stem) is not None
         self.ids: list[tuple[int, int]] = []  # line, image id
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        if self.path is None:
-            return
-        try:
-            data = self.path.read_bytes()
-            text = (gzip.decompress(data) if self.path.suffix == ".gz" else data).decode("utf-8")
-        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-            self.report("unreadable", None, f"file must be readable text in UTF-8, got {error}")
-            return
-        for line, content in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
-            yield line, content.removesuffix("\r")
+        return super().__iter__() if self.there else iter(())
 
     def integers(self, pattern: str, length: int | None) -> Iterator[tuple[int, list[int]]]:
         """Yield the line and its integers; of a list with ids the first is noted as an id."""
@@ -264,9 +255,6 @@ class _List:
             self.report("out of range", line, f"{what} must be from 0 to {end - 1}, got {value}")
         return value < end
 
-    def report(self, kind: str, line: int | None, message: str) -> None:
-        self.problems.append(Problem(kind, self.file, line, message))
-
 
 def _is_integer(word: str) -> bool:
     return word.isascii() and word.isdigit() and len(word) <= 9  # fits in 32 bits
@@ -274,7 +262,7 @@ def _is_integer(word: str) -> bool:
 
 def _read_filenames(root: Path, name: str, problems: list[Problem]) -> Texts | None:
     entries = _List(root, f"filenames_{name}", problems)
-    if entries.path is None:
+    if not entries.there:
         return None
     filenames = []
     for line, filename in entries:
@@ -306,7 +294,7 @@ def _check_box(entries: _List, line: int, box: list[int]) -> bool:
 
 def _read_boxes(root: Path, name: str, images: int, problems: list[Problem]) -> Ints | None:
     entries = _List(root, f"bbox_{name}", problems)
-    if entries.path is None:
+    if not entries.there:
         return None
     lines = 0
     boxes = []

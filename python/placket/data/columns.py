@@ -93,6 +93,13 @@ class Labels:
             columns.add("", row)
         return columns.labels(values)
 
+    @staticmethod
+    def gather(images: Ints, attribute: Ints, value: Ints, n: int, values: tuple[int, ...]) -> Labels:
+        """Make the table of n images from the image, attribute and value of each label, in any order."""
+        order = np.argsort(images, kind="stable")
+        begin = np.searchsorted(images[order], np.arange(n + 1))
+        return Labels(smallest(begin), smallest(attribute[order]), smallest(value[order]), values)
+
     def __len__(self) -> int:
         return len(self.begin) - 1
 

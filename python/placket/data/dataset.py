@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +23,19 @@ from placket.schema import AttributeSchema
 __all__ = ["Compositions", "Dataset", "DatasetError", "Problem", "Record", "Split"]
 
 SPLITS = ("train", "valid", "test")
-_WARNINGS = ("duplicate", "near duplicate", "single value", "convention")
+WHOLE_IMAGE = (0, 0, 2**31 - 1, 2**31 - 1)
+_WARNINGS = ("duplicate", "near duplicate", "single value", "unmatched", "convention")
 
 
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with a data set.
 
-    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing" or "damaged" (images),
-    "in two splits" or "leak" (images that make a score wrong), or, as warnings that do not hinder anybody,
-    "duplicate" and "near duplicate" (images), "single value" (an attribute that cannot be learnt) and
-    "convention" (labels that were renumbered). ``line`` counts from 1.
+    ``kind`` is "unreadable" (a file), "unparsable" (a line), "out of range", "missing" (an image, or what a
+    list must say of it), "damaged" (images), "in two splits" or "leak" (images or products that make a score
+    wrong), or, as warnings that do not hinder anybody, "duplicate" and "near duplicate" (images), "single
+    value" (an attribute that cannot be learnt), "unmatched" (a query whose product the gallery has not) and
+    "convention" (labels that were renumbered). ``line`` counts from 1, in JSON the entries of a list.
     """
 
     kind: str
@@ -63,7 +66,7 @@ class Record:
     labels: dict[str, tuple[str, ...]]
     """Attribute to its values; attributes without a label are left out."""
     box: tuple[int, int, int, int] | None
-    """x0 y0 x1 y1 in pixels, x1 and y1 exclusive."""
+    """x0 y0 x1 y1 in pixels, x1 and y1 exclusive; None for the whole image."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Split:
     labels: Labels
     """Of n images; without any entry where the label list is absent."""
     boxes: Ints | None = None
-    """[n, 4], x0 y0 x1 y1 in pixels, x1 and y1 exclusive; None where the set has none."""
+    """[n, 4], x0 y0 x1 y1 in pixels, x1 and y1 exclusive; None where the set has none. Boxes are cut to the
+    image, so that 0 0 2^31-1 2^31-1 stands for an image without one in a set that has some."""
     queries: Ints = field(default_factory=lambda: no_triples())
     """[queries, 3]: image, attribute, value."""
     candidates: Ints = field(default_factory=lambda: no_triples())
@@ -95,6 +99,9 @@ class Split:
     """Images that ask for others of their identity; None where the set has no such lists."""
     gallery_images: Ints | None = None
     """Images among which those are sought."""
+    sequences: Ints | None = None
+    """[n], what images were shot together: to a query the others of its sequence are no answers; -1 for none.
+    None where the set does not say."""
     source: str = ""
     """The file that lists the images."""
     lines: Ints | None = None
@@ -157,7 +164,7 @@ class Split:
             names[name] = (*names.get(name, ()), attributes[a].values[v])
         filename = self.filenames[image] if self.filenames else ""
         box = None
-        if self.boxes is not None:
+        if self.boxes is not None and tuple(self.boxes[image].tolist()) != WHOLE_IMAGE:
             x0, y0, x1, y1 = self.boxes[image].tolist()
             box = (x0, y0, x1, y1)
         return Record(self.name, image, filename, names, box)
@@ -193,6 +200,9 @@ class Dataset:
         splits: names of the splits.
         place: what ``placket.data.open`` takes to open it; by default the folder.
     """
+
+    shared_images: ClassVar[bool] = False
+    """Whether an image may be there twice, in a split or in two; the reader tells where it must not."""
 
     def __init__(
         self, root: Path, schema: AttributeSchema, splits: tuple[str, ...], place: Path | None = None
@@ -304,6 +314,8 @@ def filename_problem(filename: str, root: Path) -> str | None:
     path = PurePosixPath(filename)
     if not filename.strip() or "\0" in filename:
         return f"line must be the path of an image, got {brief(filename)}"
+    if not is_text(filename):
+        return f"path must be UTF-8, got {brief(filename)}; rename the file"
     if path.is_absolute() or ".." in path.parts:
         return f"path must lie inside {root}, got {brief(filename)}"
     return None

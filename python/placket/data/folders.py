@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from placket.data.columns import Columns
 from placket.data.dataset import (
@@ -20,12 +20,11 @@ from placket.data.dataset import (
     is_text,
     no_triples,
 )
+from placket.data.lists import SUFFIXES
 from placket.schema import Attribute, AttributeSchema
 
 __all__ = ["FolderDataset"]
 
-# What browsers show; other files are no images of the set.
-SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _NAMES = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
 
 
@@ -36,6 +35,8 @@ class FolderDataset(Dataset):
     (or val) and test. The lists of queries and candidates of "valid" and "test" are made as for a table
     (``TableLayout``). Hidden files, links to folders and files that are no images are left out.
     """
+
+    LOOKED_FOR: ClassVar[str] = "a folder of images for each class"
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         """Look through the folders.
@@ -57,10 +58,7 @@ class FolderDataset(Dataset):
         }
         kinds = sorted({kind for files in self._files.values() for kind, _ in files})
         if not kinds:
-            raise DatasetError(
-                f"{path}: data set must hold the lists of the ASEN layout (filenames_{{split}}.txt, ...) or "
-                "a folder of images for each class, got neither"
-            )
+            raise DatasetError(f"{path}: data set must hold {self.LOOKED_FOR}, got none")
         for kind in kinds:
             if not is_text(kind):
                 raise DatasetError(
@@ -68,6 +66,11 @@ class FolderDataset(Dataset):
                 )
         splits = tuple(split for split in SPLITS if self._files.get(split))
         super().__init__(path, AttributeSchema((Attribute("class", tuple(kinds)),)), splits)
+
+    @staticmethod
+    def recognises(root: str | os.PathLike[str]) -> bool:
+        """Return whether there is an image in a folder of the folder."""
+        return any(any(_images(folder)) for folder in _folders(Path(root)))
 
     def _read(self, name: str) -> tuple[Split, list[Problem]]:
         numbers = {value: v for v, value in enumerate(self.schema[0].values)}

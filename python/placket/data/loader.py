@@ -225,5 +225,5 @@ def _check_variety(split: Split) -> None:
         found.append(f"'{name}' with {counts.sum()} labels of {(counts >= 1).sum()}")
     raise DatasetError(
         f"{split.root}: split '{split.name}' must have an attribute with images of two values, two of one "
-        f"of them, to give triplets, got {', '.join(found)} values; label more images"
+        f"of them, to give triplets, got {', '.join(found) or 'no labels of any'} values; label more images"
     )

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 
 from placket import _C
 from placket.data.columns import Ints, Labels, Texts
-from placket.data.dataset import SPLITS, Compositions, Dataset, DatasetError, Problem, Split
+from placket.data.dataset import (
+    SPLITS,
+    WHOLE_IMAGE,
+    Compositions,
+    Dataset,
+    DatasetError,
+    Problem,
+    Split,
+)
 from placket.schema import AttributeSchema
 
 __all__ = ["StoreDataset", "is_store", "pack", "read_image"]
@@ -33,7 +41,16 @@ _KINDS = {"apply": _C.StoreKind.UPRIGHT_PIXELS, "ignore": _C.StoreKind.STORED_PI
 _T = TypeVar("_T")
 
 # Columns of a split that are arrays, and those that are strings.
-_ARRAYS = ("boxes", "queries", "candidates", "identities", "domains", "query_images", "gallery_images")
+_ARRAYS = (
+    "boxes",
+    "queries",
+    "candidates",
+    "identities",
+    "domains",
+    "query_images",
+    "gallery_images",
+    "sequences",
+)
 _LABELS = ("begin", "attribute", "value")
 _COMPOSITIONS = ("reference", "target", "begin", "category", "subset")
 
@@ -221,7 +238,7 @@ def _check(data: StoreDataset, name: str) -> None:
         check_numbers(column, triples, max(images, attributes, *counts), 3)
         check_numbers(column, triples[:, :2], np.array([images, attributes]), 2)
         check_numbers(column, triples[:, 2], counts[triples[:, 1]])
-    for column, end in (("identities", 2**31), ("domains", 2)):
+    for column, end in (("identities", 2**31), ("domains", 2), ("sequences", 2**31)):
         numbers = getattr(split, column)
         check_numbers(column, None if numbers is None else numbers + 1, end + 1)  # -1 is for none
         check(numbers is None or len(numbers) == images, column)
@@ -254,7 +271,9 @@ def _put_split(
         if array is not None:
             columns[f"{split.name}/{column}"] = array
     if split.boxes is not None:
-        columns[f"{split.name}/boxes"] = scale(np.arange(len(split)), split.boxes)
+        whole = (split.boxes == WHOLE_IMAGE).all(axis=1, keepdims=True)
+        scaled = scale(np.arange(len(split)), split.boxes)
+        columns[f"{split.name}/boxes"] = np.where(whole, split.boxes, scaled)
     for column in _LABELS:
         columns[f"{split.name}/labels/{column}"] = getattr(split.labels, column)
     regions = data.regions(split.name)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from placket.data.dataset import (
     is_text,
     no_triples,
 )
+from placket.data.lists import read_csv
 from placket.schema import Attribute, AttributeSchema
 
 __all__ = ["TableDataset", "TableLayout"]
@@ -170,79 +170,75 @@ class TableDataset(Dataset):
         Raises:
             DatasetError: it cannot be read, has not the columns, or holds no row of a split.
         """
-        self.layout = layout
-        self._file = layout.folder / layout.table
-        self._identities: dict[str, int] = {}
-        self._columns = {name: Columns() for name in SPLITS}
-        self._problems: dict[str, list[Problem]] = {name: [] for name in SPLITS}
-        # For each attribute what its values are called, numbered as they come.
-        self._found: list[dict[str, int]] = [{} for _ in layout.attributes]
-        for line, row in self._read_table():
-            split = "train" if layout.split is None else layout.splits.get(row[layout.split])
-            if split is not None:
-                self._add(split, line, row)
-        splits = tuple(name for name in SPLITS if len(self._columns[name]) > 0)
-        if not splits:
+        file = layout.folder / layout.table
+        table = _Table(layout, file)
+        for line, row in read_csv(file, layout.columns, separator=_SEPARATORS[file.suffix]):
+            table.add(line, row)
+        if not table.splits:
             wanted = (
                 "a row" if layout.split is None else f"a row whose {layout.split} is in {[*layout.splits]}"
             )
-            raise DatasetError(f"{self._file}: table must have {wanted}, got none")
+            raise DatasetError(f"{file}: table must have {wanted}, got none")
+        super().__init__(layout.folder, table.schema(), table.splits, layout.place)
+        self.layout = layout
+        self.identities = Texts(table.identities)
+        """What ``Split.identities`` counts, as the table has it."""
+        self._splits = {name: table.split(name, self.schema) for name in self.splits}
+        self._captions = {name: table.columns[name].captions for name in self.splits}
+
+    def _read(self, name: str) -> tuple[Split, list[Problem]]:
+        split, problems = self._splits[name]
+        return split, list(problems)
+
+    def _read_captions(self, split: Split, problems: list[Problem]) -> Texts | None:
+        return None if self.layout.caption is None else self._captions[split.name]
+
+
+class _Table:
+    """The rows read so far."""
+
+    def __init__(self, layout: TableLayout, file: Path) -> None:
+        self.layout = layout
+        self.file = file
+        self.identities: dict[str, int] = {}
+        self.columns = {name: Columns() for name in SPLITS}
+        self._problems: dict[str, list[Problem]] = {name: [] for name in SPLITS}
+        # For each attribute what its values are called, numbered as they come.
+        self._found: list[dict[str, int]] = [{} for _ in layout.attributes]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(name for name in SPLITS if len(self.columns[name]) > 0)
+
+    def schema(self) -> AttributeSchema:
+        """Return the attributes with the values that enough training images have."""
         train = self._labels("train")
+        least = self.layout.least_images
         named = []
-        for a, name in enumerate(layout.attributes):
+        for a, (name, column) in enumerate(self.layout.attributes.items()):
             counts = train.counts(a)
-            values = sorted(
-                v for v, number in self._found[a].items() if counts[number] >= layout.least_images
-            )
+            values = sorted(value for value, number in self._found[a].items() if counts[number] >= least)
             if not values:
-                column = layout.attributes[name]
                 raise DatasetError(
-                    f"{self._file}: column '{column}' must have a value with {layout.least_images} training "
+                    f"{self.file}: column '{column}' must have a value with {least} training "
                     "images or more, got none; lower least_images or leave the attribute out"
                 )
             named.append(Attribute(name, tuple(values)))
-        super().__init__(layout.folder, AttributeSchema(tuple(named)), splits, layout.place)
-
-    @property
-    def identities(self) -> tuple[str, ...]:
-        """What ``Split.identities`` counts, as the table has it."""
-        return tuple(self._identities)
-
-    def _read_table(self) -> Iterator[tuple[int, dict[str, str]]]:
-        """Yield the line each row ends in, and its cells by column."""
-        columns = self.layout.columns
-        try:
-            with self._file.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, delimiter=_SEPARATORS[self._file.suffix], strict=True)
-                header = next(reader, [])
-                missing = [c for c in columns if header.count(c) != 1]
-                if missing:
-                    raise DatasetError(
-                        f"{self._file}: table must have each of the columns {', '.join(columns)} once, got "
-                        f"{', '.join(header)}"
-                    )
-                places = {column: header.index(column) for column in columns}
-                for cells in reader:
-                    if len(cells) != len(header):
-                        raise DatasetError(
-                            f"{self._file}:{reader.line_num}: row must have {len(header)} cells, "
-                            f"got {len(cells)}"
-                        )
-                    yield reader.line_num, {column: cells[place] for column, place in places.items()}
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{self._file}: table must be readable text in UTF-8, got {error}") from None
-        except csv.Error as error:
-            raise DatasetError(f"{self._file}:{reader.line_num}: row must be CSV, got {error}") from None
+        return AttributeSchema(tuple(named))
 
     def _labels(self, split: str) -> Labels:
         """Return the labels of a split by the numbers of ``_found``."""
-        return self._columns[split].labels(tuple(len(values) for values in self._found))
+        return self.columns[split].labels(tuple(len(values) for values in self._found))
 
-    def _add(self, split: str, line: int, row: Mapping[str, str]) -> None:
+    def add(self, line: int, row: Mapping[str, str]) -> None:
+        """Take a row, unless it is of no split."""
         layout = self.layout
+        split = "train" if layout.split is None else layout.splits.get(row[layout.split])
+        if split is None:
+            return
 
         def report(kind: str, message: str) -> None:
-            self._problems[split].append(Problem(kind, str(self._file), line, message))
+            self._problems[split].append(Problem(kind, str(self.file), line, message))
 
         filename = layout.image.format_map(row)
         problem = filename_problem(filename, layout.folder)
@@ -256,7 +252,7 @@ class TableDataset(Dataset):
             labels += [(a, found.setdefault(value, len(found))) for value in values]
         identity = -1
         if layout.identity is not None and row[layout.identity]:
-            identity = self._identities.setdefault(row[layout.identity], len(self._identities))
+            identity = self.identities.setdefault(row[layout.identity], len(self.identities))
         corners = None
         if layout.box is not None:
             box = [row[column].strip() for column in layout.box]
@@ -266,7 +262,7 @@ class TableDataset(Dataset):
             x0, y0, x1, y1 = corners = [int(cell) for cell in box]
             if x0 >= x1 or y0 >= y1:
                 report("out of range", f"box must have x0 < x1 and y0 < y1, got {x0} {y0} {x1} {y1}")
-        self._columns[split].add(
+        self.columns[split].add(
             filename,
             labels,
             line=line,
@@ -275,28 +271,29 @@ class TableDataset(Dataset):
             caption=None if layout.caption is None else row[layout.caption],
         )
 
-    def _read(self, name: str) -> tuple[Split, list[Problem]]:
-        columns = self._columns[name]
-        kept = [{value: v for v, value in enumerate(a.values)} for a in self.schema.attributes]
+    def split(self, name: str, schema: AttributeSchema) -> tuple[Split, list[Problem]]:
+        """Return a split and what is wrong with its rows."""
+        columns = self.columns[name]
+        kept = [{value: v for v, value in enumerate(a.values)} for a in schema.attributes]
         numbers = [
             np.array([values.get(value, -1) for value in found], dtype=np.int64)
             for values, found in zip(kept, self._found, strict=True)
         ]
-        labels = self._labels(name).renumber(numbers, self.schema.value_counts)
+        labels = self._labels(name).renumber(numbers, schema.value_counts)
         problems = list(self._problems[name])
         first: dict[str, int] = {}
         for filename, line in zip(columns.filenames, columns.lines.tolist(), strict=True):
             if first.setdefault(filename, line) != line:
                 message = f"image {filename} must be there once, got it in line {first[filename]} too"
-                problems.append(Problem("duplicate", str(self._file), line, message))
-        problems += check_variety(labels, self.schema, str(self._file))
+                problems.append(Problem("duplicate", str(self.file), line, message))
+        problems += check_variety(labels, schema, str(self.file))
         queries, candidates = no_triples(), no_triples()
         if name != "train":
             queries, candidates = divide(columns.filenames, labels, self.layout.query_share)
         split = Split(
             name=name,
-            root=self.root,
-            schema=self.schema,
+            root=self.layout.folder,
+            schema=schema,
             images=len(columns),
             filenames=columns.filenames,
             labels=labels,
@@ -305,10 +302,7 @@ class TableDataset(Dataset):
             candidates=candidates,
             warnings=tuple(str(problem) for problem in problems if problem.severity == "warning"),
             identities=None if self.layout.identity is None else columns.identities,
-            source=str(self._file),
+            source=str(self.file),
             lines=columns.lines,
         )
         return split, problems
-
-    def _read_captions(self, split: Split, problems: list[Problem]) -> Texts | None:
-        return None if self.layout.caption is None else self._columns[split.name].captions

@@ -64,10 +64,11 @@ def verify(data: Dataset | str | os.PathLike[str]) -> VerifyReport:
     """Read every list of a data set, or of the one at a path, and decode every image.
 
     Errors are list lines that do not parse, numbers out of range, missing and damaged images, and what makes
-    a score wrong: a file that two splits list ("in two splits"), and the same pixels in two splits ("leak").
-    Warnings are the same pixels twice in a split ("duplicate"), attributes with one value only, and pictures
-    that look like one photograph saved twice, in another quality or size ("near duplicate"): their
-    thumbnails of 16 x 16 pixels differ by less than 2.5 grey levels (root mean square).
+    a score wrong: a file that two splits list ("in two splits"), and the same product or the same pixels in
+    two splits ("leak"). Warnings are the same pixels twice in a split ("duplicate"), attributes with one
+    value only, queries without an answer, and pictures that look like one photograph saved twice, in another
+    quality or size ("near duplicate"): their thumbnails of 16 x 16 pixels differ by less than 2.5 grey levels
+    (root mean square).
 
     Raises:
         DatasetError: the folder is no data set at all.
@@ -76,14 +77,15 @@ def verify(data: Dataset | str | os.PathLike[str]) -> VerifyReport:
         data = placket.data.open(data)
     images: dict[str, int] = {}
     problems: list[Problem] = []
-    seen = _Seen()
+    seen = _Seen(data.shared_images)
     for name in data.splits:
         split, found = data.inspect(name)
         images[name] = len(split)
         if split.filenames:
             found += _check_images(split, {p.line for p in found if p.file == split.source}, seen)
         problems += found
-    return VerifyReport(str(data.place), images, (*problems, *seen.near_duplicates()))
+    # A list of all splits tells in each what is wrong with it.
+    return VerifyReport(str(data.place), images, (*dict.fromkeys(problems), *seen.near_duplicates()))
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ class _Look:
 class _Seen:
     """The images so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: bool) -> None:
+        self._shared = shared
         self._by_name: dict[str, _Place] = {}
         self._by_pixels: dict[bytes, _Place] = {}
         # Of images whose pixels were new.
@@ -126,7 +129,7 @@ class _Seen:
 
     def add_name(self, place: _Place) -> Problem | None:
         first = self._by_name.setdefault(place.filename, place)
-        if first.split is place.split:
+        if first.split is place.split or self._shared:
             return None
         message = f"image {place.filename} must be in one split, got it in {first} too"
         return place.problem("in two splits", message)
@@ -137,8 +140,8 @@ class _Seen:
             self._places.append(place)
             self._looks.append(look)
             return None
-        if first.filename == place.filename and first.split is not place.split:
-            return None  # told by its name
+        if first.filename == place.filename and (self._shared or first.split is not place.split):
+            return None  # told by its name, or right
         kind = "duplicate" if first.split is place.split else "leak"
         message = f"image {place.filename} must be there once, got the same pixels in {first}"
         return place.problem(kind, message)
