@@ -368,3 +368,28 @@ def test_products_are_drawn_by_identity(tmp_path: Path) -> None:
     asen = dataclasses.replace(train, identities=None)
     with pytest.raises(DatasetError, match="split 'train' must have identities to draw, got none"):
         Loader(asen, sampler="identities", batch=9, images_of_class=3)
+
+
+def test_a_saved_position_is_gone_on_from(train: Split) -> None:
+    def loader() -> Loader:
+        return Loader(train, batch=2, preprocess=SMALL, augment=CHANGES)
+
+    whole = loader()
+    expected = [batch.images for _ in range(3) for batch in whole]
+    for given in range(2 * len(whole) + 1):
+        first = loader()
+        taken = [b.images for b in itertools.islice(itertools.chain(first, first, first), given)]
+        other = loader()
+        other.load_state_dict(first.state_dict())
+        rest = [batch.images for _ in range(3) for batch in other]
+        found = torch.stack((taken + rest)[: len(expected)])
+        assert torch.equal(found, torch.stack(expected)), given
+    with pytest.raises(ValueError, match=r"Loader: state must be of epochs of 3 steps, got \{'step': 1"):
+        whole.load_state_dict({"step": 1, "steps_per_epoch": 5})
+
+
+def test_an_iteration_that_is_left_ends_its_epoch(train: Split) -> None:
+    loader = Loader(train, batch=2, preprocess=SMALL)
+    next(iter(loader))
+    assert [batch.plan.epoch for batch in loader] == [1, 1, 1]
+    assert loader.state_dict()["step"] == 6

@@ -10,7 +10,7 @@ import os
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -311,12 +311,11 @@ def raise_first(place: Path, problems: Sequence[Problem]) -> None:
 
 def filename_problem(filename: str, root: Path) -> str | None:
     """Return what is wrong with an image's path, which must lie inside the data set."""
-    path = PurePosixPath(filename)
     if not filename.strip() or "\0" in filename:
         return f"line must be the path of an image, got {brief(filename)}"
     if not is_text(filename):
         return f"path must be UTF-8, got {brief(filename)}; rename the file"
-    if path.is_absolute() or ".." in path.parts:
+    if filename.startswith("/") or ".." in filename.split("/"):
         return f"path must lie inside {root}, got {brief(filename)}"
     return None
 
@@ -366,7 +365,11 @@ def _hash(filename: str) -> int:
 
 def is_text(name: str) -> bool:
     """Return whether a name can be written as UTF-8 and ends where it seems to."""
-    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
 
 
 _PARTS = reprlib.Repr()

@@ -153,32 +153,49 @@ class Loader:
             skip_unreadable=skips_unreadable("Loader", on_error),
         )
         self._split = split
-        self._next_step = 0
-        self._next_epoch = 0
+        self._loaded = 0  # where the core stands
+        self._step = 0  # where the next iteration begins, counted over epochs
+        self._given = 0  # after the last batch that was given
 
     def __len__(self) -> int:
         """Batches an epoch."""
         return self._source.steps_per_epoch
 
     def __iter__(self) -> Iterator[_C.Batch]:
-        """Iterate over the next epoch.
+        """Iterate over the next epoch, or over what is left of one after ``load_state_dict``.
 
         Raises:
             RuntimeError: an image of the batch cannot be read; the text names file and cause.
         """
-        first = self._next_epoch * len(self)
-        self._next_epoch += 1
-        for step in range(first, first + len(self)):
-            if step != self._next_step:
+        first, epoch = self._step, self._step // len(self)
+        self._step = (epoch + 1) * len(self)  # where another iteration begins, should this be left
+        for step in range(first, (epoch + 1) * len(self)):
+            if step != self._loaded:
                 self._loader.seek(step)
-            self._next_step = step + 1
-            yield self._loader.next()
+            self._loaded = step + 1
+            batch = self._loader.next()
+            self._given = step + 1
+            yield batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be this epoch, from 0, as when a run is resumed."""
+        """Let the next iteration be this epoch, from 0."""
         if epoch < 0:
             raise ValueError(f"Loader: epoch must not be negative, got {epoch}")
-        self._next_epoch = epoch
+        self._step = self._given = epoch * len(self)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position after the last batch that was given, as ``load_state_dict`` takes it."""
+        return {"step": self._given, "steps_per_epoch": len(self)}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Let the next iteration go on at a position; the batches are those that were still to come.
+
+        Raises:
+            ValueError: the position is of a loader with other epochs.
+        """
+        if state.get("steps_per_epoch") != len(self) or state.get("step", -1) < 0:
+            raise ValueError(f"Loader: state must be of epochs of {len(self)} steps, got {dict(state)}")
+        self._step = self._given = state["step"]
 
     @property
     def skipped(self) -> dict[str, str]:
