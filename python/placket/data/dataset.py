@@ -11,7 +11,6 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -201,7 +200,7 @@ class Dataset:
         place: what ``placket.data.open`` takes to open it; by default the folder.
     """
 
-    shared_images: ClassVar[bool] = False
+    shared_images: bool = False
     """Whether an image may be there twice, in a split or in two; the reader tells where it must not."""
 
     def __init__(

@@ -101,25 +101,27 @@ def pack(
     kind = _C.StoreKind.FILES if size is None else _KINDS[orientation]
     writer = _C.StoreWriter(os.fspath(path), kind, _fingerprint(list(places), size, kind))
     todo = list(places)[len(writer) :]
-    done = len(writer)
     with ThreadPoolExecutor(threads or os.cpu_count()) as workers:
         if size is None:
             for file in _ahead(workers, _C.read_file, todo):
                 writer.append_file(file)
-                done += 1
-                _tell(progress, done, len(places))
+                _tell(progress, len(writer), len(places))
         else:
-            upright = orientation == "apply"
-            for pixels, before in _ahead(workers, lambda p: _C.shrink_file(p, size, upright), todo):
+            shrink = functools.partial(_C.shrink_file, size=size, upright=orientation == "apply")
+            for pixels, before in _ahead(workers, shrink, todo):
                 writer.append_pixels(pixels, before)
-                done += 1
-                _tell(progress, done, len(places))
+                _tell(progress, len(writer), len(places))
     columns: dict[str, NDArray[Any]] = {}
     for split, images in zip(splits, paths, strict=True):
         numbers = np.array([places[image] for image in images], dtype=np.int64)
         sizes = writer.sizes[numbers] if size is not None else None
         _put_split(columns, data, split, numbers, sizes)
-    header = {"schema": data.schema.to_dict(), "splits": list(data.splits), "packed_from": str(data.place)}
+    header = {
+        "schema": data.schema.to_dict(),
+        "splits": list(data.splits),
+        "shared_images": data.shared_images,
+        "packed_from": str(data.place),
+    }
     columns["header"] = _bytes(json.dumps(header))
     buffer = io.BytesIO()
     np.savez(buffer, **columns)  # type: ignore[arg-type]
@@ -145,6 +147,7 @@ class StoreDataset(Dataset):
             header = json.loads(self._columns["header"].tobytes())
             schema = AttributeSchema.from_dict(header["schema"])
             super().__init__(Path(path), schema, tuple(header["splits"]))
+            self.shared_images = bool(header["shared_images"])
             for name in self.splits:
                 _check(self, name)
         except Exception as error:  # the checksums are right, so another program than `pack` wrote them
