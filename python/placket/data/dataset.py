@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ __all__ = ["Compositions", "Dataset", "DatasetError", "Problem", "Record", "Spli
 
 SPLITS = ("train", "valid", "test")
 WHOLE_IMAGE = (0, 0, 2**31 - 1, 2**31 - 1)
+_T = TypeVar("_T")
 _WARNINGS = ("duplicate", "near duplicate", "single value", "unmatched", "convention")
 
 
@@ -249,10 +251,7 @@ class Dataset:
         Raises:
             DatasetError: something in the list is wrong.
         """
-        problems: list[Problem] = []
-        rows = self._read_regions(self.split(split), problems)
-        raise_first(self.place, problems)
-        return rows
+        return self._whole(self._read_regions, split)
 
     def compositions(self, split: str) -> Compositions | None:
         """Return the queries of image and text, or None where the set has none.
@@ -260,10 +259,7 @@ class Dataset:
         Raises:
             DatasetError: something in the list is wrong.
         """
-        problems: list[Problem] = []
-        compositions = self._read_compositions(self.split(split), problems)
-        raise_first(self.place, problems)
-        return compositions
+        return self._whole(self._read_compositions, split)
 
     def captions(self, split: str) -> Texts | None:
         """Return a sentence for each image, or None where the set has none.
@@ -271,10 +267,7 @@ class Dataset:
         Raises:
             DatasetError: something in the list is wrong.
         """
-        problems: list[Problem] = []
-        captions = self._read_captions(self.split(split), problems)
-        raise_first(self.place, problems)
-        return captions
+        return self._whole(self._read_captions, split)
 
     def inspect(self, name: str) -> tuple[Split, list[Problem]]:
         """Read everything of a split and return it with all that is wrong, without raising.
@@ -286,6 +279,12 @@ class Dataset:
         self._read_captions(split, problems)
         self._read_compositions(split, problems)
         return split, problems
+
+    def _whole(self, read: Callable[[Split, list[Problem]], _T], split: str) -> _T:
+        problems: list[Problem] = []
+        found = read(self.split(split), problems)
+        raise_first(self.place, problems)
+        return found
 
     def _read(self, name: str) -> tuple[Split, list[Problem]]:
         raise NotImplementedError
