@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <mutex>
 #include <shared_mutex>
@@ -100,14 +101,42 @@ bool read_header(JpegDecoder& decoder, const uint8_t* bytes, size_t size) {
   return true;
 }
 
-// `row` has room for one row of all components; RGB rows go straight to `out`.
-bool decode_scanlines(JpegDecoder& decoder, uint8_t* row, uint8_t* out) {
+// Has the decoder put out the columns [x0, x1) and what its blocks need beside them; returns the
+// first. Smooth upsampling at a cut lacks the neighbours beyond it: hence a block on either side.
+JDIMENSION cut_columns([[maybe_unused]] jpeg_decompress_struct& info, [[maybe_unused]] int64_t x0,
+                       [[maybe_unused]] int64_t x1) {
+  JDIMENSION first = 0;
+#ifdef LIBJPEG_TURBO_VERSION_NUMBER
+  const int64_t block = int64_t(info.max_h_samp_factor) * DCTSIZE;
+  first = JDIMENSION(std::max<int64_t>(x0 - block, 0));
+  auto count = JDIMENSION(std::min<int64_t>(x1 + block, info.output_width) - first);
+  if (count < info.output_width) jpeg_crop_scanline(&info, &first, &count);
+#endif
+  return first;
+}
+
+void skip_rows([[maybe_unused]] jpeg_decompress_struct& info, [[maybe_unused]] int64_t count) {
+#ifdef LIBJPEG_TURBO_VERSION_NUMBER
+  if (count > 0) jpeg_skip_scanlines(&info, JDIMENSION(count));
+#endif
+}
+
+// `part` lies inside the image and is not empty. `row` has room for one row of all components; RGB
+// rows go straight to `out`.
+bool decode_scanlines(JpegDecoder& decoder, const Box& part, uint8_t* row, uint8_t* out) {
   if (setjmp(decoder.on_error) != 0) return false;
   jpeg_start_decompress(&decoder.info);
-  const int64_t width = decoder.info.output_width;
+  const int64_t image_row = int64_t(decoder.info.output_width) * 3;
   const int components = decoder.info.output_components;
+  uint8_t* const first = out + int64_t(cut_columns(decoder.info, part[0], part[2])) * 3;
+  const int64_t width = decoder.info.output_width;
+  skip_rows(decoder.info, part[1]);
   while (decoder.info.output_scanline < decoder.info.output_height) {
-    uint8_t* to = out + int64_t(decoder.info.output_scanline) * width * 3;
+    // The last row is read in any case: skipping it would leave the end of the file unread.
+    if (decoder.info.output_scanline == part[3]) {
+      skip_rows(decoder.info, int64_t(decoder.info.output_height) - part[3] - 1);
+    }
+    uint8_t* to = first + int64_t(decoder.info.output_scanline) * image_row;
     JSAMPROW target = components == 3 ? to : row;
     jpeg_read_scanlines(&decoder.info, &target, 1);
     if (components == 1) {
@@ -140,8 +169,15 @@ int orientation_of(const JpegDecoder& decoder) {
   return 1;
 }
 
+// Where `box` is empty, one pixel.
+Box inside(const Box& box, int64_t height, int64_t width) {
+  const int64_t x0 = std::clamp<int64_t>(box[0], 0, width - 1);
+  const int64_t y0 = std::clamp<int64_t>(box[1], 0, height - 1);
+  return {x0, y0, std::clamp(box[2], x0 + 1, width), std::clamp(box[3], y0 + 1, height)};
+}
+
 Image decode_jpeg(const uint8_t* bytes, size_t size, const std::string& name,
-                  Orientation orientation) {
+                  Orientation orientation, const PartOf& part_of) {
   JpegDecoder decoder;
   const auto damaged = [&] { fail(name, std::string("damaged JPEG: ") + decoder.message); };
   if (!read_header(decoder, bytes, size)) damaged();
@@ -156,9 +192,15 @@ Image decode_jpeg(const uint8_t* bytes, size_t size, const std::string& name,
     fail(name, "image must have at most " + std::to_string(kMaxPixels) + " pixels, got " +
                    std::to_string(image.width) + " x " + std::to_string(image.height));
   }
+  Box part{0, 0, image.width, image.height};
+  if (part_of) {
+    const Box read =
+        turned < 5 ? part_of(image.height, image.width) : part_of(image.width, image.height);
+    if (turned == 1) part = inside(read, image.height, image.width);
+  }
   image.pixels.resize(size_t(image.height * image.width * 3));
   Bytes row(components == 3 ? 0 : size_t(image.width * components));
-  if (!decode_scanlines(decoder, row.data(), image.pixels.data())) damaged();
+  if (!decode_scanlines(decoder, part, row.data(), image.pixels.data())) damaged();
   return upright(std::move(image), turned);
 }
 
@@ -197,18 +239,20 @@ Bytes read_file(const std::string& path) {
 }
 
 Image decode_bytes(const uint8_t* bytes, size_t size, const std::string& name,
-                   Orientation orientation) {
+                   Orientation orientation, const PartOf& part) {
 #ifdef PLACKET_JPEG
   if (size >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff) {
-    return decode_jpeg(bytes, size, name, orientation);
+    return decode_jpeg(bytes, size, name, orientation, part);
   }
 #endif
-  return decode_by_fallback(bytes, size, name, orientation);
+  Image image = decode_by_fallback(bytes, size, name, orientation);
+  if (part) part(image.height, image.width);
+  return image;
 }
 
-Image decode_file(const std::string& path, Orientation orientation) {
+Image decode_file(const std::string& path, Orientation orientation, const PartOf& part) {
   const Bytes bytes = read_file(path);
-  return decode_bytes(bytes.data(), bytes.size(), path, orientation);
+  return decode_bytes(bytes.data(), bytes.size(), path, orientation, part);
 }
 
 void set_decode_fallback(DecodeFallback decode) {

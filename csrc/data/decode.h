@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -26,6 +27,12 @@ struct ImageView {
       : height(image.height), width(image.width), pixels(image.pixels.data()) {}
 };
 
+using Box = std::array<int64_t, 4>;  // x0 y0 x1 y1 in pixels; x1, y1 exclusive
+
+// Told an image's height and width (upright), says which part of it will be read; what of the part
+// lies outside the image does not count.
+using PartOf = std::function<Box(int64_t height, int64_t width)>;
+
 // What to do with the EXIF tag that says how the camera was held: turn the picture upright, as
 // every viewer does, or take the pixels as they are stored, as the reference code does.
 enum class Orientation { kApply, kIgnore };
@@ -37,10 +44,14 @@ enum class Orientation { kApply, kIgnore };
 // after it are not the photograph's.
 // A missing, truncated or damaged file throws std::runtime_error "<path>: <cause>". An image that
 // claims more than kMaxPixels is refused before memory is taken. Thread-safe.
-Image decode_file(const std::string& path, Orientation orientation = Orientation::kApply);
+//
+// `part`, where given, is asked once. Pixels outside it may hold anything: an upright JPEG is
+// decoded there only as far as finding damage needs.
+Image decode_file(const std::string& path, Orientation orientation = Orientation::kApply,
+                  const PartOf& part = {});
 // The same of a file's bytes; `name` takes the place of the path.
 Image decode_bytes(const uint8_t* bytes, size_t size, const std::string& name,
-                   Orientation orientation = Orientation::kApply);
+                   Orientation orientation = Orientation::kApply, const PartOf& part = {});
 
 // The bytes of a file, of which a missing or empty one is an error as above.
 Bytes read_file(const std::string& path);

@@ -11,12 +11,12 @@ std::string ImageList::path(int64_t image) const {
   return root + "/" + std::string((*filenames)[image]);
 }
 
-LoadedImage ImageList::load(int64_t image, Orientation orientation) const {
-  if (store == nullptr) return decode_file(path(image), orientation);
+LoadedImage ImageList::load(int64_t image, Orientation orientation, const PartOf& part) const {
+  if (store == nullptr) return decode_file(path(image), orientation, part);
   const int64_t record = records[image];
   const StoreRecord& about = store->record(record);
   if (store->kind() == StoreKind::kFiles) {
-    return decode_bytes(store->bytes(record), about.length, path(image), orientation);
+    return decode_bytes(store->bytes(record), about.length, path(image), orientation, part);
   }
   if ((store->kind() == StoreKind::kUprightPixels) != (orientation == Orientation::kApply)) {
     const bool upright = orientation == Orientation::kApply;
@@ -24,6 +24,7 @@ LoadedImage ImageList::load(int64_t image, Orientation orientation) const {
                              (upright ? "ignore" : "apply") + "', with which the pixels were " +
                              "packed, got '" + (upright ? "apply" : "ignore") + "'");
   }
+  if (part) part(about.height, about.width);
   return LoadedImage(ImageView(about.height, about.width, store->bytes(record)));
 }
 

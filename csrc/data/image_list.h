@@ -13,8 +13,6 @@
 
 namespace placket {
 
-using Box = std::array<int64_t, 4>;  // x0 y0 x1 y1 in pixels; x1, y1 exclusive
-
 // Pixels that were decoded, or that a store maps; they live as long as this and the store.
 struct LoadedImage {
   Image decoded;
@@ -37,8 +35,8 @@ struct ImageList {
   // What messages call an image; for loose files its path.
   std::string path(int64_t image) const;
   // Throws std::runtime_error "<path>: <cause>" as decode_file does, or where a store's pixels were
-  // packed with another orientation.
-  LoadedImage load(int64_t image, Orientation orientation) const;
+  // packed with another orientation. `part` as for decode_file.
+  LoadedImage load(int64_t image, Orientation orientation, const PartOf& part = {}) const;
   // Those images in that order.
   ImageList select(const std::vector<int64_t>& images) const;
 };

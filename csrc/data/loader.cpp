@@ -234,24 +234,28 @@ struct Loader::State {
 
   void load_image(Pending& pending, int64_t row) const {
     const int64_t index = pending.batch.plan.images[row];
-    const LoadedImage loaded = images->load(index, orientation_of(config.preprocess));
-    const ImageView& image = loaded.view;
     std::optional<Box> box;
     if (!images->boxes.empty()) box = images->boxes[index];
     RandomStream random(config.seed, kRandomAugment, uint64_t(pending.batch.plan.epoch),
                         uint32_t(pending.batch.plan.positions[row]));
+    const bool recolored = config.augment.changes_colors();
+    const bool cut = config.keep_pixels || recolored;
     Frame frame;
-    try {
-      frame =
-          frame_picture(image.height, image.width, box, config.preprocess, config.augment, &random);
-    } catch (const c10::Error& error) {
-      throw std::runtime_error(images->path(index) + ": " + error.what_without_backtrace());
-    }
+    const auto part = [&](int64_t height, int64_t width) {
+      try {
+        frame = frame_picture(height, width, box, config.preprocess, config.augment, &random);
+      } catch (const c10::Error& error) {
+        throw std::runtime_error(images->path(index) + ": " + error.what_without_backtrace());
+      }
+      return cut ? Box{frame.x0, frame.y0, frame.x1, frame.y1}
+                 : input_part(height, width, frame, config.preprocess);
+    };
+    const LoadedImage loaded = images->load(index, orientation_of(config.preprocess), part);
+    const ImageView& image = loaded.view;
     const int64_t size = config.preprocess.size;
     float* const input = pending.batch.images.mutable_data_ptr<float>() + row * size * size * 3;
-    const bool recolored = config.augment.changes_colors();
     Image picture;
-    if (config.keep_pixels || recolored) picture = cut_picture(image, frame);
+    if (cut) picture = cut_picture(image, frame);
     if (recolored) {
       change_colors(config.augment, random, picture);
       write_input(picture, whole_picture(frame), config.preprocess, input);

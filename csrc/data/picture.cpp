@@ -11,11 +11,10 @@
 
 #include "data/pooled.h"
 #include "kernels/resample.h"
+#include "kernels/resample_axis.h"
 
 namespace placket {
 namespace {
-
-constexpr int64_t kChannels = 3;
 
 Box with_margin(const Box& box, double margin, int64_t height, int64_t width) {
   const auto [x0, y0, x1, y1] = box;
@@ -42,6 +41,25 @@ const NamedFilter* find_filter(const std::string& name) {
   const auto* found = std::find_if(std::begin(kFilters), std::end(kFilters),
                                    [&](const NamedFilter& known) { return name == known.name; });
   return found == std::end(kFilters) ? nullptr : found;
+}
+
+ResampleJob job_of(const ImageView& image, const Frame& frame, const Preprocess& preprocess) {
+  // The kernel mirrors the window it writes, so that of the mirrored picture lies mirrored here.
+  const FitWindow& fit = frame.fit;
+  const int64_t left = frame.flip ? fit.resized_width - preprocess.size - fit.left : fit.left;
+  return {.image = image.pixels,
+          .image_height = image.height,
+          .image_width = image.width,
+          .x0 = frame.x0,
+          .y0 = frame.y0,
+          .x1 = frame.x1,
+          .y1 = frame.y1,
+          .resized_height = fit.resized_height,
+          .resized_width = fit.resized_width,
+          .top = fit.top,
+          .left = left,
+          .flip = frame.flip,
+          .filter = filter_of(preprocess)};
 }
 
 }  // namespace
@@ -132,25 +150,15 @@ Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box
   return frame;
 }
 
+Box input_part(int64_t height, int64_t width, const Frame& frame, const Preprocess& preprocess) {
+  const ResampleJob job = job_of(ImageView(height, width, nullptr), frame, preprocess);
+  return resample_sources(job, preprocess.size, preprocess.size);
+}
+
 void write_input(const ImageView& image, const Frame& frame, const Preprocess& preprocess,
                  float* out) {
   const int64_t size = preprocess.size;
-  // The kernel mirrors the window it writes, so that of the mirrored picture lies mirrored here.
-  const FitWindow& fit = frame.fit;
-  const int64_t left = frame.flip ? fit.resized_width - size - fit.left : fit.left;
-  const ResampleJob job{.image = image.pixels,
-                        .image_height = image.height,
-                        .image_width = image.width,
-                        .x0 = frame.x0,
-                        .y0 = frame.y0,
-                        .x1 = frame.x1,
-                        .y1 = frame.y1,
-                        .resized_height = fit.resized_height,
-                        .resized_width = fit.resized_width,
-                        .top = fit.top,
-                        .left = left,
-                        .flip = frame.flip,
-                        .filter = filter_of(preprocess)};
+  const ResampleJob job = job_of(image, frame, preprocess);
   float mean[3], std[3];
   std::copy(preprocess.mean.begin(), preprocess.mean.end(), mean);
   std::copy(preprocess.std.begin(), preprocess.std.end(), std);

@@ -46,6 +46,9 @@ Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box
                     const Preprocess& preprocess, const Augment& augment = {},
                     RandomStream* random = nullptr);
 
+// The part of an image of these sides that write_input reads of a frame.
+Box input_part(int64_t height, int64_t width, const Frame& frame, const Preprocess& preprocess);
+
 // Writes the input of a frame to out, [size, size, 3] float32 normalised.
 void write_input(const ImageView& image, const Frame& frame, const Preprocess& preprocess,
                  float* out);

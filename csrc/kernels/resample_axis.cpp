@@ -15,18 +15,25 @@ struct AxisOfJob {
   bool flip;
 };
 
+// Of output coordinate i.
+template <Filter kFilter>
+FilterTaps<kFilter> taps_of(const AxisOfJob& in, int64_t i) {
+  FilterTaps<kFilter> taps(in.box_end - in.box_begin, in.resized,
+                           in.first + (in.flip ? in.size - 1 - i : i));
+  taps.clip(-in.box_begin, in.image_size - in.box_begin);
+  return taps;
+}
+
 template <Filter kFilter>
 ResampleAxis make_axis(const AxisOfJob& in) {
-  const int64_t box_size = in.box_end - in.box_begin;
   ResampleAxis axis;
   axis.size = in.size;
-  axis.most = FilterTaps<kFilter>::most(box_size, in.resized);
+  axis.most = FilterTaps<kFilter>::most(in.box_end - in.box_begin, in.resized);
   axis.begin.resize(in.size);
   axis.count.resize(in.size);
   axis.weights.resize(in.size * axis.most);
   for (int64_t i = 0; i < in.size; ++i) {
-    FilterTaps<kFilter> taps(box_size, in.resized, in.first + (in.flip ? in.size - 1 - i : i));
-    taps.clip(-in.box_begin, in.image_size - in.box_begin);
+    const auto taps = taps_of<kFilter>(in, i);
     const int64_t count = taps.end() - taps.begin();
     if (count == 0) continue;
     const int64_t begin = taps.begin() + in.box_begin;
@@ -41,28 +48,53 @@ ResampleAxis make_axis(const AxisOfJob& in) {
   return axis;
 }
 
-ResampleAxis make_axis(Filter filter, const AxisOfJob& in) {
+// From the first to past the last source of an axis.
+template <Filter kFilter>
+std::pair<int64_t, int64_t> sources_of(const AxisOfJob& in) {
+  const auto a = taps_of<kFilter>(in, 0), b = taps_of<kFilter>(in, in.size - 1);
+  return {std::min(a.begin(), b.begin()) + in.box_begin, std::max(a.end(), b.end()) + in.box_begin};
+}
+
+// Calls make with a filter as a constant.
+template <class Make>
+auto with_filter(Filter filter, const Make& make) {
   switch (filter) {
     case Filter::kBox:
-      return make_axis<Filter::kBox>(in);
+      return make.template operator()<Filter::kBox>();
     case Filter::kBilinear:
-      return make_axis<Filter::kBilinear>(in);
+      return make.template operator()<Filter::kBilinear>();
     case Filter::kBicubic:
-      return make_axis<Filter::kBicubic>(in);
+      return make.template operator()<Filter::kBicubic>();
     case Filter::kLanczos:
-      return make_axis<Filter::kLanczos>(in);
+      return make.template operator()<Filter::kLanczos>();
   }
   std::abort();
 }
 
+AxisOfJob columns_of(const ResampleJob& job, int64_t width) {
+  return {job.x0, job.x1, job.image_width, job.resized_width, job.left, width, job.flip};
+}
+
+AxisOfJob rows_of(const ResampleJob& job, int64_t height) {
+  return {job.y0, job.y1, job.image_height, job.resized_height, job.top, height, false};
+}
+
 }  // namespace
+
+std::array<int64_t, 4> resample_sources(const ResampleJob& job, int64_t height, int64_t width) {
+  return with_filter(job.filter, [&]<Filter kFilter>() {
+    const auto [x0, x1] = sources_of<kFilter>(columns_of(job, width));
+    const auto [y0, y1] = sources_of<kFilter>(rows_of(job, height));
+    return std::array<int64_t, 4>{x0, y0, x1, y1};
+  });
+}
 
 std::pair<ResampleAxis, ResampleAxis> resample_axes(const ResampleJob& job, int64_t height,
                                                     int64_t width) {
-  return {make_axis(job.filter, {job.x0, job.x1, job.image_width, job.resized_width, job.left,
-                                 width, job.flip}),
-          make_axis(job.filter, {job.y0, job.y1, job.image_height, job.resized_height, job.top,
-                                 height, false})};
+  return with_filter(job.filter, [&]<Filter kFilter>() {
+    return std::pair(make_axis<kFilter>(columns_of(job, width)),
+                     make_axis<kFilter>(rows_of(job, height)));
+  });
 }
 
 }  // namespace placket

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -18,6 +19,10 @@ struct ResampleAxis {
   std::vector<int64_t> begin, count;         // [size]
   std::vector<int32_t> weights;              // [size, most]
 };
+
+// The part of the image, x0 y0 x1 y1, that a window of height x width (not empty) reads, or
+// more where it leaves the image.
+std::array<int64_t, 4> resample_sources(const ResampleJob& job, int64_t height, int64_t width);
 
 // Columns and rows of a window of height x width.
 std::pair<ResampleAxis, ResampleAxis> resample_axes(const ResampleJob& job, int64_t height,

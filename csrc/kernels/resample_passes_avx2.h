@@ -20,35 +20,49 @@ class Passes {
   // An odd last pixel's partner, and what a store of 4 bytes writes past a pixel.
   static constexpr int64_t kSpill = 4;
 
+  // The factors of 224 columns fill the nearest cache, so that several rows share a reading of
+  // them.
+  static constexpr int64_t kTogether = 4;
+
   explicit Passes(const ResampleAxis& columns) : weights_(columns) {}
 
   int64_t reach() const { return weights_.reach; }
 
-  PLACKET_AVX2 void horizontal(const uint8_t* row, uint8_t* out) const {
+  template <int64_t kRows>
+  PLACKET_AVX2 void horizontal(const uint8_t* const* rows, uint8_t* const* outs) const {
     // Red, green and blue of two neighbouring pixels as pairs of 16-bit values.
     const __m256i pair_up = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
     const int16_t* factors = weights_.factors.data();
     for (int64_t g = 0; g < weights_.groups; ++g) {
-      const uint8_t* first = row + weights_.offsets[2 * g];
-      const uint8_t* second = row + weights_.offsets[2 * g + 1];
-      __m256i low = _mm256_set1_epi32(kWeightHalf), high = _mm256_setzero_si256();
-      for (int64_t s = 0; s < weights_.steps; ++s) {
-        const __m256i pixels = _mm256_shuffle_epi8(
-            _mm256_inserti128_si256(_mm256_castsi128_si256(load16(first + 6 * s)),
-                                    load16(second + 6 * s), 1),
-            pair_up);
-        low = add_products(low, pixels, load32(factors));
-        high = add_products(high, pixels, load32(factors + Weights::kHigh));
-        factors += Weights::kStep;
+      const int64_t first = weights_.offsets[2 * g], second = weights_.offsets[2 * g + 1];
+      __m256i low[kRows], high[kRows];
+      for (int64_t r = 0; r < kRows; ++r) {
+        low[r] = _mm256_set1_epi32(kWeightHalf);
+        high[r] = _mm256_setzero_si256();
       }
-      const __m256i sum = _mm256_add_epi32(low, _mm256_slli_epi32(high, kLowBits));
+      for (int64_t s = 0; s < weights_.steps; ++s, factors += Weights::kStep) {
+        const __m256i low_factors = load32(factors),
+                      high_factors = load32(factors + Weights::kHigh);
+        for (int64_t r = 0; r < kRows; ++r) {
+          const uint8_t* step = rows[r] + 6 * s;
+          const __m256i pixels = _mm256_shuffle_epi8(
+              _mm256_inserti128_si256(_mm256_castsi128_si256(load16(step + first)),
+                                      load16(step + second), 1),
+              pair_up);
+          low[r] = add_products(low[r], pixels, low_factors);
+          high[r] = add_products(high[r], pixels, high_factors);
+        }
+      }
       const __m256i zero = _mm256_setzero_si256();
-      const __m256i words = _mm256_packus_epi32(to_levels(sum), zero);
-      const __m256i bytes = _mm256_packus_epi16(words, zero);
-      // Each store spills one byte into the next pixel, which is written after it.
-      store4(out + 6 * g, _mm256_castsi256_si128(bytes));
-      store4(out + 6 * g + 3, _mm256_extracti128_si256(bytes, 1));
+      for (int64_t r = 0; r < kRows; ++r) {
+        const __m256i sum = _mm256_add_epi32(low[r], _mm256_slli_epi32(high[r], kLowBits));
+        const __m256i words = _mm256_packus_epi32(to_levels(sum), zero);
+        const __m256i bytes = _mm256_packus_epi16(words, zero);
+        // Each store spills one byte into the next pixel, which is written after it.
+        store4(outs[r] + 6 * g, _mm256_castsi256_si128(bytes));
+        store4(outs[r] + 6 * g + 3, _mm256_extracti128_si256(bytes, 1));
+      }
     }
   }
 

@@ -34,11 +34,14 @@ class Passes {
   // Up to three pixels that fill the last group, and what a store of 16 bytes writes past four.
   static constexpr int64_t kSpill = 13;
 
+  static constexpr int64_t kTogether = 4;  // as with AVX2
+
   explicit Passes(const ResampleAxis& columns) : weights_(columns) {}
 
   int64_t reach() const { return weights_.reach; }
 
-  PLACKET_AVX512 void horizontal(const uint8_t* row, uint8_t* out) const {
+  template <int64_t kRows>
+  PLACKET_AVX512 void horizontal(const uint8_t* const* rows, uint8_t* const* outs) const {
     // Red, green and blue of two neighbouring pixels as pairs of 16-bit values.
     const __m512i pair_up = _mm512_broadcast_i32x4(
         _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
@@ -48,26 +51,35 @@ class Passes {
     const int16_t* factors = weights_.factors.data();
     for (int64_t g = 0; g < weights_.groups; ++g) {
       const int64_t* offsets = &weights_.offsets[4 * g];
-      __m512i low = _mm512_set1_epi32(kWeightHalf), high = _mm512_setzero_si512();
-      for (int64_t s = 0; s < weights_.steps; ++s) {
-        const uint8_t* step = row + 6 * s;
-        __m512i pixels = _mm512_castsi128_si512(load16(step + offsets[0]));
-        pixels = _mm512_inserti32x4(pixels, load16(step + offsets[1]), 1);
-        pixels = _mm512_inserti32x4(pixels, load16(step + offsets[2]), 2);
-        pixels = _mm512_inserti32x4(pixels, load16(step + offsets[3]), 3);
-        pixels = _mm512_shuffle_epi8(pixels, pair_up);
-        low = add_products(low, pixels, load64(factors));
-        high = add_products(high, pixels, load64(factors + Weights::kHigh));
-        factors += Weights::kStep;
+      __m512i low[kRows], high[kRows];
+      for (int64_t r = 0; r < kRows; ++r) {
+        low[r] = _mm512_set1_epi32(kWeightHalf);
+        high[r] = _mm512_setzero_si512();
       }
-      const __m512i sum = _mm512_add_epi32(low, _mm512_slli_epi32(high, kLowBits));
+      for (int64_t s = 0; s < weights_.steps; ++s, factors += Weights::kStep) {
+        const __m512i low_factors = load64(factors),
+                      high_factors = load64(factors + Weights::kHigh);
+        for (int64_t r = 0; r < kRows; ++r) {
+          const uint8_t* step = rows[r] + 6 * s;
+          __m512i pixels = _mm512_castsi128_si512(load16(step + offsets[0]));
+          pixels = _mm512_inserti32x4(pixels, load16(step + offsets[1]), 1);
+          pixels = _mm512_inserti32x4(pixels, load16(step + offsets[2]), 2);
+          pixels = _mm512_inserti32x4(pixels, load16(step + offsets[3]), 3);
+          pixels = _mm512_shuffle_epi8(pixels, pair_up);
+          low[r] = add_products(low[r], pixels, low_factors);
+          high[r] = add_products(high[r], pixels, high_factors);
+        }
+      }
       const __m512i zero = _mm512_setzero_si512();
-      const __m512i words = _mm512_packus_epi32(to_levels(sum), zero);
-      const __m512i bytes = _mm512_packus_epi16(words, zero);
-      const __m128i four = _mm512_castsi512_si128(_mm512_permutexvar_epi32(lanes, bytes));
-      // The store spills four bytes into the next pixels, which are written after it.
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 12 * g),
-                       _mm_shuffle_epi8(four, close_gaps));
+      for (int64_t r = 0; r < kRows; ++r) {
+        const __m512i sum = _mm512_add_epi32(low[r], _mm512_slli_epi32(high[r], kLowBits));
+        const __m512i words = _mm512_packus_epi32(to_levels(sum), zero);
+        const __m512i bytes = _mm512_packus_epi16(words, zero);
+        const __m128i four = _mm512_castsi512_si128(_mm512_permutexvar_epi32(lanes, bytes));
+        // The store spills four bytes into the next pixels, which are written after it.
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(outs[r] + 12 * g),
+                         _mm_shuffle_epi8(four, close_gaps));
+      }
     }
   }
 

@@ -28,17 +28,13 @@ class Passes {
   // How far past the start of an image row `horizontal` may read, in bytes.
   int64_t reach() const { return columns_.source_end * kChannels; }
 
-  // The window's columns of an image row.
-  void horizontal(const uint8_t* row, uint8_t* out) const {
-    for (int64_t x = 0; x < columns_.size; ++x) {
-      const uint8_t* pixel = row + columns_.begin[x] * kChannels;
-      const int32_t* weights = &columns_.weights[x * columns_.most];
-      int32_t sum[kChannels] = {kWeightHalf, kWeightHalf, kWeightHalf};
-      for (int64_t t = 0; t < columns_.count[x]; ++t) {
-        for (int64_t c = 0; c < kChannels; ++c) sum[c] += weights[t] * pixel[t * kChannels + c];
-      }
-      for (int64_t c = 0; c < kChannels; ++c) out[x * kChannels + c] = round_to_uint8(sum[c]);
-    }
+  // Image rows that had best go through the horizontal pass together.
+  static constexpr int64_t kTogether = 1;
+
+  // The window's columns of kRows image rows.
+  template <int64_t kRows>
+  void horizontal(const uint8_t* const* rows, uint8_t* const* outs) const {
+    for (int64_t r = 0; r < kRows; ++r) horizontal_row(rows[r], outs[r]);
   }
 
   // Bytes [begin, end) of the weighted sum of rows.
@@ -51,6 +47,18 @@ class Passes {
   }
 
  private:
+  void horizontal_row(const uint8_t* row, uint8_t* out) const {
+    for (int64_t x = 0; x < columns_.size; ++x) {
+      const uint8_t* pixel = row + columns_.begin[x] * kChannels;
+      const int32_t* weights = &columns_.weights[x * columns_.most];
+      int32_t sum[kChannels] = {kWeightHalf, kWeightHalf, kWeightHalf};
+      for (int64_t t = 0; t < columns_.count[x]; ++t) {
+        for (int64_t c = 0; c < kChannels; ++c) sum[c] += weights[t] * pixel[t * kChannels + c];
+      }
+      for (int64_t c = 0; c < kChannels; ++c) out[x * kChannels + c] = round_to_uint8(sum[c]);
+    }
+  }
+
   const ResampleAxis& columns_;
 };
 

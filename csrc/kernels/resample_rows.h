@@ -10,8 +10,9 @@
 
 namespace placket {
 
-// Rows of the horizontal pass are made when they are first needed and kept in a ring that just
-// holds one output row's taps, so that the vertical pass reads them from the nearest cache.
+// Rows of the horizontal pass are made when they are first needed, with a few after them, and kept
+// in a ring that just holds one output row's taps and these few, so that the vertical pass reads
+// them from the nearest cache.
 template <class Passes, class Write>
 void horizontal_then_vertical(const ResampleJob& job, const Passes& passes,
                               const ResampleAxis& columns, const ResampleAxis& rows,
@@ -20,22 +21,41 @@ void horizontal_then_vertical(const ResampleJob& job, const Passes& passes,
   const uint8_t* image_end = job.image + job.image_height * image_row;
   const int64_t bytes = columns.size * kChannels;
   const int64_t ring_row = bytes + Passes::kSpill;
-  std::vector<uint8_t> ring(rows.most * ring_row), out(bytes), last_row;
+  constexpr int64_t kTogether = Passes::kTogether;
+  const int64_t ring_rows = rows.most + kTogether - 1;
+  std::vector<uint8_t> ring(ring_rows * ring_row), out(bytes), last_row;
+  const auto slot = [&](int64_t row) { return &ring[(row % ring_rows) * ring_row]; };
+  const auto may_read = [&](int64_t row) {
+    return image_end - (job.image + row * image_row) >= passes.reach();
+  };
   std::vector<const uint8_t*> taps(rows.most);
   int64_t done = 0;  // rows of the image that have been through the horizontal pass
   for (int64_t y = 0; y < rows.size; ++y) {
     const int64_t begin = rows.begin[y], end = begin + rows.count[y];
-    for (done = std::max(done, begin); done < end; ++done) {
-      const uint8_t* row = job.image + done * image_row;
-      if (image_end - row < passes.reach()) {
-        // Vectors would read past the image: they get a padded copy.
-        last_row.resize(passes.reach());
-        std::copy(row, image_end, last_row.begin());
-        row = last_row.data();
+    done = std::max(done, begin);
+    while (done < end) {
+      const uint8_t* from[kTogether];
+      uint8_t* to[kTogether];
+      const bool together = done + kTogether <= rows.source_end && may_read(done + kTogether - 1);
+      const int64_t count = together ? kTogether : 1;
+      for (int64_t r = 0; r < count; ++r) {
+        from[r] = job.image + (done + r) * image_row;
+        to[r] = slot(done + r);
       }
-      passes.horizontal(row, &ring[(done % rows.most) * ring_row]);
+      if (together) {
+        passes.template horizontal<kTogether>(from, to);
+      } else {
+        if (!may_read(done)) {
+          // Vectors would read past the image: they get a padded copy.
+          last_row.resize(passes.reach());
+          std::copy(from[0], image_end, last_row.begin());
+          from[0] = last_row.data();
+        }
+        passes.template horizontal<1>(from, to);
+      }
+      done += count;
     }
-    for (int64_t r = begin; r < end; ++r) taps[r - begin] = &ring[(r % rows.most) * ring_row];
+    for (int64_t r = begin; r < end; ++r) taps[r - begin] = slot(r);
     Passes::vertical({taps.data(), &rows.weights[y * rows.most], end - begin}, 0, bytes,
                      out.data());
     write(y, out.data());
@@ -57,7 +77,9 @@ void vertical_then_horizontal(const ResampleJob& job, const Passes& passes,
     Passes::vertical({taps.data(), &rows.weights[y * rows.most], rows.count[y]},
                      columns.source_begin * kChannels, columns.source_end * kChannels,
                      middle.data());
-    passes.horizontal(middle.data(), out.data());
+    const uint8_t* const from[] = {middle.data()};
+    uint8_t* const to[] = {out.data()};
+    passes.template horizontal<1>(from, to);
     write(y, out.data());
   }
 }
