@@ -118,12 +118,25 @@ void set_fallback(const py::object& decode) {
   set_decode_fallback(std::move(fallback));
 }
 
-py::array_t<uint8_t> decode_path(const py::str& path, bool upright) {
+py::array_t<uint8_t> decode_path(const py::str& path, bool upright,
+                                 const std::optional<Box>& part) {
   const std::string encoded = encode(path);
   Image image;
   {
     const py::gil_scoped_release no_gil;
-    image = decode_file(encoded, upright ? Orientation::kApply : Orientation::kIgnore);
+    const auto check = [&](int64_t height, int64_t width) {
+      const auto [x0, y0, x1, y1] = *part;
+      TORCH_CHECK_VALUE(0 <= x0 && x0 < x1 && x1 <= width && 0 <= y0 && y0 < y1 && y1 <= height,
+                        "decode_file: part must lie in the image of ", width, " x ", height,
+                        " pixels, got [", x0, ", ", y0, ", ", x1, ", ", y1, "]");
+      return *part;
+    };
+    image = decode_file(encoded, upright ? Orientation::kApply : Orientation::kIgnore,
+                        part.has_value() ? PartOf(check) : PartOf());
+    if (part.has_value()) {
+      image = cut_picture(image,
+                          {.x0 = (*part)[0], .y0 = (*part)[1], .x1 = (*part)[2], .y1 = (*part)[3]});
+    }
   }
   return pixels_of(image);
 }
@@ -299,7 +312,7 @@ void bind_images(py::module_& m) {
       .def("decode", &decode_image, arg("image"), arg("upright") = true,
            "Return the pixels of an image, [height, width, 3] uint8.");
 
-  m.def("decode_file", &decode_path, arg("path"), arg("upright") = true);
+  m.def("decode_file", &decode_path, arg("path"), arg("upright") = true, arg("part") = py::none());
   m.def("read_file", &read_path, arg("path"));
   m.def("shrink_file", &shrink_path, arg("path"), arg("size"), arg("upright") = true,
         "Decode a file and bring its short side to at most `size`; return [height, width, 3] uint8 "

@@ -196,7 +196,10 @@ Image decode_jpeg(const uint8_t* bytes, size_t size, const std::string& name,
   if (part_of) {
     const Box read =
         turned < 5 ? part_of(image.height, image.width) : part_of(image.width, image.height);
-    if (turned == 1) part = inside(read, image.height, image.width);
+    // Of a file in several scans some may be missing; libjpeg then smooths over blocks further off
+    // than cut_columns keeps.
+    const bool several_scans = jpeg_has_multiple_scans(&decoder.info) != 0;
+    if (turned == 1 && !several_scans) part = inside(read, image.height, image.width);
   }
   image.pixels.resize(size_t(image.height * image.width * 3));
   Bytes row(components == 3 ? 0 : size_t(image.width * components));

@@ -45,8 +45,8 @@ enum class Orientation { kApply, kIgnore };
 // A missing, truncated or damaged file throws std::runtime_error "<path>: <cause>". An image that
 // claims more than kMaxPixels is refused before memory is taken. Thread-safe.
 //
-// `part`, where given, is asked once. Pixels outside it may hold anything: an upright JPEG is
-// decoded there only as far as finding damage needs.
+// `part`, where given, is asked once. Pixels outside it may hold anything: an upright JPEG of
+// one scan is decoded there only as far as finding damage needs.
 Image decode_file(const std::string& path, Orientation orientation = Orientation::kApply,
                   const PartOf& part = {});
 // The same of a file's bytes; `name` takes the place of the path.

@@ -20,9 +20,9 @@ class Passes {
   // An odd last pixel's partner, and what a store of 4 bytes writes past a pixel.
   static constexpr int64_t kSpill = 4;
 
-  // The factors of 224 columns fill the nearest cache, so that several rows share a reading of
+  // The factors of 224 columns fill the nearest cache, so that two rows share a reading of
   // them.
-  static constexpr int64_t kTogether = 4;
+  static constexpr int64_t kTogether = 2;
 
   explicit Passes(const ResampleAxis& columns) : weights_(columns) {}
 
@@ -30,9 +30,11 @@ class Passes {
 
   template <int64_t kRows>
   PLACKET_AVX2 void horizontal(const uint8_t* const* rows, uint8_t* const* outs) const {
-    // Red, green and blue of two neighbouring pixels as pairs of 16-bit values.
-    const __m256i pair_up = _mm256_broadcastsi128_si256(
+    // Red, green and blue of two neighbouring pixels of four as pairs of 16-bit values.
+    const __m256i front_pair = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
+    const __m256i back_pair = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1));
     const int16_t* factors = weights_.factors.data();
     for (int64_t g = 0; g < weights_.groups; ++g) {
       const int64_t first = weights_.offsets[2 * g], second = weights_.offsets[2 * g + 1];
@@ -42,16 +44,16 @@ class Passes {
         high[r] = _mm256_setzero_si256();
       }
       for (int64_t s = 0; s < weights_.steps; ++s, factors += Weights::kStep) {
-        const __m256i low_factors = load32(factors),
-                      high_factors = load32(factors + Weights::kHigh);
         for (int64_t r = 0; r < kRows; ++r) {
-          const uint8_t* step = rows[r] + 6 * s;
-          const __m256i pixels = _mm256_shuffle_epi8(
-              _mm256_inserti128_si256(_mm256_castsi128_si256(load16(step + first)),
-                                      load16(step + second), 1),
-              pair_up);
-          low[r] = add_products(low[r], pixels, low_factors);
-          high[r] = add_products(high[r], pixels, high_factors);
+          const uint8_t* step = rows[r] + 12 * s;
+          const __m256i pixels = _mm256_inserti128_si256(
+              _mm256_castsi128_si256(load16(step + first)), load16(step + second), 1);
+          const __m256i front = _mm256_shuffle_epi8(pixels, front_pair);
+          const __m256i back = _mm256_shuffle_epi8(pixels, back_pair);
+          low[r] = add_products(low[r], front, load32(factors));
+          high[r] = add_products(high[r], front, load32(factors + Weights::kHigh));
+          low[r] = add_products(low[r], back, load32(factors + Weights::kBack));
+          high[r] = add_products(high[r], back, load32(factors + Weights::kBack + Weights::kHigh));
         }
       }
       const __m256i zero = _mm256_setzero_si256();

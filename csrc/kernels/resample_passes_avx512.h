@@ -34,7 +34,7 @@ class Passes {
   // Up to three pixels that fill the last group, and what a store of 16 bytes writes past four.
   static constexpr int64_t kSpill = 13;
 
-  static constexpr int64_t kTogether = 4;  // as with AVX2
+  static constexpr int64_t kTogether = 2;  // as with AVX2
 
   explicit Passes(const ResampleAxis& columns) : weights_(columns) {}
 
@@ -42,9 +42,11 @@ class Passes {
 
   template <int64_t kRows>
   PLACKET_AVX512 void horizontal(const uint8_t* const* rows, uint8_t* const* outs) const {
-    // Red, green and blue of two neighbouring pixels as pairs of 16-bit values.
-    const __m512i pair_up = _mm512_broadcast_i32x4(
+    // Red, green and blue of two neighbouring pixels of four as pairs of 16-bit values.
+    const __m512i front_pair = _mm512_broadcast_i32x4(
         _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
+    const __m512i back_pair = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1));
     const __m512i lanes = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
     const __m128i close_gaps =
         _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
@@ -57,17 +59,18 @@ class Passes {
         high[r] = _mm512_setzero_si512();
       }
       for (int64_t s = 0; s < weights_.steps; ++s, factors += Weights::kStep) {
-        const __m512i low_factors = load64(factors),
-                      high_factors = load64(factors + Weights::kHigh);
         for (int64_t r = 0; r < kRows; ++r) {
-          const uint8_t* step = rows[r] + 6 * s;
+          const uint8_t* step = rows[r] + 12 * s;
           __m512i pixels = _mm512_castsi128_si512(load16(step + offsets[0]));
           pixels = _mm512_inserti32x4(pixels, load16(step + offsets[1]), 1);
           pixels = _mm512_inserti32x4(pixels, load16(step + offsets[2]), 2);
           pixels = _mm512_inserti32x4(pixels, load16(step + offsets[3]), 3);
-          pixels = _mm512_shuffle_epi8(pixels, pair_up);
-          low[r] = add_products(low[r], pixels, low_factors);
-          high[r] = add_products(high[r], pixels, high_factors);
+          const __m512i front = _mm512_shuffle_epi8(pixels, front_pair);
+          const __m512i back = _mm512_shuffle_epi8(pixels, back_pair);
+          low[r] = add_products(low[r], front, load64(factors));
+          high[r] = add_products(high[r], front, load64(factors + Weights::kHigh));
+          low[r] = add_products(low[r], back, load64(factors + Weights::kBack));
+          high[r] = add_products(high[r], back, load64(factors + Weights::kBack + Weights::kHigh));
         }
       }
       const __m512i zero = _mm512_setzero_si512();

@@ -25,6 +25,12 @@ def by_pillow(path: Path) -> NDArray[np.uint8]:
         return np.asarray(image.convert("RGB"))
 
 
+def turned_exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
 @pytest.mark.parametrize("size", [(64, 48), (33, 47), (1, 1), (7, 200)], ids=str)
 @pytest.mark.parametrize(
     ("mode", "options"),
@@ -49,6 +55,52 @@ def test_jpeg_is_decoded_as_by_pillow(
     assert decoded.dtype == np.uint8
     assert decoded.shape == (*size, 3)
     np.testing.assert_array_equal(decoded, by_pillow(path))
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"subsampling": "4:4:4"}),
+        ("RGB", {"subsampling": "4:2:2"}),
+        ("RGB", {"subsampling": "4:2:0"}),
+        ("RGB", {"subsampling": "4:2:0", "restart_marker_blocks": 3}),
+        ("RGB", {"subsampling": "4:2:0", "progressive": True}),
+        ("RGB", {"subsampling": "4:2:0", "exif": turned_exif(6)}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+    ids=str,
+)
+def test_a_part_of_a_jpeg_is_that_of_the_whole(
+    tmp_path: Path, photograph: Photograph, mode: str, options: dict[str, Any]
+) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(photograph(125, 147)).convert(mode).save(path, **options)
+    whole = _C.decode_file(str(path))
+    height, width, _ = whole.shape
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        x0, y0 = int(random.integers(width)), int(random.integers(height))
+        x1, y1 = int(random.integers(x0, width)) + 1, int(random.integers(y0, height)) + 1
+        part = _C.decode_file(str(path), part=(x0, y0, x1, y1))
+        np.testing.assert_array_equal(part, whole[y0:y1, x0:x1])
+
+
+def test_a_part_outside_the_image_is_refused(tmp_path: Path, photograph: Photograph) -> None:
+    Image.fromarray(photograph(20, 30)).save(tmp_path / "a.jpg")
+    with pytest.raises(
+        ValueError, match=r"part must lie in the image of 30 x 20 pixels, got \[0, 0, 31, 5\]"
+    ):
+        _C.decode_file(str(tmp_path / "a.jpg"), part=(0, 0, 31, 5))
+
+
+@needs_jpeg
+def test_damage_outside_the_part_is_found(tmp_path: Path, photograph: Photograph) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(photograph(200, 200)).save(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(RuntimeError, match="damaged JPEG"):
+        _C.decode_file(str(path), part=(0, 0, 16, 16))
 
 
 @pytest.mark.parametrize("big_endian", [False, True])

@@ -121,6 +121,26 @@ inline size_t heap_bound(size_t size, const std::optional<Size>& claimed) {
   return without_image + height * width * (3 + 3 + 4 * 2) + width * 1024;
 }
 
+// A part of the image, another for other images, is decoded as in the whole.
+template <class Decode>
+void require_part(const Image& whole, const Decode& decode) {
+  const auto between = [&](int64_t low, int64_t high, int64_t salt) {
+    const int64_t seed = int64_t(whole.pixels[size_t(salt) % whole.pixels.size()]) * salt;
+    return low + seed % (high - low);
+  };
+  const int64_t x0 = between(0, whole.width, 7919), y0 = between(0, whole.height, 104729);
+  const int64_t x1 = between(x0 + 1, whole.width + 1, 1299709);
+  const int64_t y1 = between(y0 + 1, whole.height + 1, 15485863);
+  const Image part = decode([&](int64_t, int64_t) { return Box{x0, y0, x1, y1}; });
+  require(part.height == whole.height && part.width == whole.width, "a part has the whole's size");
+  for (int64_t y = y0; y < y1; ++y) {
+    const auto row = [&](const Image& image) {
+      return image.pixels.data() + (y * image.width + x0) * 3;
+    };
+    require(std::equal(row(part), row(part) + (x1 - x0) * 3, row(whole)), "a part's pixels");
+  }
+}
+
 // Decodes, and requires an image of the claimed size or an error with a name and a cause, the heap
 // within its bound, and no use of memory that nothing was written to.
 inline Outcome checked_decode(const uint8_t* bytes, size_t size, Orientation orientation) {
@@ -157,6 +177,9 @@ inline Outcome checked_decode(const uint8_t* bytes, size_t size, Orientation ori
   Heap::pattern = 0x5b;
   const Image again = decode_bytes(bytes, size, name, orientation);
   require(again.pixels == image.pixels, "the same bytes give the same pixels");
+  require_part(image, [&](const PartOf& part) {
+    return decode_bytes(bytes, size, name, orientation, part);
+  });
   return outcome;
 }
 
