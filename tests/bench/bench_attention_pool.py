@@ -4,7 +4,8 @@ Head: from the trunk's map to a region embedding for each attribute, without gra
 indexing do.
 Peers: the published way, the whole head once for each attribute with the attribute expanded over the map and
 the background computed along; and the best plain PyTorch, all attributes by matrix products, eager and
-compiled.
+compiled. The head's matrix products with weights alone tell what of it no arm can save: their "ratio" is
+their share of our time.
 Pool: forward and backward of the pooling alone with the background, 48 images, as a training step does.
 """
 
@@ -74,6 +75,26 @@ class Head:
         logits = (e * e.shape[1] ** -0.5) @ image.mT
         return self.mlp(self.linear(logits.softmax(2) @ x, "pooled_proj"))
 
+    def products(self, features: Tensor) -> Callable[[], None]:
+        """Return what runs the layers' matrix products on inputs of their shapes, nothing else."""
+        images, attributes = len(features), len(self.table)
+        regions = images * attributes
+        # With more attributes than positions the head projects the positions.
+        pooled = min(regions, images * P)
+        rows = {"image_proj": images * P, "attribute_proj": attributes, "pooled_proj": pooled,
+                "mlp.fc1": regions, "mlp.fc2": regions}  # fmt: skip
+        calls = []
+        for name, count in rows.items():
+            weight = self.weights[f"{name}.weight"]
+            x = torch.randn(count, weight.shape[1], device=DEVICE)
+            calls.append((x, weight.T, torch.empty(count, len(weight), device=DEVICE)))
+
+        def run() -> None:
+            for x, weight, out in calls:
+                torch.mm(x, weight, out=out)
+
+        return run
+
 
 def same_regions(ours: Tensor, theirs: Tensor) -> None:
     # Entries are of order 1 after the last LayerNorm.
@@ -89,6 +110,8 @@ def head(attributes: int) -> Record:
     name = f"head, {images} images, {attributes} attributes"
     peers = {"PyTorch": lambda: model.plain(features), "PyTorch compiled": lambda: compiled(features)}
     record = compare(name, lambda: model.ours(features), peers, check=same_regions)
+    products = compare(name, lambda: model.ours(features), {"the products alone": model.products(features)})
+    record["peers"] |= products["peers"]
     # The published loop over 1,000 attributes takes seconds.
     pairs = 21 if attributes <= 8 else 5
     published = {"published": lambda: model.published(features)}

@@ -4,7 +4,9 @@ Ours is ``Trainer.step``, which loads as well: images are decoded on threads whi
 get one batch again and again and load nothing. Peers of the same batch statistics as ours: for "grouped" the
 published way, three forward passes and Adam parameter by parameter; for "merged" the best plain PyTorch, one
 pass of the whole batch, channels_last, fused Adam, eager and compiled. The trainer keeps the process's large
-blocks of memory from step to step, which serves the peers here too.
+blocks of memory from step to step, which serves the peers here too. The step's convolutions alone,
+forward and backward in the library that all arms call, tell what of it no arm can save: their "ratio" is
+their share of our step.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def stepper(module: nn.Module, batch: _C.Batch, adam: torch.optim.Adam, passes: 
     return step
 
 
-def peers(model: Rpf, batch_norm: str, batch: _C.Batch) -> dict[str, Callable[[], float]]:
+def peers(model: Rpf, batch_norm: str, batch: _C.Batch) -> dict[str, Callable[[], object]]:
     def adam(module: nn.Module, **options: bool) -> torch.optim.Adam:
         return torch.optim.Adam(module.parameters(), lr=RATE, **options)
 
@@ -81,6 +83,33 @@ def peers(model: Rpf, batch_norm: str, batch: _C.Batch) -> dict[str, Callable[[]
     plain = [Plain(model).train().to(memory_format=torch.channels_last) for _ in range(2)]
     modules = {"PyTorch": plain[0], "PyTorch compiled": torch.compile(plain[1])}
     return {n: stepper(m, batch, adam(m, fused=True), passes=1) for n, m in modules.items()}
+
+
+def convolutions(trunk: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Return what runs every convolution of a step on its own input, forward and backward."""
+    calls: list[tuple[nn.Conv2d, Tensor]] = []
+
+    def keep(conv: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        assert isinstance(conv, nn.Conv2d)
+        calls.append((conv, inputs[0]))
+
+    hooks = [m.register_forward_hook(keep) for m in trunk.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        trunk(images)
+    for hook in hooks:
+        hook.remove()
+
+    @torch.no_grad()
+    def run() -> None:
+        for conv, x in calls:
+            y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+            # The pictures need no gradient, what the other layers read does.
+            wanted = [x.shape[1] > 3, True, False]
+            torch.ops.aten.convolution_backward(
+                y, x, conv.weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], 1, wanted
+            )
+
+    return run
 
 
 def bench(data: Dataset, batch_norm: str) -> Record:
@@ -95,13 +124,17 @@ def bench(data: Dataset, batch_norm: str) -> Record:
         preprocess=_C.Preprocess(**model.preprocess),
         seed=_C.stage_seed(TrainerConfig.seed, 0),
     )
-    others = peers(model, batch_norm, next(iter(loader)))
+    batch = next(iter(loader))
+    others = peers(model, batch_norm, batch)
+    trunk = Plain(model).trunk.to(memory_format=torch.channels_last)
+    alone = convolutions(trunk, batch.images.contiguous(memory_format=torch.channels_last))
     model.to(memory_format=torch.channels_last)
     trainer = Trainer(model, data, stage, trainer=TrainerConfig(checkpoint_every=0))
     # Equal work: the first losses, of equal weights and batches, are equal.
     first = trainer.step()["triplet_region"]
     for step in others.values():
         torch.testing.assert_close(step(), first, rtol=1e-3, atol=1e-4)
+    others["the convolutions alone"] = alone
     return compare(f"training step, {batch_norm}", lambda: trainer.step(), others)
 
 
