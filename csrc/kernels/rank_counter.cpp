@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <limits>
+#include <numeric>
 
 #include "base/simd.h"
 #include "kernels/rank_key.h"
@@ -14,14 +15,18 @@ namespace {
 // So many scores at a time stay in the first-level cache.
 constexpr int64_t kChunk = 1024;
 
-// Writes the scores of candidates [begin, begin + count) and returns whether one is NaN.
-PLACKET_SIMD bool weigh(const QueryScores& in, int64_t begin, int64_t count, float* scores) {
-  for (int64_t i = 0; i < count; ++i) scores[i] = in.weights[0] * in.blocks[0][begin + i];
+// Returns whether a score is NaN.
+PLACKET_SIMD bool weigh(const QueryScores& in, float* scores) {
+  const float* block = in.blocks[0];
+  float weight = in.weights[0];
+  for (int64_t i = 0; i < in.candidates; ++i) scores[i] = weight * block[i];
   for (int64_t s = 1; s < in.block_count; ++s) {
-    for (int64_t i = 0; i < count; ++i) scores[i] += in.weights[s] * in.blocks[s][begin + i];
+    block = in.blocks[s];
+    weight = in.weights[s];
+    for (int64_t i = 0; i < in.candidates; ++i) scores[i] += weight * block[i];
   }
   int32_t nan = 0;
-  for (int64_t i = 0; i < count; ++i) nan |= int32_t(scores[i] != scores[i]);
+  for (int64_t i = 0; i < in.candidates; ++i) nan |= int32_t(scores[i] != scores[i]);
   return nan != 0;
 }
 
@@ -35,6 +40,27 @@ PLACKET_SIMD void place(const float* scores, int64_t count, float highest, float
     const float positive = at > 0 ? at : 0;
     places[i] = int32_t(positive < last ? positive : last);
   }
+}
+
+// Counts the candidates that one comparison places between two relevant ones; lists the others,
+// which are few, for ties are rare and buckets seldom hold more than one. A function of its own
+// keeps its pointers in registers.
+__attribute__((noinline)) int64_t count_clear(const float* scores, const int32_t* places,
+                                              int64_t count, const uint32_t* bucket_begin,
+                                              const float* relevant_scores, uint32_t* between,
+                                              int32_t* close) {
+  int64_t listed = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float score = scores[i];
+    uint32_t p = bucket_begin[places[i]];
+    p += uint32_t(relevant_scores[p] > score);
+    if (relevant_scores[p] >= score) {
+      close[listed++] = int32_t(i);
+    } else {
+      ++between[p];
+    }
+  }
+  return listed;
 }
 
 // What a group of equal scores is expected to add to the sum of precisions when its order is
@@ -56,40 +82,41 @@ double expected_precision(int64_t found, int64_t before, int64_t relevant, int64
 
 bool RankCounter::operator()(const QueryScores& scores, const QueryRelevance& relevance,
                              const std::vector<int64_t>& cutoffs, const QueryMetrics& metrics) {
-  if (!sort_relevant(scores, relevance) || !count(scores, relevance)) return false;
+  scores_.resize(scores.candidates);
+  if (weigh(scores, scores_.data())) return false;
+  sort_relevant(relevance);
+  if (!relevant_.empty()) count(relevance);
   measure(cutoffs, metrics);
   return true;
 }
 
 // By distribution to the buckets, which leaves little to sort.
-bool RankCounter::sort_relevant(const QueryScores& in, const QueryRelevance& relevance) {
+void RankCounter::sort_relevant(const QueryRelevance& relevance) {
   listed_.resize(relevance.count);
   relevant_scores_.resize(relevance.count + 1);
-  float lowest = std::numeric_limits<float>::infinity();
-  highest_ = -lowest;
+  float lowest = std::numeric_limits<float>::infinity(), highest = -lowest;
   int64_t count = 0;
   for (int64_t i = 0; i < relevance.count; ++i) {
     const int64_t row = relevance.rows[i];
     if (row == relevance.excluded) continue;
-    float score = in.weights[0] * in.blocks[0][row];
-    for (int64_t s = 1; s < in.block_count; ++s) score += in.weights[s] * in.blocks[s][row];
-    if (score != score) return false;
+    const float score = scores_[row];
     listed_[count] = rank_key(score, row);
     relevant_scores_[count++] = score;
     lowest = std::min(lowest, score);
-    highest_ = std::max(highest_, score);
+    highest = std::max(highest, score);
   }
+  highest_ = highest;
   constexpr int64_t kLeastBuckets = 128;
   constexpr int64_t kMostBuckets = 1 << 15;  // 128 KiB of begin_ stay in the second-level cache
   buckets_ =
       int32_t(std::clamp(int64_t(std::bit_ceil(4 * uint64_t(count))), kLeastBuckets, kMostBuckets));
-  scale_ = float(buckets_) / (highest_ - lowest);
+  scale_ = float(buckets_) / (highest - lowest);
   places_.resize(count);
-  place(relevant_scores_.data(), count, highest_, scale_, buckets_, places_.data());
+  place(relevant_scores_.data(), count, highest, scale_, buckets_, places_.data());
   begin_.assign(size_t(buckets_) + 2, 0);
   uint32_t most = 0;
   for (const int32_t at : places_) most = std::max(most, ++begin_[at + 2]);
-  for (int32_t b = 0; b < buckets_; ++b) begin_[b + 2] += begin_[b + 1];
+  std::partial_sum(begin_.begin(), begin_.end(), begin_.begin());
   // begin_[b + 1] goes from the begin of bucket b to its end, which is the begin of b + 1.
   relevant_.resize(count);
   for (int64_t i = 0; i < count; ++i) relevant_[begin_[places_[i] + 1]++] = listed_[i];
@@ -106,42 +133,33 @@ bool RankCounter::sort_relevant(const QueryScores& in, const QueryRelevance& rel
   }
   for (int64_t i = 0; i < count; ++i) relevant_scores_[i] = score_of(relevant_[i]);
   relevant_scores_[count] = std::numeric_limits<float>::quiet_NaN();
-  return true;
 }
 
-bool RankCounter::count(const QueryScores& in, const QueryRelevance& relevance) {
+void RankCounter::count(const QueryRelevance& relevance) {
   between_.assign(relevant_.size() + 1, 0);
   tied_before_.assign(relevant_.size(), 0);
   tied_after_.assign(relevant_.size(), 0);
   const int64_t* skipped = relevance.rows;
   const int64_t* const skipped_end = relevance.rows + relevance.count;
-  std::array<float, kChunk> scores;
-  std::array<int32_t, kChunk> places;
-  for (int64_t begin = 0; begin < in.candidates; begin += kChunk) {
-    const int64_t count = std::min(kChunk, in.candidates - begin);
-    if (weigh(in, begin, count, scores.data())) return false;
-    if (relevant_.empty()) continue;
-    place(scores.data(), count, highest_, scale_, buckets_, places.data());
+  std::array<int32_t, kChunk> places, close;
+  const auto candidates = int64_t(scores_.size());
+  for (int64_t begin = 0; begin < candidates; begin += kChunk) {
+    const int64_t count = std::min(kChunk, candidates - begin);
+    const float* scores = scores_.data() + begin;
+    place(scores, count, highest_, scale_, buckets_, places.data());
     for (; skipped < skipped_end && *skipped < begin + count; ++skipped) {
       places[*skipped - begin] = buckets_;
     }
     if (begin <= relevance.excluded && relevance.excluded < begin + count) {
       places[relevance.excluded - begin] = buckets_;
     }
-    for (int64_t i = 0; i < count; ++i) {
-      const float score = scores[i];
-      // What is left of the bucket after one comparison is rarely more than nothing, and a tie
-      // rare.
-      uint32_t p = begin_[places[i]];
-      p += uint32_t(relevant_scores_[p] > score);
-      if (relevant_scores_[p] >= score) {
-        count_close(score, begin + i, places[i]);
-      } else {
-        ++between_[p];
-      }
+    const int64_t listed = count_clear(scores, places.data(), count, begin_.data(),
+                                       relevant_scores_.data(), between_.data(), close.data());
+    for (int64_t k = 0; k < listed; ++k) {
+      const int32_t i = close[k];
+      count_close(scores[i], begin + i, places[i]);
     }
   }
-  return true;
 }
 
 // The comparison with all of a bucket.
@@ -161,8 +179,8 @@ void RankCounter::count_close(float score, int64_t row, int32_t bucket) {
 
 void RankCounter::measure(const std::vector<int64_t>& cutoffs, const QueryMetrics& metrics) {
   const auto count = int64_t(relevant_.size());
-  ranks_.clear();
-  precision_sums_.clear();
+  ranks_.resize(count);
+  precision_sums_.resize(count);
   double sum = 0, expected = 0;
   int64_t others = 0;  // ranked so far that are not relevant
   for (int64_t p = 0; p < count;) {
@@ -173,8 +191,8 @@ void RankCounter::measure(const std::vector<int64_t>& cutoffs, const QueryMetric
       others += tied_before_[p];
       own = double(p + 1) / double(p + 1 + others);
       sum += own;
-      ranks_.push_back(p + 1 + others);
-      precision_sums_.push_back(sum);
+      ranks_[p] = p + 1 + others;
+      precision_sums_[p] = sum;
       others += tied_after_[p];
       ++p;
     } while (p < count && relevant_scores_[p] == relevant_scores_[p - 1]);

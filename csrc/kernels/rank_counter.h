@@ -38,10 +38,12 @@ class RankCounter {
                   const std::vector<int64_t>& cutoffs, const QueryMetrics& metrics);
 
  private:
-  bool sort_relevant(const QueryScores& scores, const QueryRelevance& relevance);
-  bool count(const QueryScores& scores, const QueryRelevance& relevance);
+  void sort_relevant(const QueryRelevance& relevance);
+  void count(const QueryRelevance& relevance);
   void count_close(float score, int64_t row, int32_t bucket);
   void measure(const std::vector<int64_t>& cutoffs, const QueryMetrics& metrics);
+
+  std::vector<float> scores_;  // [candidates]
 
   // Keys of the relevant candidates in the order of the ranking; their scores, with NaN behind.
   std::vector<uint64_t> relevant_, listed_;

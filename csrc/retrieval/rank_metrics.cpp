@@ -82,8 +82,8 @@ class Relevance {
     for (int64_t g = 0; g < count; ++g) {
       TORCH_CHECK_VALUE(offset[g] <= offset[g + 1], op, ": group_offsets must not fall, got ",
                         offset[g], " before ", offset[g + 1]);
-      check_rows(op, g, candidates);
     }
+    for (int64_t g = 0; g < count; ++g) check_rows(op, g, candidates);
     for (int64_t q = 0; q < queries; ++q) {
       const int64_t group = data<int64_t>(groups_)[q];
       TORCH_CHECK_VALUE(0 <= group && group < count, op, ": query_groups must be in [0, ", count,
