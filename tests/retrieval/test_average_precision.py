@@ -68,88 +68,45 @@ def test_average_precision_matches_oracle(shape, values, device, whole_vectors):
     torch.testing.assert_close(ours, reference.average_precision(q, c, qv, cv), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("spread", ["uniform", "outliers", "one value", "tiny"])
-def test_average_precision_for_any_spread_of_scores(spread: str, device: torch.device):
-    """The bucket table is exact however the relevant scores are spread."""
-    scores = torch.randn(4000, dtype=torch.float64)
-    if spread == "outliers":
-        scores[::100] = scores[::100] ** 15
-    if spread == "one value":
-        scores = scores.round()
-    if spread == "tiny":
-        scores = scores * 1e-44
-    scores = scores.float()
-    relevant = (torch.rand(4000) < 0.2).long()
-    expected = oracle(scores.tolist(), relevant.bool().tolist())
-    assert of_scores(scores.tolist(), relevant.tolist(), device) == pytest.approx(expected, abs=1e-12)
-
-
 def normalized(rows: int, device: torch.device) -> Tensor:
     return F.normalize(torch.randn(rows, 100, device=device), dim=1)
-
-
-def test_average_precision_does_not_depend_on_blocks_threads_or_company(by_threads):
-    cpu = torch.device("cpu")
-    q, c = normalized(67, cpu), normalized(403, cpu)
-    # Twins: equal candidates must tie wherever they stand.
-    c[200:] = c[torch.randperm(200).repeat(2)[:203]]
-    qv, cv = torch.randint(4, (67,)), torch.randint(4, (403,))
-    expected = ops.average_precision(q, c, qv, cv)
-    for block in (1, 2, 7, 64, 1000):
-        for got in by_threads(lambda block=block: ops.average_precision(q, c, qv, cv, block)):
-            assert torch.equal(got, expected)
-    alone = [ops.average_precision(q[i : i + 1], c, qv[i : i + 1], cv).item() for i in range(67)]
-    assert alone == expected.tolist()
-
-
-def test_average_precision_layouts(device: torch.device):
-    q, c = normalized(9, device), normalized(30, device)
-    qv, cv = torch.randint(3, (9,), device=device), torch.randint(3, (30,), device=device)
-    expected = ops.average_precision(q, c, qv, cv)
-    wide = torch.stack([q, q], 2)[:, :, 0]
-    assert torch.equal(
-        ops.average_precision(wide, c.T.contiguous().T, qv, torch.stack([cv, cv], 1)[:, 0]), expected
-    )
-    odd = torch.cat([q.new_zeros(1), q.flatten()])[1:].view_as(q)
-    assert torch.equal(ops.average_precision(odd, c, qv, cv), expected)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_average_precision_refuses_nan(bad: float, device: torch.device):
-    q, c = torch.ones(3, 2, device=device), torch.zeros(5, 2, device=device)
-    q[1, 1] = bad  # inf * 0 is NaN
-    with pytest.raises(ValueError, match="average_precision: scores must be numbers, got NaN"):
-        ops.average_precision(q, c, *torch.zeros(8, dtype=torch.int64, device=device).split([3, 5]))
 
 
 def test_average_precision_errors():
     q, c, qv, cv = torch.ones(2, 3), torch.ones(4, 3), torch.ones(2).long(), torch.ones(4).long()
     for change, message in [
-        ({"queries": q[0]}, r"queries must have shape \[Q, D\], got \[3\]"),
-        ({"candidates": c[:, :2]}, r"candidates must have shape \[C, D\] with D of queries, got \[4, 2\]"),
-        ({"query_values": cv}, r"query_values must have shape \[Q\], got \[4\]"),
-        ({"candidate_values": qv}, r"candidate_values must have shape \[C\], got \[2\]"),
-        ({"block": 0}, "block must be at least 1, got 0"),
+        ({"queries": q[0]}, r"rank_metrics: queries must have shape \[Q, D\], got \[3\]"),
+        ({"query_values": cv}, r"rank_metrics: query_groups must have shape \[Q\], got \[4\]"),
+        ({"query_values": q}, r"value_groups: query_values must have shape \[Q\], got \[2, 3\]"),
+        ({"candidate_values": c}, r"value_groups: candidate_values must have shape \[C\], got \[4, 3\]"),
+        ({"block": 0}, "rank_metrics: block must be at least 1, got 0"),
     ]:
         args = {"queries": q, "candidates": c, "query_values": qv, "candidate_values": cv} | change
-        with pytest.raises(ValueError, match="average_precision: " + message):
+        with pytest.raises(ValueError, match=message):
             ops.average_precision(**args)
-    with pytest.raises(TypeError, match="average_precision: candidates must be Float, got Double"):
-        ops.average_precision(q, c.double(), qv, cv)
-    with pytest.raises(TypeError, match="average_precision: query_values must be Long, got Int"):
+    with pytest.raises(TypeError, match="value_groups: query_values must be Long, got Int"):
         ops.average_precision(q, c, qv.int(), cv)
+
+
+@pytest.mark.parametrize(
+    ("queries", "candidates", "values"), [(1, 1, 1), (9, 40, 3), (40, 9, 30), (0, 3, 2), (3, 0, 2)]
+)
+def test_value_groups_hold_the_equal_values(queries: int, candidates: int, values: int, device: torch.device):
+    wanted = torch.randint(values, (queries,), device=device) - 2
+    offered = torch.randint(values, (candidates,), device=device) - 2
+    groups, offsets, rows = ops.value_groups(wanted, offered)
+    assert offsets.shape == (candidates + 2,)
+    assert (offsets.diff() >= 0).all()
+    for value, group in zip(wanted.tolist(), groups.tolist(), strict=True):
+        own = rows[offsets[group] : offsets[group + 1]]
+        assert torch.equal(own, (offered == value).nonzero()[:, 0])
 
 
 def test_average_precision_registration(device: torch.device, opcheck):
     q, c = normalized(5, device), normalized(11, device)
     values = torch.randint(3, (16,), device=device).split([5, 11])
     opcheck(torch.ops.placket.average_precision.default, q, c, *values, 4)
-
-
-def test_average_precision_has_no_gradient():
-    q, values = torch.ones(2, 3, requires_grad=True), torch.zeros(2).long()
-    with pytest.raises(RuntimeError, match="derivative for placket::average_precision is not implemented"):
-        ops.average_precision(q, torch.ones(2, 3), values, values).sum().backward()
+    opcheck(torch.ops.placket.value_groups.default, *values)
 
 
 def test_average_precision_compiles(device: torch.device):
@@ -169,20 +126,3 @@ def test_average_precision_under_autocast(device: torch.device):
     expected = ops.average_precision(q, c.bfloat16().float(), *values)
     with torch.autocast(device.type, torch.bfloat16):
         assert torch.equal(ops.average_precision(q, c.bfloat16(), *values), expected)
-
-
-def test_average_precision_cuda_kernel_on_cpu_tensors(whole_vectors):
-    """The CUDA kernel is made of ATen calls for any device, so that its logic is tested without a GPU."""
-    cpu = torch.device("cpu")
-    q, c = whole_vectors(33, 5, cpu), whole_vectors(120, 5, cpu)
-    values = torch.randint(6, (153,)).split([33, 120])
-    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    op = torch.ops.placket.average_precision.default
-    for block in (1, 10, 256):
-        got = op.redispatch(cuda, q, c, *values, block)
-        torch.testing.assert_close(got, ops.average_precision(q, c, *values), atol=1e-12, rtol=0)
-    for count, length in ((0, 4), (3, 0)):
-        empty = op.redispatch(cuda, q[:count], c[:length], values[0][:count], values[1][:length])
-        assert torch.equal(empty, torch.zeros(count, dtype=torch.float64))
-    with pytest.raises(ValueError, match="average_precision: scores must be numbers, got NaN"):
-        op.redispatch(cuda, q.log(), c, *values)
