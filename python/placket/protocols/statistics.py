@@ -14,7 +14,7 @@ __all__ = ["Interval", "bootstrap_interval"]
 
 Interval = tuple[float, float]
 _RESAMPLES = 2000
-_BLOCK_BYTES = 1 << 25
+_BLOCK_BYTES = 1 << 23
 
 
 def bootstrap_interval(
@@ -39,8 +39,15 @@ def resampled_means(
 ) -> NDArray[np.float64]:
     """Return means ``[M, resamples]`` of M figures ``[M, n]`` of the same n queries, drawn together."""
     random = np.random.Generator(stream)
-    n = columns.shape[1]
-    return np.stack([columns[:, random.integers(n, size=n)].mean(axis=1) for _ in range(resamples)], axis=1)
+    count, n = columns.shape
+    size = max(1, _BLOCK_BYTES // (8 * count * n))
+    means = [
+        # take, unlike an index, leaves the draws of a figure side by side, so that its sums do not depend on
+        # the other figures.
+        columns.take(random.integers(n, size=(min(size, resamples - start), n)), axis=1).mean(axis=2)
+        for start in range(0, resamples, size)
+    ]
+    return np.concatenate(means, axis=1)
 
 
 def intervals(means: NDArray[np.float64], share: float = 0.95) -> list[Interval]:
