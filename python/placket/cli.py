@@ -253,7 +253,9 @@ def _weighted(text: str) -> tuple[str, float]:
     try:
         return name, float(weight)
     except ValueError:
-        raise ValueError(f"--attribute: weight of attribute '{name}' must be a number, got '{weight}'") from None
+        raise ValueError(
+            f"--attribute: weight of attribute '{name}' must be a number, got '{weight}'"
+        ) from None
 
 
 def _show(options: Namespace, data: Any, table: str) -> None:

@@ -58,13 +58,13 @@ def evaluate(
 
     Every image that the protocol needs is read once and passes each trunk once.
 
-    =================  =====================================================================================
-    asfr-map-all/v1    the split's query and candidate lists; data and model have the same attributes
+    ==================  ====================================================================================
+    asfr-map-all/v1     the split's query and candidate lists; data and model have the same attributes
     asfr-multilabel/v1  the split's labels; the same
-    c2s-topk/v1        query and gallery photos of two kinds, consumers' and shops'; ranked by the mean cosine
-                       of the model's attribute spaces
-    inshop-recall/v1   query and gallery photos of one kind; ranked in the same way
-    =================  =====================================================================================
+    c2s-topk/v1         query and gallery photos of two kinds, consumers' and shops'; ranked by the mean
+                        cosine of the model's attribute spaces
+    inshop-recall/v1    query and gallery photos of one kind; ranked in the same way
+    ==================  ====================================================================================
 
     The other protocols need what no RPF gives (class scores, embeddings of an image and a text together):
     call ``placket.protocols.recognition``, ``fashioniq_original`` or ``fashioniq_val`` with it.

@@ -36,7 +36,7 @@ def k_reciprocal(
     ``(1 - weight) d_Jaccard + weight d``.
 
     That neighbours count p itself, in addition to k and as one of k2, is as in the authors' program. Unlike
-    there, d is not divided by its largest value, which one outlier could set.
+    there, encodings are not divided by their sum, and d not by its largest value, which an outlier could set.
 
     Args:
         queries: ``[Q, D]`` float32.

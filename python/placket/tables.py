@@ -73,10 +73,9 @@ def _latex(lines: list[list[str]], right: list[bool], note: str) -> str:
 
     head, *body = [" & ".join(map(escaped, line)) + r" \\" for line in lines]
     begin = r"\begin{tabular}{" + "".join("r" if number else "l" for number in right) + "}"
-    rows = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
-    if note:
-        rows.append(rf"\multicolumn{{{len(right)}}}{{l}}{{\footnotesize {escaped(note)}}} \\")
-    return "\n".join([*rows, r"\end{tabular}"])
+    below = [rf"\par{{\footnotesize {escaped(note)}}}"] if note else []
+    rows = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(rows + below)
 
 
 def _html(lines: list[list[str]], right: list[bool], note: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import placket
+from placket.cli import main
 from placket.data import Dataset
 from placket.nn import Rpf
 from placket.protocols import Result, asfr_multilabel, embed_from, joint_embed, split_joint
@@ -20,6 +21,7 @@ sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("train", "da
 
 from small_layouts import draw, write
 from small_training import SIZE, TRUNK, draw_all
+
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
@@ -118,6 +120,26 @@ def test_consumer_to_shop(gallery, model: Rpf, consumer_to_shop: Dataset):
     )
     assert again.lists == result.lists
     assert again.similarity == "mean cosine in colour (1)"
+
+
+def test_command(model: Rpf, consumer_to_shop: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model.save(tmp_path / "model")
+    weights = {"colour": 2.0, "place": 1.0}
+    expected = placket.evaluate(
+        model, consumer_to_shop, "valid", "c2s-topk/v1", attributes=weights, gallery="per-subset"
+    )
+    arguments = ["--protocol", "c2s-topk/v1", "--attribute", "colour=2", "--attribute", "place"]
+    more = ["--gallery", "per-subset", "--by-category", "--allow-missing", "--json", str(tmp_path / "a.json")]
+    place = ["evaluate", str(tmp_path / "model"), str(consumer_to_shop.root), "--split", "valid"]
+    assert main([*place, *arguments, *more]) == 0
+    found = Result.load(tmp_path / "a.json")
+    # Every photo is of one clothes type, so that its category leaves nothing out.
+    assert found.metrics["mAP"].overall == expected.metrics["mAP"].overall
+    assert list(found.queries) == ["upper-body"]
+    assert (found.gallery, found.similarity) == ("per-subset", "mean cosine in colour (2), place (1)")
+    assert found.table() + "\n" == capsys.readouterr().out
+    assert main([*place, "--protocol", "recognition/v1"]) == 1
+    assert "must be one that an RPF's embeddings can serve" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by_category", [False, True])

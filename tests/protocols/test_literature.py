@@ -87,7 +87,7 @@ def test_a_run_beside_the_literature():
     assert (rows[-1]["MAP@all"], rows[-1]["skirt length"]) == (50.0, 50.0)
     table = result.table("markdown", published=True)
     assert "| RPF | 66.75 | 67.86 |" in table
-    assert table.endswith(result.note)
+    assert f"\n{result.note}. {FASHIONAI.note}" in table
     assert beside(result, "FashionAI") == rows
     # What is known of FashionIQ's galleries are their sizes.
     assert beside(like(BLOCKS["fashioniq-val/v1", "FashionIQ"]))[0]["method"] == "FashionVLP"

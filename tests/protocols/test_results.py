@@ -120,7 +120,7 @@ def test_table_forms():
     latex = result.table("latex", metric="MAP@all")
     assert latex.startswith("\\begin{tabular}{lrrrrr}\n\\toprule\nattribute & queries")
     assert r"95 \% interval" in latex
-    assert latex.endswith("\\\\\n\\end{tabular}")
+    assert "\\bottomrule\n\\end{tabular}\n\\par{\\footnotesize p/v1, ranked by cosine" in latex
     assert latex.count("\n") == 10
     assert "<td>neckline</td>" in result.table("html")
     with pytest.raises(ValueError, match="format must be one of text, markdown, latex, html, got 'rtf'"):

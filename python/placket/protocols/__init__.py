@@ -26,7 +26,7 @@ from placket.protocols.attention import attention_peaks, input_window, pointing
 from placket.protocols.comparison import Comparison, Difference, compare
 from placket.protocols.fashioniq import fashioniq_original, fashioniq_val
 from placket.protocols.joint import RegionWeight, joint_embed, split_joint, tune_region_weight
-from placket.protocols.literature import PublishedBlock, PublishedRow, beside, published
+from placket.protocols.literature import PublishedBlock, PublishedRow, beside, block_of, published
 from placket.protocols.prediction import best_thresholds, recognition, recognition_targets
 from placket.protocols.products import Gallery, Photos, c2s_topk, inshop_recall
 from placket.protocols.result import Metric, Result
@@ -50,6 +50,7 @@ __all__ = [
     "attention_peaks",
     "beside",
     "best_thresholds",
+    "block_of",
     "bootstrap_interval",
     "c2s_topk",
     "compare",

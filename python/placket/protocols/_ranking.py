@@ -43,9 +43,11 @@ def relevance(
     rows = np.arange(len(values)) if rows is None else rows
     every, group = np.unique(np.concatenate([wanted, values]), return_inverse=True)
     asked, having = group[: len(wanted)], group[len(wanted) :]
-    order = np.argsort(having, kind="stable")
+    order = np.lexsort((rows, having))
     offsets = np.searchsorted(having[order], np.arange(len(every) + 1))
     counts = np.diff(offsets)[asked]
+    if excluded is not None and not (excluded >= 0).any():
+        excluded = None
     if excluded is not None:
         width = 1 + max(rows.max(initial=0), excluded.max(initial=0))
         counts = counts - ((excluded >= 0) & np.isin(asked * width + excluded, having * width + rows))

@@ -12,7 +12,7 @@ import yaml
 
 from placket.protocols.result import Result
 
-__all__ = ["PublishedBlock", "PublishedRow", "beside", "published"]
+__all__ = ["PublishedBlock", "PublishedRow", "beside", "block_of", "published"]
 
 
 @dataclass(frozen=True)
@@ -68,26 +68,33 @@ def published() -> tuple[PublishedBlock, ...]:
     return tuple(_block(block, saved["sources"]) for block in saved["blocks"])
 
 
-def beside(result: Result, data: str | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a table: the literature's by the same protocol and lists, and the result last.
+def block_of(result: Result, data: str | None = None) -> PublishedBlock:
+    """Return what was published by a result's protocol and lists.
 
     Args:
         result: of the published lists.
-        data: name of the data set whose rows are wanted; found by protocol and lists where None.
+        data: name of the data set that is meant; found by protocol and lists where None.
 
     Raises:
         ValueError: nothing published is by this protocol and these lists.
     """
-    named = [block for block in published() if data in (None, block.data)]
-    block = next((block for block in named if block.matches(result)), None)
-    if block is None:
-        # Lists of another size are another test, whatever they are called.
-        known = "; ".join(f"{b.protocol} on {b.data}" for b in published() if b.queries)
-        counts = "/".join(map(str, result.queries.values()))
-        raise ValueError(
-            f"published: protocol and lists must be those of {known if data is None else data}, got "
-            f"{result.protocol}, lists {result.lists[:12]} with {counts} queries"
-        )
+    for block in published():
+        if data in (None, block.data) and block.matches(result):
+            return block
+    known = "; ".join(f"{block.protocol} on {block.data}" for block in published() if block.queries)
+    counts = "/".join(map(str, result.queries.values()))
+    raise ValueError(
+        f"published: protocol and lists must be those of {known if data is None else data}, got "
+        f"{result.protocol}, lists {result.lists[:12]} with {counts} queries"
+    )
+
+
+def beside(result: Result, data: str | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a table: the literature's by the same protocol and lists, and the result last.
+
+    Arguments and errors are those of ``block_of``.
+    """
+    block = block_of(result, data)
     names = list(result.queries)
     measured = PublishedRow(
         f"this run (placket {result.version})",
@@ -105,7 +112,7 @@ def beside(result: Result, data: str | None = None) -> list[dict[str, Any]]:
             **({g: _at(row.per_group, i) for i, g in enumerate(names)} if by_group else {}),
             **{name: row.metrics.get(name) for name in metrics},
             "evidence": row.evidence,
-            "source": row.source,
+            "source": "; ".join(filter(None, (row.source, row.note))),
         }
         for row in rows
     ]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placket import __version__
-from placket.protocols.statistics import Interval, intervals, overall_intervals, resampled_means
+from placket.protocols.statistics import Interval, mean_intervals, overall_intervals
 from placket.runs import write_json
 from placket.tables import Format, render
 
@@ -204,10 +204,11 @@ class Result:
                 lists.
         """
         if published:
-            from placket.protocols.literature import beside
+            from placket.protocols.literature import beside, block_of
 
-            rows = beside(self, None if published is True else published)
-            return render(rows, format=format, note=self.note)
+            data = None if published is True else published
+            note = f"{self.note}. {block_of(self, data).note}".removesuffix(" ")
+            return render(beside(self, data), format=format, note=note)
         chosen = metric or next(iter(self.metrics))
         rows = self.as_dicts(chosen)
         columns = [self.group, "queries", "candidates", chosen, "95 % interval"]
@@ -282,10 +283,7 @@ def _metrics(values: Mapping[str, Values], floor: Values | None, by_group: bool)
     for names in _alike(values):
         groups = list(values[names[0]])
         columns = [np.stack([100 * values[name][g] for name in names]) for g in groups]
-        by_name = {
-            g: intervals(resampled_means(x, 2000, np.random.Philox(0)))
-            for g, x in zip(groups, columns, strict=True)
-        }
+        by_name = {g: mean_intervals(x) for g, x in zip(groups, columns, strict=True)}
         overall = overall_intervals(columns, by_group)
         for i, name in enumerate(names):
             per_group = {g: _per_cent([values[name][g]]) for g in groups}

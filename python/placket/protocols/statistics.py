@@ -31,29 +31,12 @@ def bootstrap_interval(
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or not len(x):
         raise ValueError(f"bootstrap_interval: values must have shape [n] with n >= 1, got {list(x.shape)}")
-    return intervals(resampled_means(x[None], resamples, np.random.Philox(seed)), share)[0]
+    return _intervals(_resampled_means(x[None], resamples, np.random.Philox(seed)), share)[0]
 
 
-def resampled_means(
-    columns: NDArray[np.float64], resamples: int, stream: np.random.BitGenerator
-) -> NDArray[np.float64]:
-    """Return means ``[M, resamples]`` of M figures ``[M, n]`` of the same n queries, drawn together."""
-    random = np.random.Generator(stream)
-    count, n = columns.shape
-    size = max(1, _BLOCK_BYTES // (8 * count * n))
-    means = [
-        # take, unlike an index, leaves the draws of a figure side by side, so that its sums do not depend on
-        # the other figures.
-        columns.take(random.integers(n, size=(min(size, resamples - start), n)), axis=1).mean(axis=2)
-        for start in range(0, resamples, size)
-    ]
-    return np.concatenate(means, axis=1)
-
-
-def intervals(means: NDArray[np.float64], share: float = 0.95) -> list[Interval]:
-    """Return the percentile interval of each row of resampled means ``[M, resamples]``."""
-    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2], axis=1)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
+def mean_intervals(columns: NDArray[np.float64], seed: int = 0) -> list[Interval]:
+    """Return ``bootstrap_interval`` of M figures ``[M, n]`` of the same n queries."""
+    return _intervals(_resampled_means(columns, _RESAMPLES, np.random.Philox(seed)))
 
 
 def overall_intervals(groups: Sequence[NDArray[np.float64]], by_group: bool, seed: int = 0) -> list[Interval]:
@@ -66,12 +49,12 @@ def overall_intervals(groups: Sequence[NDArray[np.float64]], by_group: bool, see
         seed: equal seeds give equal intervals.
     """
     if not by_group:
-        return intervals(resampled_means(np.concatenate(groups, axis=1), _RESAMPLES, np.random.Philox(seed)))
+        return mean_intervals(np.concatenate(groups, axis=1), seed)
     means = [
-        resampled_means(group, _RESAMPLES, np.random.Philox(np.random.SeedSequence([seed, g])))
+        _resampled_means(group, _RESAMPLES, np.random.Philox(np.random.SeedSequence([seed, g])))
         for g, group in enumerate(groups)
     ]
-    return intervals(np.mean(means, axis=0))
+    return _intervals(np.mean(means, axis=0))
 
 
 def permutation_p_values(weighted: NDArray[np.float64], permutations: int, seed: int) -> list[float]:
@@ -100,3 +83,25 @@ def permutation_p_values(weighted: NDArray[np.float64], permutations: int, seed:
         flipped = np.unpackbits(bits, axis=1, count=n).astype(np.float64)
         extreme += (np.abs(total - 2 * (flipped @ changed.T)) >= bound).sum(axis=0)
     return [float(count) / (permutations + 1) for count in extreme]
+
+
+def _resampled_means(
+    columns: NDArray[np.float64], resamples: int, stream: np.random.BitGenerator
+) -> NDArray[np.float64]:
+    """Return means ``[M, resamples]`` of M figures ``[M, n]`` of the same n queries, drawn together."""
+    random = np.random.Generator(stream)
+    count, n = columns.shape
+    size = max(1, _BLOCK_BYTES // (8 * count * n))
+    means = [
+        # take, unlike an index, leaves the draws of a figure side by side, so that its sums do not depend on
+        # the other figures.
+        columns.take(random.integers(n, size=(min(size, resamples - start), n)), axis=1).mean(axis=2)
+        for start in range(0, resamples, size)
+    ]
+    return np.concatenate(means, axis=1)
+
+
+def _intervals(means: NDArray[np.float64], share: float = 0.95) -> list[Interval]:
+    """Return the percentile interval of each row of resampled means ``[M, resamples]``."""
+    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2], axis=1)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
