@@ -2,22 +2,27 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+#include <tuple>
+
 namespace placket {
 
-// Average precision of each query over the whole candidate list (protocol asfr-map-all/v1):
-//
-//   AP(q) = (1 / R_q) sum_i rel_i (sum_{j <= i} rel_j) / i,   0 when R_q = 0,
-//
-// candidates ranked by the dot product in float32, ties by candidate order. Computed by counting,
-// for each relevant candidate, what is ranked before it: no sort of the list, and scores exist for
-// one block of queries at a time, so memory does not grow with Q x C. The result depends on neither
-// block size nor thread count. On CUDA the scores are cuBLAS's (never TF32), whose last bits may
-// depend on the block, and the list is sorted. A NaN score is an error, on CUDA at the price of a
-// synchronisation for each block. Not differentiable. Returns [Q] float64.
-at::Tensor average_precision(const at::Tensor& queries,     // [Q, D] float32, usually L2-normalised
-                             const at::Tensor& candidates,  // [C, D] float32
+// Groups for rank_metrics.h where a candidate is relevant when its value equals the query's. The
+// shapes do not depend on the values: with the candidates in the order of their values, group g
+// holds those of the g-th value if it is the last of its kind, and none otherwise; group C is for
+// queries whose value no candidate has.
+std::tuple<at::Tensor,                             // query_groups [Q] int64
+           at::Tensor,                             // group_offsets [C + 2] int64
+           at::Tensor>                             // group_rows [C] int64
+value_groups(const at::Tensor& query_values,       // [Q] int64
+             const at::Tensor& candidate_values);  // [C] int64
+
+// Average precision of each query over the whole candidate list (protocol asfr-map-all/v1): that of
+// rank_metrics with one block of embeddings and groups of equal values. Returns [Q] float64.
+at::Tensor average_precision(const at::Tensor& queries,           // [Q, D] float32
+                             const at::Tensor& candidates,        // [C, D] float32
                              const at::Tensor& query_values,      // [Q] int64
                              const at::Tensor& candidate_values,  // [C] int64
-                             int64_t block = 256);
+                             std::optional<int64_t> block = std::nullopt);
 
 }  // namespace placket

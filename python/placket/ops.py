@@ -1,7 +1,7 @@
 """The operators as typed functions: CPU and CUDA kernels each and, where there is a gradient, C++ autograd.
 
 Dimensions: B images, A attributes, C channels of a map of P = h x w positions, N rows, D (or E) channels of
-an embedding.
+an embedding, Q queries (and, beside them, C candidates).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from placket.ranking import RankMetrics
+
 __all__ = [
     "attention_pool",
     "average_precision",
@@ -18,8 +20,11 @@ __all__ = [
     "cosine_triplet",
     "crop_resize",
     "flat_search",
+    "rank_metrics",
+    "rank_metrics_of_scores",
     "region_box",
     "region_patch_info_nce",
+    "value_groups",
 ]
 
 
@@ -67,35 +72,30 @@ def _(
 
 
 def average_precision(
-    queries: Tensor, candidates: Tensor, query_values: Tensor, candidate_values: Tensor, block: int = 256
+    queries: Tensor,
+    candidates: Tensor,
+    query_values: Tensor,
+    candidate_values: Tensor,
+    block: int | None = None,
 ) -> Tensor:
     """Return the average precision of each query over the whole candidate list.
 
-    ``AP(q) = (1 / R_q) sum_i rel_i (sum_{j <= i} rel_j) / i``, and 0 where no candidate is relevant.
-    Candidates are ranked by dot product in float32, ties by candidate order; a candidate is relevant when its
-    value equals the query's. On CPU the bits depend on neither ``block`` nor the number of threads.
+    ``rank_metrics`` where a candidate is relevant when its value equals the query's.
 
     Args:
         queries: ``[Q, D]`` float32, usually L2-normalised.
         candidates: ``[C, D]`` float32.
         query_values: ``[Q]`` int64.
         candidate_values: ``[C]`` int64.
-        block: of so many queries scores exist at a time.
+        block: of so many queries scores exist at a time; None chooses.
 
     Returns:
-        ``[Q]`` float64 in [0, 1].
+        ``[Q]`` float64 in [0, 1], 0 where no candidate is relevant.
 
     Raises:
         ValueError: where a score is NaN.
     """
     return torch.ops.placket.average_precision(queries, candidates, query_values, candidate_values, block)
-
-
-@torch.library.register_fake("placket::average_precision")
-def _(
-    queries: Tensor, candidates: Tensor, query_values: Tensor, candidate_values: Tensor, block: int = 256
-) -> Tensor:
-    return queries.new_empty(queries.shape[0], dtype=torch.float64)
 
 
 def batch_norm_act(
@@ -274,6 +274,104 @@ def _(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return scores, torch.empty_like(scores, dtype=torch.int64)
 
 
+def rank_metrics(
+    queries: Sequence[Tensor],
+    candidates: Sequence[Tensor],
+    weights: Tensor,
+    query_groups: Tensor,
+    group_offsets: Tensor,
+    group_rows: Tensor,
+    excluded: Tensor | None = None,
+    cutoffs: Sequence[int] = (),
+    block: int | None = None,
+) -> RankMetrics:
+    """Measure each query's ranking of all candidates, exactly and without their matrix of scores.
+
+    The score of a candidate is ``sum_s weights[w, s] <queries[s][q], candidates[s][c]>`` in float32. The S
+    dot products are taken once, however many weightings there are. Candidates are ranked by score, ties by
+    candidate order. On CPU the bits depend on neither ``block`` nor the number of threads; on CUDA the last
+    bits of scores may depend on the block.
+
+    Args:
+        queries: S of ``[Q, D_s]`` float32, usually L2-normalised: one, or region and patch embeddings, say.
+        candidates: S of ``[C, D_s]`` float32.
+        weights: ``[W, S]`` float32.
+        query_groups: ``[Q]`` int64: relevant to a query are the candidates of its group.
+        group_offsets: ``[G + 1]`` int64: where each group begins in ``group_rows``, and where the last ends.
+        group_rows: ``[N]`` int64: candidate rows, ascending in each group; a row may be in several.
+        excluded: None, or ``[Q]`` int64: a candidate row that is not ranked for the query, relevant or not
+            (its own image, say), -1 for none.
+        cutoffs: K ranks, each at least 1, for ``hits`` and ``precision_sum``.
+        block: of so many queries scores exist at a time, which takes 4 S C bytes each; None chooses so many
+            as 64 MiB hold, from 16 to 128 on the CPU.
+
+    Returns:
+        ``[W, Q]`` or ``[W, Q, K]`` each.
+
+    Raises:
+        ValueError: where a score is NaN, or groups, offsets, rows, exclusions or cutoffs are not valid.
+    """
+    return RankMetrics(
+        *torch.ops.placket.rank_metrics(
+            queries, candidates, weights, query_groups, group_offsets, group_rows, excluded, cutoffs, block
+        )
+    )
+
+
+@torch.library.register_fake("placket::rank_metrics")
+def _(
+    queries: Sequence[Tensor],
+    candidates: Sequence[Tensor],
+    weights: Tensor,
+    query_groups: Tensor,
+    group_offsets: Tensor,
+    group_rows: Tensor,
+    excluded: Tensor | None,
+    cutoffs: Sequence[int],
+    block: int | None = None,
+) -> tuple[Tensor, ...]:
+    return _empty_metrics(weights, (weights.shape[0], queries[0].shape[0]), len(cutoffs))
+
+
+def rank_metrics_of_scores(
+    scores: Tensor,
+    query_groups: Tensor,
+    group_offsets: Tensor,
+    group_rows: Tensor,
+    excluded: Tensor | None = None,
+    cutoffs: Sequence[int] = (),
+) -> RankMetrics:
+    """Measure the rankings of given scores ``[Q, C]`` float32; see ``rank_metrics``.
+
+    Returns:
+        ``[Q]`` or ``[Q, K]`` each.
+    """
+    return RankMetrics(
+        *torch.ops.placket.rank_metrics_of_scores(
+            scores, query_groups, group_offsets, group_rows, excluded, cutoffs
+        )
+    )
+
+
+@torch.library.register_fake("placket::rank_metrics_of_scores")
+def _(
+    scores: Tensor,
+    query_groups: Tensor,
+    group_offsets: Tensor,
+    group_rows: Tensor,
+    excluded: Tensor | None,
+    cutoffs: Sequence[int],
+) -> tuple[Tensor, ...]:
+    return _empty_metrics(scores, (scores.shape[0],), len(cutoffs))
+
+
+def _empty_metrics(like: Tensor, shape: tuple[int, ...], cutoffs: int) -> tuple[Tensor, ...]:
+    average = like.new_empty(shape, dtype=torch.float64)
+    sums = like.new_empty((*shape, cutoffs), dtype=torch.float64)
+    first, hits = average.to(torch.int64), sums.to(torch.int64)
+    return average, torch.empty_like(average), hits, sums, first
+
+
 def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224) -> Tensor:
     """Return the square box of the original image that an attention map points at.
 
@@ -373,3 +471,20 @@ def _(
     background: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(grad_region), torch.empty_like(grad_patch), torch.empty_like(grad_background)
+
+
+def value_groups(query_values: Tensor, candidate_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the groups of ``rank_metrics`` where a candidate is relevant when its value equals the query's.
+
+    Their shapes do not depend on the values. With the candidates in the order of their values, group g holds
+    those of the g-th value if it is the last of its kind, and none otherwise; group C is for queries whose
+    value no candidate has.
+
+    Args:
+        query_values: ``[Q]`` int64.
+        candidate_values: ``[C]`` int64.
+
+    Returns:
+        query_groups ``[Q]``, group_offsets ``[C + 2]`` and group_rows ``[C]``, int64.
+    """
+    return torch.ops.placket.value_groups(query_values, candidate_values)

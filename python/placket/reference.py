@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from placket.ranking import RankMetrics
+
 
 def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     weights = logits.softmax(2)
@@ -121,6 +123,69 @@ def pillow_weights(source: int, target: int) -> Tensor:
     weight = torch.where((first <= position) & (position < end), weight, 0.0)
     total = weight.cumsum(1)[:, -1:]  # adds one by one from the left, as Pillow does
     return (0.5 + weight / total * 2**22).long()
+
+
+def rank_metrics(
+    queries: Sequence[Tensor],
+    candidates: Sequence[Tensor],
+    weights: Tensor,
+    query_groups: Tensor,
+    group_offsets: Tensor,
+    group_rows: Tensor,
+    excluded: Tensor | None = None,
+    cutoffs: Sequence[int] = (),
+    block: int | None = None,
+) -> RankMetrics:
+    relevance = (query_groups, group_offsets, group_rows, excluded, cutoffs)
+    products = [q @ c.T for q, c in zip(queries, candidates, strict=True)]
+    measured = []
+    for row in weights.cpu():
+        scores = row[0] * products[0]
+        for weight, product in zip(row[1:], products[1:], strict=True):
+            scores = scores + weight * product
+        measured.append(rank_metrics_of_scores(scores, *relevance))
+    return RankMetrics(*map(torch.stack, zip(*measured, strict=True)))
+
+
+def rank_metrics_of_scores(
+    scores: Tensor,
+    query_groups: Tensor,
+    group_offsets: Tensor,
+    group_rows: Tensor,
+    excluded: Tensor | None = None,
+    cutoffs: Sequence[int] = (),
+) -> RankMetrics:
+    average, expected, hits, sums, first = [], [], [], [], []
+    for q, (score, group) in enumerate(zip(scores.tolist(), query_groups.tolist(), strict=True)):
+        left_out = -1 if excluded is None else int(excluded[q])
+        wanted = set(group_rows[group_offsets[group] : group_offsets[group + 1]].tolist()) - {left_out}
+        ranked = sorted(set(range(len(score))) - {left_out}, key=lambda c: (-score[c], c))
+        ranks = [rank for rank, c in enumerate(ranked, 1) if c in wanted]
+        precisions = [found / rank for found, rank in enumerate(ranks, 1)]
+        average.append(sum(precisions) / max(len(wanted), 1))
+        expected.append(sum(_expected_precision(c, score, ranked, wanted) for c in wanted))
+        expected[-1] /= max(len(wanted), 1)
+        hits.append([sum(rank <= k for rank in ranks) for k in cutoffs])
+        sums.append([sum(p for p, rank in zip(precisions, ranks, strict=True) if rank <= k) for k in cutoffs])
+        first.append(ranks[0] if ranks else 0)
+    shape, device = (len(scores), len(cutoffs)), scores.device
+    return RankMetrics(
+        torch.tensor(average, dtype=torch.float64, device=device),
+        torch.tensor(expected, dtype=torch.float64, device=device),
+        torch.tensor(hits, dtype=torch.int64, device=device).view(shape),
+        torch.tensor(sums, dtype=torch.float64, device=device).view(shape),
+        torch.tensor(first, dtype=torch.int64, device=device),
+    )
+
+
+def _expected_precision(own: int, score: Sequence[float], ranked: Sequence[int], wanted: set[int]) -> float:
+    """The precision at the rank of a candidate: any number of those that tie with it may precede it."""
+    above = [c for c in ranked if score[c] > score[own]]
+    tied = [c for c in ranked if score[c] == score[own] and c != own]
+    found = sum(c in wanted for c in above) + 1
+    density = sum(c in wanted for c in tied) / max(len(tied), 1)
+    precisions = [(found + i * density) / (len(above) + 1 + i) for i in range(len(tied) + 1)]
+    return sum(precisions) / len(precisions)
 
 
 def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224) -> Tensor:
