@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from placket.protocols._stand_in import rank_metrics
+from placket import ops
 
 Similarity = Literal["cosine", "dot"]
 Integers = NDArray[np.int64]
@@ -93,7 +93,7 @@ def rank(
     def placed(array: Integers) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
 
-    found = rank_metrics(
+    found = ops.rank_metrics(
         list(queries),
         list(candidates),
         mixed.to(device),
