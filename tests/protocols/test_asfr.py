@@ -271,17 +271,40 @@ def test_published_lists(name: str, photographs: Path):
     assert (block.data, block.lists) == (name, result.lists)
 
 
-# systems.md 1.5: chance of the multi-label protocol on DeepFashion's test images.
 @pytest.mark.data
+def test_equal_scores_are_expected_to_reach_chance(photographs: Path):
+    folder = photographs / "asfr-splits" / "FashionAI"
+    lists = (np.loadtxt(folder / f"{kind}_test.txt", dtype=np.int64) for kind in ("query", "candidate"))
+    schema = AttributeSchema.of({str(a): ["any"] for a in range(8)})
+    result = asfr_map_all(*lists, embed_from(np.ones((18_000, 8, 1), np.float32)), schema)
+    assert result.metrics["E[MAP@all]"].per_group == pytest.approx(result.floor, abs=1e-9)
+
+
+# systems.md 1.5: query counts and chance of the multi-label protocol on DeepFashion's test images.
+@pytest.mark.data
+@pytest.mark.slow
 def test_multilabel_chance_on_deepfashion(photographs: Path):
     rows = []
     for line in (photographs / "asfr-splits" / "DeepFashion" / "label_test.txt").read_text().splitlines():
         image, *rest = map(int, line.split())
         rows += [(image, a - 1, v) for a, v in zip(rest[::2], rest[1::2], strict=True)]
     schema = AttributeSchema.of({name: ["any"] for name in ("texture", "fabric", "shape", "part", "style")})
-    embed = embed_from(np.ones((1 + max(row[0] for row in rows), 5, 1), np.float32))
-    lists = asfr_multilabel(rows, embed, schema)
-    assert list(lists.queries.values()) == [19037, 26464, 18387, 17272, 14731]
-    assert list(lists.floor.values()) == pytest.approx([11.51, 4.28, 4.16, 3.99, 2.43], abs=0.1)
-    # Equal scores everywhere: the expectation over ties is chance itself.
-    assert lists.metrics["E[MAP@all]"].per_group == pytest.approx(lists.floor, abs=1e-6)
+    embeddings = F.normalize(torch.randn(1 + max(row[0] for row in rows), 5, 8), dim=2)
+    result = asfr_multilabel(rows, embed_from(embeddings), schema)
+    assert list(result.queries.values()) == [19037, 26464, 18387, 17272, 14731]
+    # The figures to compare with are one simulation each.
+    assert list(result.floor.values()) == pytest.approx([11.51, 4.28, 4.16, 3.99, 2.43], abs=0.1)
+    assert result.per_attribute == pytest.approx(result.floor, abs=0.1)
+
+
+def test_embeddings_may_be_on_any_device(device: torch.device):
+    labels = np.stack([np.arange(60), np.arange(60) % 2, np.arange(60) % 3], axis=1)
+    rows = plain.exact_rows(60, 2)
+    here, there = (
+        [
+            asfr_multilabel(labels, embed_from(embeddings), MANY),
+            asfr_map_all(labels[:20], labels[20:], embed_from(embeddings), MANY),
+        ]
+        for embeddings in (rows, rows.to(device))
+    )
+    assert here == there

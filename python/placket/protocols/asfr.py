@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -170,7 +171,7 @@ class Lists(NamedTuple):
             candidates = asked[:0]
         if asked is not None:
             return asked, candidates
-        return candidates[self.query_rows], candidates
+        return candidates[torch.from_numpy(self.query_rows).to(candidates.device)], candidates
 
 
 def single_label_lists(
