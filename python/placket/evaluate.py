@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,17 +19,17 @@ from placket.data.dataset import SPLITS
 from placket.nn import Pictures, Rpf
 from placket.protocols import (
     PROTOCOLS,
+    Blocks,
     Embed,
     Gallery,
     Photos,
     Result,
+    asfr_joint,
     asfr_map_all,
     asfr_multilabel,
     c2s_topk,
     inshop_recall,
-    joint_embed,
     split_joint,
-    tune_region_weight,
 )
 from placket.train import is_native, native_system
 
@@ -271,12 +270,13 @@ def _map_all(data: Dataset, part: Split, embed: _EmbedPairs, tune: str | None, a
     valid = data.split("valid")
     asked, offered, _ = _lists(data, valid, allow_missing)
     known = _embed_rows(valid, np.concatenate([asked, offered]), embed)
-    chosen = tune_region_weight(asked, offered, *_blocks(known), data.schema)
-    weight = chosen.overall if tune == "overall" else chosen.per_attribute
-    joint = joint_embed(*_blocks(found), weight, data.schema)
-    result = asfr_map_all(queries, candidates, joint, data.schema, missing=missing)
-    said = f"cosine with region weight {weight} chosen on valid"
-    return dataclasses.replace(result, similarity=said)
+    return asfr_joint(
+        Blocks(asked, offered, *_blocks(known)),
+        Blocks(queries, candidates, *_blocks(found)),
+        data.schema,
+        per_attribute=tune == "per attribute",
+        missing=missing,
+    )
 
 
 def _multilabel(data: Dataset, part: Split, embed: _EmbedPairs, allow_missing: bool) -> Result:

@@ -25,7 +25,14 @@ from placket.protocols.asfr import (
 from placket.protocols.attention import attention_peaks, input_window, pointing
 from placket.protocols.comparison import Comparison, Difference, compare
 from placket.protocols.fashioniq import fashioniq_original, fashioniq_val
-from placket.protocols.joint import RegionWeight, joint_embed, split_joint, tune_region_weight
+from placket.protocols.joint import (
+    Blocks,
+    RegionWeight,
+    asfr_joint,
+    joint_embed,
+    split_joint,
+    tune_region_weight,
+)
 from placket.protocols.literature import PublishedBlock, PublishedRow, beside, block_of, published
 from placket.protocols.prediction import best_thresholds, recognition, recognition_targets
 from placket.protocols.products import Gallery, Photos, c2s_topk, inshop_recall
@@ -34,6 +41,7 @@ from placket.protocols.statistics import bootstrap_interval
 
 __all__ = [
     "PROTOCOLS",
+    "Blocks",
     "Comparison",
     "Difference",
     "Embed",
@@ -45,6 +53,7 @@ __all__ = [
     "RegionWeight",
     "Result",
     "Similarity",
+    "asfr_joint",
     "asfr_map_all",
     "asfr_multilabel",
     "attention_peaks",

@@ -6,8 +6,8 @@ The weight is chosen on the validation split from embeddings that exist: no mode
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +17,25 @@ from torch import Tensor
 
 from placket.nn.rpf import joint_embedding
 from placket.protocols._ranking import rank
-from placket.protocols.asfr import Embed, single_label_lists, triples
+from placket.protocols.asfr import Embed, asfr_map_all, single_label_lists, triples
+from placket.protocols.result import Result
 from placket.schema import AttributeSchema
 
-__all__ = ["RegionWeight", "joint_embed", "split_joint", "tune_region_weight"]
+__all__ = ["Blocks", "RegionWeight", "asfr_joint", "joint_embed", "split_joint", "tune_region_weight"]
 
 _WEIGHTS = tuple(i / 20 for i in range(21))
+
+
+class Blocks(NamedTuple):
+    """The lists of a split, and the two blocks of its embeddings."""
+
+    queries: ArrayLike
+    """[Q, 3] rows (image, attribute, value)."""
+    candidates: ArrayLike
+    """[C, 3] the same."""
+    region: Embed
+    """L2-normalised or zero rows; see ``embed_from``."""
+    patch: Embed
 
 
 @dataclass(frozen=True)
@@ -36,23 +49,45 @@ class RegionWeight:
     attribute_curves: dict[str, dict[float, float]]
 
 
+def asfr_joint(
+    valid: Blocks, test: Blocks, schema: AttributeSchema, *, per_attribute: bool = False, missing: int = 0
+) -> Result:
+    """Evaluate two blocks by ``asfr-map-all/v1`` with the weight that is best on the validation split.
+
+    Args:
+        valid: on which the weight is chosen, by ``tune_region_weight``.
+        test: which is evaluated.
+        schema: the attributes.
+        per_attribute: choose a weight for each attribute (that of all for one without queries in ``valid``).
+        missing: images of the test lists that were left out because they are not there.
+
+    Returns:
+        the result; ``similarity`` says the weight.
+
+    Raises:
+        ValueError: as ``asfr_map_all``.
+    """
+    chosen = tune_region_weight(valid, schema)
+    weights = {
+        name: chosen.per_attribute.get(name, chosen.overall) if per_attribute else chosen.overall
+        for name in schema.names
+    }
+    embed = joint_embed(test.region, test.patch, weights, schema)
+    result = asfr_map_all(test.queries, test.candidates, embed, schema, missing=missing)
+    each = ", ".join(f"{weights[name]:g} for {name}" for name in result.queries)
+    said = each if per_attribute else f"{chosen.overall:g}"
+    return replace(result, similarity=f"cosine with region weight {said}, chosen on valid")
+
+
 def tune_region_weight(
-    queries: ArrayLike,
-    candidates: ArrayLike,
-    region: Embed,
-    patch: Embed,
-    schema: AttributeSchema,
-    *,
-    weights: ArrayLike = _WEIGHTS,
+    valid: Blocks, schema: AttributeSchema, *, weights: ArrayLike = _WEIGHTS
 ) -> RegionWeight:
     """Choose the weight of the region branch, overall and for each attribute.
 
-    Every weight is ranked in one pass over the scores. Give the validation split's lists here, and
-    ``joint_embed`` with the weight found to ``asfr_map_all`` for the test split's.
+    Every weight is ranked in one pass over the scores.
 
     Args:
-        queries, candidates: ``[n, 3]`` rows (image, attribute, value) as ``asfr_map_all`` takes them.
-        region, patch: the two blocks of embeddings, L2-normalised or zero rows; see ``embed_from``.
+        valid: lists and blocks of the validation split.
         schema: the attributes.
         weights: ``[W]`` from 0 to 1, to be tried; 0, 0.05 to 1 by default.
 
@@ -65,11 +100,11 @@ def tune_region_weight(
         raise ValueError(f"{caller}: weights must be numbers from 0 to 1, got {betas.tolist()}")
     asked, offered = (
         triples(caller, name, rows, schema)
-        for name, rows in (("queries", queries), ("candidates", candidates))
+        for name, rows in (("queries", valid.queries), ("candidates", valid.candidates))
     )
     found: dict[str, NDArray[np.float64]] = {}
     for part in single_label_lists(caller, asked, offered, schema):
-        blocks = [part.embed(caller, embed, "cosine") for embed in (region, patch)]
+        blocks = [part.embed(caller, embed, "cosine") for embed in (valid.region, valid.patch)]
         ranked = rank(
             [block[0] for block in blocks],
             [block[1] for block in blocks],

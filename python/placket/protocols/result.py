@@ -153,36 +153,44 @@ class Result:
             known = ", ".join(self.metrics)
             raise ValueError(f"as_dicts: metric must be one of {known}, got '{metric}'")
 
+        chosen, floor = self.metrics[metric], self.metrics[metric].floor or {}
+
         def row(
-            name: str, figures: Mapping[str, float], counts: Sequence[int | None], *rest: Any
+            name: str,
+            counts: tuple[int | None, int | None],
+            interval: Interval | None,
+            chance: float | None,
+            figures: dict[str, float],
         ) -> dict[str, Any]:
-            others = {key: value for key, value in figures.items() if key != metric}
             return {
                 self.group: name,
                 "queries": counts[0],
                 "candidates": counts[1],
-                metric: figures[metric],
-                "95 % interval": rest[0],
-                "chance": rest[1],
-                **others,
+                metric: figures.pop(metric),
+                "95 % interval": interval,
+                "chance": chance,
+                **figures,
             }
 
-        chosen, found = self.metrics[metric], self.metrics.items()
-        floor = chosen.floor or {}
-        rows = []
+        every = self.metrics.items()
         groups = list(self.queries) if len(self.queries) > 1 else []
-        for g in groups:
-            figures = {key: m.per_group[g] for key, m in found if g in m.per_group}
-            if metric in figures:
-                counts = self.queries[g], self.candidates[g]
-                rows.append(row(g, figures, counts, chosen.group_intervals[g], floor.get(g)))
+        rows = [
+            row(
+                g,
+                (self.queries[g], self.candidates[g]),
+                chosen.group_intervals[g],
+                floor.get(g),
+                {key: m.per_group[g] for key, m in every},
+            )
+            for g in groups
+        ]
         counts = sum(self.queries.values()), sum(self.candidates.values())
-        figures = {key: m.overall for key, m in found}
-        rows.append(row("overall", figures, counts, chosen.interval, chosen.floor_overall))
+        figures = {key: m.overall for key, m in every}
+        rows.append(row("overall", counts, chosen.interval, chosen.floor_overall, figures))
         if groups and not self.by_group:
-            figures = {key: m.mean_of_groups for key, m in found}
             mean_floor = math.fsum(floor.values()) / len(floor) if floor else None
-            rows.append(row(f"mean of {_plural(self.group)}", figures, (None, None), None, mean_floor))
+            figures = {key: m.mean_of_groups for key, m in every}
+            rows.append(row(f"mean of {_plural(self.group)}", (None, None), None, mean_floor, figures))
         return rows
 
     def table(
