@@ -82,8 +82,14 @@ def test_evaluate_by_other_protocols_and_compare(
     assert main(["compare", saved[0], saved[2]]) == 1
     said = capsys.readouterr().err
     assert "must have the same protocol, got asfr-map-all/v1 and asfr-multilabel/v1" in said
-    assert main(["evaluate", str(run / "best"), str(data), "--split", "valid", "--published"]) == 1
-    assert "published: protocol and lists must be those of" in capsys.readouterr().err
+    arguments = ["evaluate", str(run / "best"), str(data), "--split", "valid"]
+    assert main([*arguments, "--published", "--json", str(tmp_path / "kept.json")]) == 1
+    said = capsys.readouterr()
+    assert "published: protocol and lists must be those of" in said.err
+    assert "overall" in said.out  # what was computed is not lost
+    assert (tmp_path / "kept.json").read_text() == Path(saved[0]).read_text()
+    assert main([*arguments, "--rivals", "1", "--protocol", "asfr-multilabel/v1"]) == 1
+    assert "--rivals needs protocol asfr-map-all/v1, got asfr-multilabel/v1" in capsys.readouterr().err
 
 
 def test_embed(run: Path, data: Path, tmp_path: Path) -> None:

@@ -124,6 +124,8 @@ def _evaluate(options: Namespace) -> None:
     from placket.runs import write_json
     from placket.tables import render
 
+    if options.rivals is not None and options.protocol != "asfr-map-all/v1":
+        raise ValueError(f"evaluate: --rivals needs protocol asfr-map-all/v1, got {options.protocol}")
     model = placket.load(options.checkpoint, device=options.device)
     data = placket.data.open(options.data)
     result = placket.evaluate(
@@ -138,9 +140,7 @@ def _evaluate(options: Namespace) -> None:
         allow_missing=options.allow_missing,
     )
     found = result.to_dict()
-    text = result.table(options.format)
-    if options.published:
-        text += "\n\n" + result.table(options.format, published=True)
+    tables = [result.table(options.format)]
     if options.rivals is not None:
         compared = {"this model": result}
         compared |= rivals.compare(
@@ -152,13 +152,15 @@ def _evaluate(options: Namespace) -> None:
             say=lambda step: print(step, file=sys.stderr),
         )
         found["rivals"] = {name: rival.to_dict() for name, rival in list(compared.items())[1:]}
-        text += "\n\n" + render(rivals.rows(compared), format=options.format)
+        tables.append(render(rivals.rows(compared), format=options.format))
     if options.json == "-":
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     if options.json is not None:
         write_json(options.json, found)
-    print(text)
+    print("\n\n".join(tables))
+    if options.published:  # last, since it may be refused
+        print("\n" + result.table(options.format, published=True))
 
 
 def _compare(options: Namespace) -> None:

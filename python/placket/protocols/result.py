@@ -111,8 +111,8 @@ class Result:
 
     @property
     def average_precision(self) -> dict[str, NDArray[np.float64]]:
-        """The values of "MAP@all" or "mAP", in [0, 1]."""
-        return next(self.metrics[name] for name in ("MAP@all", "mAP") if name in self.metrics).values
+        """Of each query, in list order and in [0, 1], by the protocols that have "MAP@all"."""
+        return self.metrics["MAP@all"].values
 
     @staticmethod
     def of(
