@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import placket
 from placket.cli import main
 from placket.data import Dataset
+from placket.evaluate import embed_pairs
 from placket.nn import Rpf
 from placket.protocols import Result, asfr_multilabel, embed_from, joint_embed, split_joint
 
@@ -228,7 +230,25 @@ def test_missing_photos_of_products(model: Rpf, oml: Dataset, tmp_path: Path):
     assert (result.queries, result.candidates) == ({"all": 5}, {"all": 6})
 
 
-def test_module_trunks_embed_only_what_is_asked(drawn: Dataset):
+def test_street2shop_is_sought_within_the_category(model: Rpf, tmp_path: Path):
+    box = {"left": 2, "top": 1, "width": 20, "height": 30}
+    files = {}
+    for c, category in enumerate(("dresses", "tops")):
+        first = 10 * c
+        pairs = [{"photo": first + i, "product": i, "bbox": box} for i in range(3)]
+        shop = [{"photo": first + 5 + i, "product": i} for i in range(4)]
+        files[f"meta/json/test_pairs_{category}.json"] = json.dumps(pairs)
+        files[f"meta/json/retrieval_{category}.json"] = json.dumps(shop)
+    data = placket.data.open(write(tmp_path, files))
+    draw(data.split("test"))
+    result = placket.evaluate(model, data, "test", "c2s-topk/v1")
+    assert (result.queries, result.candidates) == ({"dresses": 3, "tops": 3}, {"dresses": 4, "tops": 4})
+    whole = placket.evaluate(model, data, "test", "c2s-topk/v1", by_category=False)
+    assert (whole.queries, whole.candidates) == ({"all": 6}, {"all": 8})
+    assert whole.lists != result.lists
+
+
+def test_module_trunks_embed_only_what_is_asked(drawn: Dataset, tmp_path: Path):
     trunk = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Conv2d(3, 12, 1))
     model = placket.create_model(
         "rpf", schema=drawn.schema, trunk=trunk, patch=None, attribute_dim=8, preprocess={"size": SIZE}
@@ -237,6 +257,12 @@ def test_module_trunks_embed_only_what_is_asked(drawn: Dataset):
     part = drawn.split("valid")
     rows = [(i, a, v) for i in range(len(part)) for a, v in part.labels[i]]
     assert result == asfr_multilabel(rows, embed_from(placket.embed_split(model, part)), drawn.schema)
+    placket.data.pack(drawn, tmp_path / "drawn.store")
+    packed = placket.data.open(tmp_path / "drawn.store")
+    assert placket.evaluate(model, packed, "valid", "asfr-multilabel/v1", allow_missing=True) == result
+    lists = packed.split("valid").candidates[3:9, :2]  # not from the first image on
+    found = embed_pairs(model, packed.split("valid"), *lists.T)
+    assert torch.equal(found, placket.embed_split(model, part)[tuple(torch.from_numpy(lists.T.copy()))])
 
 
 @pytest.mark.parametrize(
