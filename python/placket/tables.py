@@ -120,4 +120,7 @@ def _shown(value: Any, digits: int) -> str:
         return ""
     if isinstance(value, (tuple, list)):
         return " – ".join(_shown(item, digits) for item in value)
-    return f"{value:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
+    if not isinstance(value, (float, np.floating)):
+        return str(value)
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
