@@ -62,6 +62,36 @@ def test_evaluate(run: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp
     assert json.loads((tmp_path / "result.json").read_text()) == printed
 
 
+def test_evaluate_by_other_protocols_and_compare(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    saved = []
+    for changes in ([], ["--tune-region", "per-attribute"], ["--protocol", "asfr-multilabel/v1"]):
+        saved.append(str(tmp_path / f"{len(saved)}.json"))
+        arguments = ["evaluate", str(run / "best"), str(data), "--split", "valid", "--json", saved[-1]]
+        assert main([*arguments, *changes, "--format", "markdown"]) == 0
+        assert "| overall |" in capsys.readouterr().out
+    assert main(["compare", *saved[:2]]) == 0
+    table = capsys.readouterr().out
+    assert "B - A" in table
+    assert main(["compare", *saved[:2], "--json", "--seed", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    a, b = (json.loads(Path(file).read_text())["overall"] for file in saved[:2])
+    assert found["metrics"]["MAP@all"]["difference"] == pytest.approx(b - a)
+    assert found["seed"] == 3
+    assert main(["compare", saved[0], saved[2]]) == 1
+    said = capsys.readouterr().err
+    assert "must have the same protocol, got asfr-map-all/v1 and asfr-multilabel/v1" in said
+    arguments = ["evaluate", str(run / "best"), str(data), "--split", "valid"]
+    assert main([*arguments, "--published", "--json", str(tmp_path / "kept.json")]) == 1
+    said = capsys.readouterr()
+    assert "published: protocol and lists must be those of" in said.err
+    assert "overall" in said.out  # what was computed is not lost
+    assert (tmp_path / "kept.json").read_text() == Path(saved[0]).read_text()
+    assert main([*arguments, "--rivals", "1", "--protocol", "asfr-multilabel/v1"]) == 1
+    assert "--rivals needs protocol asfr-map-all/v1, got asfr-multilabel/v1" in capsys.readouterr().err
+
+
 def test_embed(run: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "e.npz"
     assert main(["embed", str(run / "best"), str(data), "--split", "valid", "--out", str(out)]) == 0
@@ -142,6 +172,8 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
         (["evaluate", "none", "none"], "load: 'none' must be a checkpoint's folder"),
         (["data", "verify", "none"], "none: data set must be a folder or a file, got none there"),
         (["index", "info", "none"], "none"),
+        (["compare", "note.txt", "none"], "note.txt: file must be a result saved as JSON, got"),
+        (["compare", "none", "none"], "none: No such file"),
         (["train", "--config", "none.yaml"], "config: 'none.yaml' must be a file or a shipped recipe"),
         (["train", "--run", "none", "--resume"], "must be a file or a shipped recipe"),
         (["embed", "none", "none", "--out", "e.safetensors"], "embed: --out must be an .npz file, got e."),

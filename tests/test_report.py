@@ -102,6 +102,7 @@ def test_table():
     assert kinds == [None, "number", "number", "number"]
     assert Page(table_html([])).text == ""
     assert Page(table_html(rows, ["map"], digits=4)).text == "map1.2346"
+    assert Page(table_html([{"a": -0.001, "b": -0.01, "c": math.nan}])).text == "abc0.00-0.01nan"
 
 
 def polylines(svg: str) -> list[list[tuple[float, float]]]:

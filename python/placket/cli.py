@@ -120,14 +120,27 @@ def _train(options: Namespace) -> None:
 
 def _evaluate(options: Namespace) -> None:
     import placket
-    from placket import report, rivals
+    from placket import rivals
     from placket.runs import write_json
+    from placket.tables import render
 
+    if options.rivals is not None and options.protocol != "asfr-map-all/v1":
+        raise ValueError(f"evaluate: --rivals needs protocol asfr-map-all/v1, got {options.protocol}")
     model = placket.load(options.checkpoint, device=options.device)
     data = placket.data.open(options.data)
-    result = placket.evaluate(model, data, options.split, options.protocol)
+    result = placket.evaluate(
+        model,
+        data,
+        options.split,
+        options.protocol,
+        attributes=dict(map(_weighted, options.attribute)) if options.attribute else None,
+        gallery=options.gallery,
+        by_category=options.by_category or None,
+        tune_region=None if options.tune_region is None else options.tune_region.replace("-", " "),
+        allow_missing=options.allow_missing,
+    )
     found = result.to_dict()
-    text = result.table()
+    tables = [result.table(options.format)]
     if options.rivals is not None:
         compared = {"this model": result}
         compared |= rivals.compare(
@@ -139,13 +152,22 @@ def _evaluate(options: Namespace) -> None:
             say=lambda step: print(step, file=sys.stderr),
         )
         found["rivals"] = {name: rival.to_dict() for name, rival in list(compared.items())[1:]}
-        text += "\n\n" + report.table_text(rivals.rows(compared))
+        tables.append(render(rivals.rows(compared), format=options.format))
     if options.json == "-":
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     if options.json is not None:
         write_json(options.json, found)
-    print(text)
+    print("\n\n".join(tables))
+    if options.published:  # last, since it may be refused
+        print("\n" + result.table(options.format, published=True))
+
+
+def _compare(options: Namespace) -> None:
+    from placket.protocols import Result, compare
+
+    found = compare(Result.load(options.a), Result.load(options.b), seed=options.seed)
+    _show(options, found.to_dict(), found.table())
 
 
 def _embed(options: Namespace) -> None:
@@ -233,7 +255,9 @@ def _weighted(text: str) -> tuple[str, float]:
     try:
         return name, float(weight)
     except ValueError:
-        raise ValueError(f"search: weight of attribute '{name}' must be a number, got '{weight}'") from None
+        raise ValueError(
+            f"--attribute: weight of attribute '{name}' must be a number, got '{weight}'"
+        ) from None
 
 
 def _show(options: Namespace, data: Any, table: str) -> None:
@@ -321,7 +345,45 @@ def _add_model_and_data(parser: ArgumentParser) -> None:
 
 def _add_evaluate(parser: ArgumentParser) -> None:
     _add_model_and_data(parser)
-    parser.add_argument("--protocol", default="asfr-map-all/v1")
+    parser.add_argument(
+        "--protocol",
+        default="asfr-map-all/v1",
+        help="or asfr-multilabel/v1, c2s-topk/v1, inshop-recall/v1; python/README.md defines them",
+    )
+    parser.add_argument(
+        "--attribute",
+        action="append",
+        metavar="NAME[=WEIGHT]",
+        help="of the products' protocols: in what photos shall be alike; may be given several times; "
+        "all by default",
+    )
+    parser.add_argument(
+        "--gallery",
+        choices=("all-shop", "per-subset"),
+        default="all-shop",
+        help="of c2s-topk/v1: the shop photos of all splits but train, or of the split alone",
+    )
+    parser.add_argument(
+        "--by-category",
+        action="store_true",
+        help="of the products' protocols: seek within the query's value of the data's first attribute",
+    )
+    parser.add_argument(
+        "--tune-region",
+        choices=("overall", "per-attribute"),
+        help="choose the weight of the region branch on valid",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="leave out images that are not there; the result is then one of a subset",
+    )
+    parser.add_argument(
+        "--published", action="store_true", help="show published figures by the same lists as well"
+    )
+    parser.add_argument(
+        "--format", choices=("text", "markdown", "latex"), default="text", help="of the table"
+    )
     parser.add_argument(
         "--rivals",
         type=float,
@@ -334,6 +396,13 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--json", nargs="?", const="-", help="write the result as JSON to a file, or print it"
     )
+
+
+def _add_compare(parser: ArgumentParser) -> None:
+    parser.add_argument("a", type=Path, help="a result that placket evaluate --json wrote")
+    parser.add_argument("b", type=Path, help="another, by the same protocol and lists")
+    parser.add_argument("--seed", type=int, default=0, help="of bootstrap and permutations")
+    _add_json(parser)
 
 
 def _add_embed(parser: ArgumentParser) -> None:
@@ -413,9 +482,15 @@ _COMMANDS: Mapping[str, _Command] = {
     ),
     "evaluate": _Command(
         _evaluate,
-        "evaluate a model on a split's query and candidate lists",
-        "placket evaluate runs/first/best data/garments --split test",
+        "evaluate a model on a split by a named protocol",
+        "placket evaluate runs/first/best data/garments --split test --json first.json",
         _add_evaluate,
+    ),
+    "compare": _Command(
+        _compare,
+        "test whether two results by the same protocol and lists differ, query by query",
+        "placket compare first.json second.json",
+        _add_compare,
     ),
     "embed": _Command(
         _embed,

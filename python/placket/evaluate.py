@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,12 +13,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from placket import _C
-from placket.data import Dataset, Loader, Split, read_image
+from placket.data import Dataset, Loader, Split, Street2ShopDataset, Texts, read_image
+from placket.data.columns import Ints, Labels
+from placket.data.dataset import SPLITS
 from placket.nn import Pictures, Rpf
-from placket.protocols import PROTOCOLS, Result
+from placket.protocols import (
+    PROTOCOLS,
+    Blocks,
+    Embed,
+    Gallery,
+    Photos,
+    Result,
+    asfr_joint,
+    asfr_map_all,
+    asfr_multilabel,
+    c2s_topk,
+    inshop_recall,
+    split_joint,
+)
 from placket.train import is_native, native_system
 
 __all__ = ["embed_image", "embed_pairs", "embed_split", "evaluate"]
+
+Integers = NDArray[np.int64]
 
 
 def evaluate(
@@ -25,47 +44,78 @@ def evaluate(
     split: str = "test",
     protocol: str = "asfr-map-all/v1",
     *,
+    attributes: Mapping[str, float] | Sequence[str] | None = None,
+    gallery: Gallery = "all-shop",
+    by_category: bool | None = None,
+    tune_region: Literal["overall", "per attribute"] | None = None,
+    allow_missing: bool = False,
     batch: int = 64,
     threads: int = 2,
     bfloat16: bool = False,
 ) -> Result:
-    """Evaluate a model on a split's query and candidate lists.
+    """Evaluate a model on a split.
 
-    Every image of the lists is read once and passes each trunk once.
+    Every image that the protocol needs is read once and passes each trunk once.
+
+    ==================  ====================================================================================
+    asfr-map-all/v1     the split's query and candidate lists; data and model have the same attributes
+    asfr-multilabel/v1  the split's labels; the same
+    c2s-topk/v1         query and gallery photos of two kinds, consumers' and shops'; ranked by the mean
+                        cosine of the model's attribute spaces
+    inshop-recall/v1    query and gallery photos of one kind; ranked in the same way
+    ==================  ====================================================================================
+
+    The other protocols need what no RPF gives (class scores, embeddings of an image and a text together):
+    call ``placket.protocols.recognition``, ``fashioniq_original`` or ``fashioniq_val`` with it.
 
     Args:
-        model: whose schema equals the data's.
+        model: whose embeddings are ranked.
         data: the data set.
-        split: which has query and candidate lists.
+        split: of it.
         protocol: a name in ``placket.protocols.PROTOCOLS``.
+        attributes: for the products' protocols, the model's attributes in which photos are to be alike, or
+            their weights in the mean; all of them equally by default.
+        gallery: of ``c2s-topk/v1``: the shop photos of all splits but "train", or those of the split alone.
+        by_category: for the products' protocols, whether is sought within the query's value of the first
+            attribute; None: for Street2Shop, where that is the convention.
+        tune_region: choose the weight of the region branch by ``asfr-map-all/v1`` on "valid", one for all
+            attributes or one for each, instead of the model's own. Its images pass the trunks once.
+        allow_missing: leave out images whose file is not there; the result counts them and is named a subset.
         batch: images at a time.
         threads: that decode.
         bfloat16: autocast.
 
     Raises:
-        ValueError: the schema or the protocol does not fit.
+        ValueError: the schema, the protocol or an argument does not fit the data.
         RuntimeError: an image cannot be read.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"evaluate: protocol must be one of {', '.join(PROTOCOLS)}, got '{protocol}'")
-    if data.schema != model.schema:
-        raise ValueError(
-            f"evaluate: data must have the model's attributes and values, {_counts(model.schema)}, "
-            f"got {_counts(data.schema)}"
-        )
-    part = data.split(split)
-    if not len(part.queries) or not len(part.candidates):
-        raise ValueError(
-            f"evaluate: split must have query and candidate lists, got '{split}' of {data.root} without"
-        )
-    pairs = np.unique(np.concatenate([part.queries[:, :2], part.candidates[:, :2]]), axis=0)
-    rows = embed_pairs(model, part, pairs[:, 0], pairs[:, 1], batch=batch, threads=threads, bfloat16=bfloat16)
-    keys = pairs[:, 0] * len(model.schema) + pairs[:, 1]  # sorted, as np.unique leaves them
-
-    def embed(images: NDArray[np.int64], attribute: int) -> Tensor:
-        return rows[torch.from_numpy(np.searchsorted(keys, images * len(model.schema) + attribute))]
-
-    return PROTOCOLS[protocol](part.queries, part.candidates, embed, model.schema)
+    embed = partial(embed_pairs, model, batch=batch, threads=threads, bfloat16=bfloat16)
+    if tune_region is not None and protocol != "asfr-map-all/v1":
+        raise ValueError(f"evaluate: tune_region must be None with {protocol}, got '{tune_region}'")
+    if protocol.startswith("asfr-"):
+        if attributes is not None:
+            raise ValueError(f"evaluate: attributes must be None with {protocol}, got {attributes}")
+        if data.schema != model.schema:
+            raise ValueError(
+                f"evaluate: data must have the model's attributes and values, {_counts(model.schema)}, "
+                f"got {_counts(data.schema)}"
+            )
+        part = data.split(split)
+        if protocol == "asfr-multilabel/v1":
+            return _multilabel(data, part, embed, allow_missing)
+        return _map_all(data, part, embed, tune_region, allow_missing)
+    if protocol in ("c2s-topk/v1", "inshop-recall/v1"):
+        weights = _weights(model, attributes)
+        within = isinstance(data, Street2ShopDataset) if by_category is None else by_category
+        names = model.schema.names
+        described = ", ".join(f"{names[a]} ({weight:g})" for a, weight in weights.items())
+        return _products(data, split, protocol, weights, described, gallery, within, embed, allow_missing)
+    raise ValueError(
+        f"evaluate: protocol must be one that an RPF's embeddings can serve, got '{protocol}'; call "
+        f"placket.protocols.{PROTOCOLS[protocol].__name__} with what it needs"
+    )
 
 
 def embed_split(
@@ -162,16 +212,17 @@ def embed_pairs(
 def _embed_in_python(
     model: Rpf,
     split: Split,
-    images: NDArray[np.int64],
-    attributes: NDArray[np.int64],
+    images: Integers,
+    attributes: Integers,
     batch: int,
     threads: int,
     bfloat16: bool,
 ) -> Tensor:
     """The same for a trunk that is a module of the caller's."""
     device = next(model.parameters()).device
+    asked, rows = np.unique(images, return_inverse=True)
     loader = Loader(
-        split,
+        _part(split, asked),
         batch=batch,
         shuffle=False,
         drop_last=False,
@@ -189,7 +240,217 @@ def _embed_in_python(
                 pictures = Pictures.of(part, device)
             every.append(model.encode_all(part.images.to(device), pictures).float().cpu())
     model.train(training)
-    return torch.cat(every)[torch.from_numpy(images), torch.from_numpy(attributes)]
+    return torch.cat(every)[torch.from_numpy(rows), torch.from_numpy(attributes)]
+
+
+def _part(split: Split, images: Integers) -> Split:
+    """Some images of a split, without labels and lists."""
+    return Split(
+        name=split.name,
+        root=split.root,
+        schema=split.schema,
+        images=len(images),
+        filenames=Texts(split.filenames[image] for image in images.tolist()),
+        labels=Labels.of([[]] * len(images), split.labels.values),
+        boxes=None if split.boxes is None else split.boxes[images],
+        source=split.source,
+        store=split.store,
+        places=None if split.places is None else split.places[images],
+    )
+
+
+_EmbedPairs = Callable[[Split, Integers, Integers], Tensor]
+
+
+def _map_all(data: Dataset, part: Split, embed: _EmbedPairs, tune: str | None, allow_missing: bool) -> Result:
+    queries, candidates, missing = _lists(data, part, allow_missing)
+    found = _embed_rows(part, np.concatenate([queries, candidates]), embed)
+    if tune is None:
+        return asfr_map_all(queries, candidates, found, data.schema, missing=missing)
+    valid = data.split("valid")
+    asked, offered, _ = _lists(data, valid, allow_missing)
+    known = _embed_rows(valid, np.concatenate([asked, offered]), embed)
+    return asfr_joint(
+        Blocks(asked, offered, *_blocks(known)),
+        Blocks(queries, candidates, *_blocks(found)),
+        data.schema,
+        per_attribute=tune == "per attribute",
+        missing=missing,
+    )
+
+
+def _multilabel(data: Dataset, part: Split, embed: _EmbedPairs, allow_missing: bool) -> Result:
+    labels = part.labels
+    rows = np.stack([labels.images(), labels.attribute, labels.value], axis=1).astype(np.int64)
+    if not len(rows):
+        raise ValueError(
+            f"evaluate: split must have labels, got '{part.name}' of {data.root} without; "
+            f"put label_{part.name}.txt beside the other lists"
+        )
+    rows, missing = _present(part, rows, allow_missing)
+    return asfr_multilabel(rows, _embed_rows(part, rows, embed), data.schema, missing=missing)
+
+
+def _lists(data: Dataset, part: Split, allow_missing: bool) -> tuple[Integers, Integers, int]:
+    """Query and candidate lists without images that are not there, and how many are not."""
+    if not len(part.queries) or not len(part.candidates):
+        raise ValueError(
+            f"evaluate: split must have query and candidate lists, got '{part.name}' of {data.root} without"
+        )
+    rows = np.concatenate([part.queries, part.candidates]).astype(np.int64)
+    asks = np.arange(len(rows)) < len(part.queries)
+    kept, missing = _present(part, np.column_stack([rows, asks]), allow_missing)
+    return kept[kept[:, 3] == 1, :3], kept[kept[:, 3] == 0, :3], missing
+
+
+def _present(part: Split, rows: Integers, allow_missing: bool) -> tuple[Integers, int]:
+    """Rows, whose first column is an image, of images that are there, and how many images are not."""
+    if not allow_missing or part.store is not None:
+        return rows, 0
+    images, row = np.unique(rows[:, 0], return_inverse=True)
+    paths = part.image_list()
+    there = np.array([os.path.isfile(paths.path(image)) for image in images.tolist()], dtype=np.bool_)
+    if not there.any():
+        raise ValueError(
+            f"evaluate: split must have images, got '{part.name}' of {part.root} with none there"
+        )
+    return rows[there[row]], int((~there).sum())
+
+
+def _embed_rows(part: Split, rows: Integers, embed: _EmbedPairs) -> Embed:
+    """Embed the images of rows (image, attribute, ...), each pair once."""
+    width = len(part.schema)
+    keys = np.unique(rows[:, 0] * width + rows[:, 1])
+    embeddings = embed(part, keys // width, keys % width)
+
+    def find(images: Integers, attribute: int) -> Tensor:
+        return embeddings[torch.from_numpy(np.searchsorted(keys, images * width + attribute))]
+
+    return find
+
+
+def _blocks(embed: Embed) -> tuple[Embed, Embed]:
+    """The region's and the patch's block of joint embeddings."""
+
+    def block(number: int, images: Integers, attribute: int) -> Tensor:
+        return split_joint(embed(images, attribute))[number]
+
+    return partial(block, 0), partial(block, 1)
+
+
+def _weights(model: Rpf, attributes: Mapping[str, float] | Sequence[str] | None) -> dict[int, float]:
+    """Weights of the model's attribute spaces by id."""
+    if attributes is None:
+        return dict.fromkeys(range(len(model.schema)), 1.0)
+    given = attributes if isinstance(attributes, Mapping) else dict.fromkeys(attributes, 1.0)
+    if not given:
+        raise ValueError("evaluate: attributes must name at least one, got none")
+    return {model.schema.index(name): float(weight) for name, weight in given.items()}
+
+
+def _products(
+    data: Dataset,
+    name: str,
+    protocol: str,
+    weights: Mapping[int, float],
+    described: str,
+    gallery: Gallery,
+    within: bool,
+    embed: _EmbedPairs,
+    allow_missing: bool,
+) -> Result:
+    """Evaluate on photos of products, of one split or of two."""
+    part = data.split(name)
+    shops = protocol == "c2s-topk/v1"
+    if part.identities is None or part.query_images is None or part.gallery_images is None:
+        raise ValueError(
+            f"evaluate: {protocol} needs products and lists of query and gallery photos, got '{name}' of "
+            f"{data.root} without"
+        )
+    if shops != (part.domains is not None):
+        kinds = "photos of consumers and of shops" if shops else "photos of one kind"
+        other = "inshop-recall/v1" if shops else "c2s-topk/v1"
+        raise ValueError(f"evaluate: {protocol} needs {kinds}, got others in {data.root}; use {other}")
+    if within and not len(data.schema):
+        raise ValueError(f"evaluate: by_category needs an attribute of the data, got {data.root} without any")
+    asked = [(part, part.query_images)]
+    offered = [(part, part.gallery_images)]
+    if shops and gallery == "all-shop":
+        others = [data.split(other) for other in data.splits if other != "train"]
+        offered = [(other, other.gallery_images) for other in others if other.gallery_images is not None]
+    spaces = np.array(list(weights))
+    found: dict[str, _Embedded] = {}
+    for source in {source.name: source for source, _ in [*asked, *offered]}.values():
+        ids = np.unique(np.concatenate([images for s, images in [*asked, *offered] if s is source]))
+        kept, missing = _present(source, ids[:, None].astype(np.int64), allow_missing)
+        ids = kept[:, 0]
+        rows = embed(source, ids.repeat(len(spaces)), np.tile(spaces, len(ids)))
+        found[source.name] = _Embedded(ids, rows.view(len(ids), len(spaces), -1), missing)
+
+    def photos(lists: Sequence[tuple[Split, Ints]]) -> tuple[Photos, Tensor]:
+        columns, embeddings = [], []
+        for source, images in lists:
+            there = images[np.isin(images, found[source.name].images)].astype(np.int64)
+            columns.append(_photo_columns(source, there, within))
+            embeddings.append(found[source.name].of(there))
+        joined = Photos(
+            np.concatenate([column.images for column in columns]),
+            np.concatenate([column.products for column in columns]),
+            _joined([column.categories for column in columns]),
+            _joined([column.sequences for column in columns]),
+        )
+        return joined, torch.cat(embeddings)
+
+    (queries, query_embeddings), (candidates, gallery_embeddings) = photos(asked), photos(offered)
+    evaluate_photos = partial(c2s_topk, gallery_kind=gallery) if shops else inshop_recall
+    return evaluate_photos(
+        queries,
+        candidates,
+        query_embeddings,
+        gallery_embeddings,
+        categories=data.schema[0].values if within else (),
+        weights=list(weights.values()),
+        similarity=f"mean cosine in {described}",
+        missing=sum(each.missing for each in found.values()),
+    )
+
+
+class _Embedded(NamedTuple):
+    """Images of a split that are there, and their embeddings."""
+
+    images: Integers  # [n], rising
+    embeddings: Tensor  # [n, S, D]
+    missing: int
+
+    def of(self, images: Integers) -> Tensor:
+        return self.embeddings[torch.from_numpy(np.searchsorted(self.images, images))]
+
+
+def _joined(columns: Sequence[Integers | None]) -> Integers | None:
+    """One column after another, None where one is."""
+    there = [column for column in columns if column is not None]
+    return np.concatenate(there) if len(there) == len(columns) else None
+
+
+def _photo_columns(part: Split, images: Integers, within: bool) -> Photos:
+    """Return what a protocol must know of photos, with numbers that no other split's have."""
+    assert part.identities is not None
+    categories = sequences = None
+    if within:
+        values = np.full(len(part), -1)
+        own = part.labels.attribute == 0
+        values[part.labels.images()[own]] = part.labels.value[own]
+        categories = values[images]
+        if (categories < 0).any():
+            unlabelled = part.filenames[int(images[categories < 0][0])]
+            raise ValueError(
+                f"evaluate: by_category needs a value of '{part.schema.names[0]}' for every photo, "
+                f"got {unlabelled} without"
+            )
+    if part.sequences is not None:
+        sequences = part.sequences[images].astype(np.int64)
+    numbers = images + (SPLITS.index(part.name) << 32)
+    return Photos(numbers, part.identities[images].astype(np.int64), categories, sequences)
 
 
 def _counts(schema: object) -> str:

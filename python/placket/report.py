@@ -21,6 +21,7 @@ from PIL import Image
 
 from placket import __version__
 from placket.runs import write_text
+from placket.tables import render
 
 __all__ = [
     "GalleryHit",
@@ -107,25 +108,8 @@ def table_html(
     columns: Sequence[str] | Mapping[str, str] | None = None,
     digits: int = 2,
 ) -> str:
-    """Return a table.
-
-    Args:
-        rows: one mapping a row; a key that is absent leaves an empty cell. Floats get ``digits`` decimals,
-            pairs of floats are written as intervals, None is empty.
-        columns: keys in order, or keys with their headings; the keys of the first row where None.
-        digits: of floats.
-    """
-    headings = _headings(rows, columns)
-    numbers = {key: _has_numbers(rows, key) for key in headings}
-
-    def cell(tag: str, key: str, text: str) -> str:
-        kind = ' class="number"' if numbers[key] else ""
-        return f"<{tag}{kind}>{_text(text)}</{tag}>"
-
-    head = "".join(cell("th", key, heading) for key, heading in headings.items())
-    lines = ["".join(cell("td", key, _shown(row.get(key), digits)) for key in headings) for row in rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    """Return a table; arguments as for ``placket.tables.render``."""
+    return render(rows, columns, digits, "html")
 
 
 def table_text(
@@ -133,19 +117,8 @@ def table_text(
     columns: Sequence[str] | Mapping[str, str] | None = None,
     digits: int = 2,
 ) -> str:
-    """Return the same table as aligned text; arguments as for ``table_html``."""
-    headings = _headings(rows, columns)
-    lines = [list(headings.values())]
-    lines += [[_shown(row.get(key), digits) for key in headings] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    right = [_has_numbers(rows, key) for key in headings]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    """Return the same table as aligned text."""
+    return render(rows, columns, digits, "text")
 
 
 def metric_curves(
@@ -262,28 +235,6 @@ def gallery_html(
 
 def _text(value: object) -> str:
     return html.escape(str(value), quote=True)
-
-
-def _headings(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str] | None
-) -> dict[str, str]:
-    """Headings by key."""
-    if columns is None:
-        columns = list(rows[0]) if rows else []
-    return dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
-
-
-def _has_numbers(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
-    kinds = (int, float, np.number, tuple, list)
-    return any(isinstance(row.get(key), kinds) and not isinstance(row[key], bool) for row in rows)
-
-
-def _shown(value: Any, digits: int) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (tuple, list)):
-        return " – ".join(_shown(item, digits) for item in value)
-    return f"{value:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
 
 
 def _data_url(picture: Picture, height: int) -> str:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import plain_rankings as plain
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,15 +14,14 @@ from placket.protocols import (
     PROTOCOLS,
     Result,
     asfr_map_all,
-    attention_peaks,
-    bootstrap_interval,
+    asfr_multilabel,
     embed_from,
     expected_average_precision,
-    input_window,
-    pointing,
+    published,
 )
 from placket.schema import AttributeSchema
 
+MANY = AttributeSchema.of({"neckline": list("abcdef"), "hem": list("abcdef")})
 SCHEMA = AttributeSchema.of({"neckline": ["v", "round"], "hem": ["short", "long", "wide"], "fit": ["loose"]})
 
 
@@ -44,10 +44,11 @@ def test_map_by_hand():
     assert result.mean_of_attributes == pytest.approx(25 * (first + second))
     assert (result.queries, result.candidates) == ({"neckline": 2, "hem": 1}, {"neckline": 4, "hem": 2})
     assert (result.without_relevant, result.missing) == (1, 7)
-    assert (result.protocol, result.version) == ("asfr-map-all/v1", placket.__version__)
+    assert (result.protocol, result.version) == ("asfr-map-all/v1 subset", placket.__version__)
     assert result.similarity == "cosine"
     assert result.floor["hem"] == 0.0
-    assert PROTOCOLS[result.protocol] is asfr_map_all
+    whole = asfr_map_all(queries, candidates, embed_from(embeddings), SCHEMA)
+    assert PROTOCOLS[whole.protocol] is asfr_map_all
 
 
 def test_dot_product_counts_lengths():
@@ -95,56 +96,90 @@ def test_attribute_without_candidates_counts_as_zero():
     assert (result.per_attribute["hem"], result.candidates["hem"], result.without_relevant) == (0.0, 0, 1)
 
 
+def expected_figures(scores: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
+    ranked = plain.ranked(scores.tolist(), relevant.tolist())
+    total, found = plain.precision_sum(ranked, 100), sum(ranked[:100])
+    every = sum(ranked)
+    return {
+        "MAP@all": plain.average_precision(ranked),
+        "E[MAP@all]": plain.expected_average_precision(scores.tolist(), relevant.tolist()),
+        "MAP@100": total / found if found else 0.0,
+        "MAP@100/min(R,100)": total / min(every, 100) if every else 0.0,
+        "MAP@100/R": total / every if every else 0.0,
+        "Recall@100": found / every if every else 0.0,
+    }
+
+
 def test_map_matches_a_plain_loop():
+    """Heavy ties, values that no candidate has, and more and less than 100 relevant candidates."""
     random = np.random.default_rng(3)
-    rows = np.stack([np.arange(400), random.integers(2, size=400), random.integers(3, size=400)], 1)
-    # Unit rows whose products are exact in any order of summation, with many ties.
-    embeddings = torch.randint(2, (400, 2, 4)) - 0.5
-    result = asfr_map_all(rows[:80], rows[80:], embed_from(embeddings), SCHEMA)
-    every = []
-    for attribute, name in enumerate(SCHEMA.names[:2]):
-        values = []
-        offered = rows[80:][rows[80:, 1] == attribute]
-        for image, _, wanted in rows[:80][rows[:80, 1] == attribute]:
+    rows = np.stack([np.arange(900), random.integers(2, size=900), random.integers(3, size=900)], 1)
+    rows[:9, 2], rows[9:60, 2] = 3, 0
+    embeddings = plain.exact_rows(900, 2)
+    queries, candidates = rows[:60], rows[60:]
+    result = asfr_map_all(queries, candidates, embed_from(embeddings), MANY)
+    expected = {name: [] for name in result.metrics}
+    for attribute, name in enumerate(MANY.names):
+        offered = candidates[candidates[:, 1] == attribute]
+        for image, _, wanted in queries[queries[:, 1] == attribute]:
             scores = embeddings[offered[:, 0], attribute] @ embeddings[image, attribute]
-            order = np.lexsort((np.arange(len(offered)), -scores.numpy()))
-            relevant = offered[order, 2] == wanted
-            precision = np.cumsum(relevant) / np.arange(1, len(offered) + 1)
-            values.append(precision[relevant].mean() if relevant.any() else 0.0)
-        assert result.per_attribute[name] == pytest.approx(100 * np.mean(values))
-        every += values
-    assert result.overall == pytest.approx(100 * np.mean(every))
+            for metric, value in expected_figures(scores.numpy(), offered[:, 2] == wanted).items():
+                expected[metric].append(value)
+        count = result.queries[name]
+        for metric, found in result.metrics.items():
+            assert found.values[name].tolist() == pytest.approx(expected[metric][-count:], abs=1e-12)
+            assert found.per_group[name] == pytest.approx(100 * np.mean(expected[metric][-count:]))
+    for metric, found in result.metrics.items():
+        assert found.overall == pytest.approx(100 * np.mean(expected[metric]))
+    assert result.without_relevant == 9
+    assert 0 < result.metrics["MAP@100/R"].overall < result.metrics["MAP@100/min(R,100)"].overall
+    assert result.metrics["MAP@100/min(R,100)"].overall < result.metrics["MAP@100"].overall
 
 
-def test_result_is_saved_whole_and_read_back(tmp_path: Path):
-    queries, candidates, embeddings = by_hand()
-    result = asfr_map_all(queries, candidates, embed_from(embeddings), SCHEMA)
-    result.save(tmp_path / "result.json")
-    data = json.loads((tmp_path / "result.json").read_text())
-    assert data == json.loads(result.to_json())
-    assert "average_precision" not in data
-    assert Result.from_dict(data) == result
-    again = asfr_map_all(queries, candidates, embed_from(torch.from_numpy(embeddings)), SCHEMA)
-    assert again == result
-    assert asfr_map_all(queries, candidates[::-1], embed_from(embeddings), SCHEMA).lists != result.lists
+def test_multilabel_matches_a_plain_loop():
+    random = np.random.default_rng(5)
+    labels = np.unique(random.integers((0, 0, 0), (50, 2, 4), size=(160, 3)), axis=0)
+    labels = np.concatenate([labels, [[50, 0, 5], [51, 1, 5]]])  # values of one image each
+    embeddings = plain.exact_rows(52, 2)
+    shuffled = random.permutation(np.concatenate([labels, labels[:20]]))
+    result = asfr_multilabel(shuffled, embed_from(embeddings), MANY)
+    carried = {(image, attribute, value) for image, attribute, value in labels.tolist()}
+    without = 0
+    for attribute, name in enumerate(MANY.names):
+        images = sorted({i for i, a, _ in carried if a == attribute})
+        asked = sorted((i, v) for i, a, v in carried if a == attribute)
+        expected = {metric: [] for metric in result.metrics}
+        for image, value in asked:
+            others = [i for i in images if i != image]
+            scores = embeddings[others, attribute] @ embeddings[image, attribute]
+            relevant = np.array([(i, attribute, value) in carried for i in others])
+            without += not relevant.any()
+            for metric, figure in expected_figures(scores.numpy(), relevant).items():
+                expected[metric].append(figure)
+        assert (result.queries[name], result.candidates[name]) == (len(asked), len(images) - 1)
+        for metric, found in result.metrics.items():
+            assert found.values[name].tolist() == pytest.approx(expected[metric], abs=1e-12)
+    assert result.without_relevant == without == 2
+    assert (result.protocol, result.version) == ("asfr-multilabel/v1", placket.__version__)
+    assert asfr_multilabel(labels, embed_from(embeddings), MANY) == result
+    assert asfr_multilabel(labels[1:], embed_from(embeddings), MANY).lists != result.lists
+    assert asfr_multilabel(labels, embed_from(embeddings), MANY, missing=2).protocol.endswith("/v1 subset")
 
 
-def test_table_is_aligned():
-    queries, candidates, embeddings = by_hand()
-    result = asfr_map_all(queries, candidates, embed_from(embeddings), SCHEMA)
-    *lines, footer = result.table().split("\n")
-    assert len({len(line) for line in lines}) == 1
-    assert [line.split("  ")[0] for line in lines] == [
-        "attribute",
-        "neckline",
-        "hem",
-        "overall",
-        "mean of attributes",
-    ]
-    assert f"{result.overall:.2f}" in lines[3]
-    assert footer.startswith("asfr-map-all/v1, ranked by cosine, per cent; ")
-    assert "; 1 queries without a relevant candidate, 0 images missing; lists " in footer
-    assert [row["map"] for row in result.as_dicts()][2:] == [result.overall, result.mean_of_attributes]
+def test_multilabel_embeds_an_image_once_and_sees_no_value():
+    calls = []
+
+    def embed(images: np.ndarray, attribute: int) -> np.ndarray:
+        calls.append((images.tolist(), attribute))
+        return np.ones((len(images), 1), np.float32)
+
+    result = asfr_multilabel([[4, 1, 0], [2, 1, 0], [4, 1, 2], [7, 0, 1]], embed, MANY)
+    assert calls == [([7], 0), ([2, 4], 1)]
+    # Nothing can be found for image 7, alone in its attribute, and for the value that only image 4 has.
+    assert result.without_relevant == 2
+    assert result.metrics["MAP@all"].values["hem"].tolist() == [1.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match="asfr_multilabel: labels must hold at least one row, got none"):
+        asfr_multilabel(np.zeros((0, 3), int), embed, MANY)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +229,9 @@ def test_floor_errors():
 
 # systems.md 1.3 and 1.4: counts, ceilings and one simulation of random rankings on the published test lists.
 PUBLISHED = {
-    "FashionAI": ([422, 623, 535, 422, 341, 289, 703, 265], 14_400, 0, 15.78, 100.0),
-    "DARN": ([476, 448, 491, 448, 463, 533, 509, 483, 442], 17_168, 3, 31.27, 99.93),
-    "DeepFashion": ([1008, 1483, 1097, 1022, 915], 22_100, 23, 3.39, 99.58),
+    "FashionAI": ([422, 623, 535, 422, 341, 289, 703, 265], 14_400, 0, 15.78, 100.0, 37.36),
+    "DARN": ([476, 448, 491, 448, 463, 533, 509, 483, 442], 17_168, 3, 31.27, 99.93, 41.78),
+    "DeepFashion": ([1008, 1483, 1097, 1022, 915], 22_100, 23, 3.39, 99.58, 77.26),
 }
 FLOORS = {
     "FashionAI": [17.15, 12.48, 13.31, 17.50, 22.36, 21.57, 11.06, 21.33],
@@ -214,7 +249,7 @@ def test_published_lists(name: str, photographs: Path):
     queries, candidates = (
         np.loadtxt(folder / f"{kind}_test.txt", dtype=np.int64) for kind in ("query", "candidate")
     )
-    counts, length, unanswered, floor, ceiling = PUBLISHED[name]
+    counts, length, unanswered, floor, ceiling, recall = PUBLISHED[name]
     value_of = np.zeros(1 + max(queries[:, 0].max(), candidates[:, 0].max()), dtype=np.int64)
     value_of[queries[:, 0]], value_of[candidates[:, 0]] = queries[:, 2], candidates[:, 2]
 
@@ -229,80 +264,47 @@ def test_published_lists(name: str, photographs: Path):
     # The figures to compare with are one simulation each, good to about a tenth.
     assert list(result.floor.values()) == pytest.approx(FLOORS[name], abs=0.15)
     assert result.floor_overall == pytest.approx(floor, abs=0.05)
-    if name == "FashionAI":  # the overall of RPF's published row is weighted by queries
-        rpf = [66.75, 67.86, 59.65, 73.23, 75.72, 73.18, 74.40, 75.01]
-        assert np.average(rpf, weights=list(result.queries.values())) == pytest.approx(70.11, abs=0.005)
+    assert result.metrics["Recall@100"].overall == pytest.approx(recall, abs=0.005)
+    # What nobody can retrieve is no fault of the first 100.
+    assert result.metrics["MAP@100"].overall == pytest.approx(ceiling, abs=0.005)
+    block = next(block for block in published() if block.matches(result))
+    assert (block.data, block.lists) == (name, result.lists)
 
 
-def test_interval_covers_the_true_mean():
-    random = np.random.default_rng(0)
-    hits = 0
-    for trial in range(150):
-        low, high = bootstrap_interval(random.beta(0.6, 0.4, size=80), resamples=300, seed=trial)
-        hits += low <= 0.6 <= high
-    # 95 % of 150 is 142, standard deviation 2.7; the percentile interval of 80 values is a little short.
-    assert 133 <= hits <= 149
+@pytest.mark.data
+def test_equal_scores_are_expected_to_reach_chance(photographs: Path):
+    folder = photographs / "asfr-splits" / "FashionAI"
+    lists = (np.loadtxt(folder / f"{kind}_test.txt", dtype=np.int64) for kind in ("query", "candidate"))
+    schema = AttributeSchema.of({str(a): ["any"] for a in range(8)})
+    result = asfr_map_all(*lists, embed_from(np.ones((18_000, 8, 1), np.float32)), schema)
+    assert result.metrics["E[MAP@all]"].per_group == pytest.approx(result.floor, abs=1e-9)
 
 
-def test_interval_properties():
-    values = np.random.default_rng(1).random(500)
-    low, high = bootstrap_interval(values)
-    assert (low, high) == bootstrap_interval(values)
-    assert (low, high) != bootstrap_interval(values, seed=1)
-    # The normal approximation: 1.96 standard errors on each side.
-    error = 1.96 * values.std() / np.sqrt(500)
-    assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.1 * error)
-    assert bootstrap_interval([0.25]) == (0.25, 0.25)
-    with pytest.raises(ValueError, match=r"values must have shape \[n\] with n >= 1, got \[0\]"):
-        bootstrap_interval([])
+# systems.md 1.5: query counts and chance of the multi-label protocol on DeepFashion's test images.
+@pytest.mark.data
+@pytest.mark.slow
+def test_multilabel_chance_on_deepfashion(photographs: Path):
+    rows = []
+    for line in (photographs / "asfr-splits" / "DeepFashion" / "label_test.txt").read_text().splitlines():
+        image, *rest = map(int, line.split())
+        rows += [(image, a - 1, v) for a, v in zip(rest[::2], rest[1::2], strict=True)]
+    schema = AttributeSchema.of({name: ["any"] for name in ("texture", "fabric", "shape", "part", "style")})
+    embeddings = F.normalize(torch.randn(1 + max(row[0] for row in rows), 5, 8), dim=2)
+    result = asfr_multilabel(rows, embed_from(embeddings), schema)
+    assert list(result.queries.values()) == [19037, 26464, 18387, 17272, 14731]
+    # The figures to compare with are one simulation each.
+    assert list(result.floor.values()) == pytest.approx([11.51, 4.28, 4.16, 3.99, 2.43], abs=0.1)
+    assert result.per_attribute == pytest.approx(result.floor, abs=0.1)
 
 
-def test_attention_peaks():
-    maps = torch.zeros(4, 2, 4)
-    maps[0, 1, 3] = 1
-    maps[1, 0, 1] = maps[1, 1, 0] = 1  # the first of two
-    maps[2] = -1
-    maps[2, 0, 0] = -0.5
-    peaks = attention_peaks(maps)
-    assert peaks[:3].tolist() == [[0.875, 0.75], [0.375, 0.25], [0.125, 0.25]]
-    assert np.isnan(peaks[3]).all()
-    assert attention_peaks(torch.zeros(0, 7, 7)).shape == (0, 2)
-    with pytest.raises(ValueError, match="attention must be numbers, got NaN"):
-        attention_peaks(maps.log())
-    with pytest.raises(ValueError, match=r"attention must have shape \[n, h, w\], got \[4, 2\]"):
-        attention_peaks(maps[..., 0])
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "box", "options", "expected"),
-    [
-        (100, 100, None, {"size": 224}, (0, 0, 100, 100)),
-        (300, 200, None, {"size": 100}, (50, 0, 250, 200)),
-        (200, 300, None, {"size": 100, "fit": "pad"}, (-50, 0, 250, 300)),
-        (300, 100, None, {"size": 50, "fit": "target_pad", "target_ratio": 1.5}, (48, -50, 248, 150)),
-        (200, 300, (50, 100, 150, 300), {"size": 50}, (50, 150, 150, 250)),
-        (200, 300, (50, 100, 150, 300), {"size": 60, "box_margin": 0.1}, (40, 130, 160, 250)),  # cut below
-        # Resized to 10 x 13, of which rows 2 to 12 are kept: int(round(3 / 2)) is 2.
-        (20, 27, None, {"size": 10}, (0, 2 * 27 / 13, 20, 12 * 27 / 13)),
-    ],
-)
-def test_input_window(width, height, box, options, expected):
-    assert input_window(width, height, box, **options) == pytest.approx(expected)
-
-
-def test_input_window_errors():
-    with pytest.raises(ValueError, match="box must overlap the image of 20 x 10 pixels, got"):
-        input_window(20, 10, (20, 0, 30, 10), size=8)
-    with pytest.raises(ValueError, match="fit must be 'crop', 'pad' or 'target_pad', got 'stretch'"):
-        input_window(20, 10, size=8, fit="stretch")
-
-
-def test_pointing():
-    # One cell of 4 x 2 is 50 x 100 pixels of the window; the peak of map 0 lies at (175 + 100, 150).
-    peaks = [[0.875, 0.75], [0.875, 0.75], [0.875, 0.75], [np.nan, np.nan]]
-    windows = [[100, 0, 300, 200]] * 4
-    sleeves = [[0, 0, 10, 10], [270, 140, 276, 151]]
-    regions = [sleeves, [[0, 0, 275, 300]], [[275, 150, 276, 151]], [[-1000, -1000, 1000, 1000]]]
-    assert pointing(peaks, windows, regions).tolist() == [True, False, True, False]
-    with pytest.raises(ValueError, match=r"peaks and windows must have shapes \[1, 2\] and \[1, 4\]"):
-        pointing(peaks, windows, [sleeves])
+def test_embeddings_may_be_on_any_device(device: torch.device):
+    labels = np.stack([np.arange(60), np.arange(60) % 2, np.arange(60) % 3], axis=1)
+    rows = plain.exact_rows(60, 2)
+    here, there = (
+        [
+            asfr_multilabel(labels, embed_from(embeddings), MANY),
+            asfr_map_all(labels[:20], labels[20:], embed_from(embeddings), MANY),
+        ]
+        for embeddings in (rows, rows.to(device))
+    )
+    assert here == there
