@@ -41,8 +41,8 @@ void scores_portable(const uint8_t* query, int64_t padded, const int8_t* panel, 
 #define PLACKET_AVX2 __attribute__((target("avx2")))
 #define PLACKET_UNROLL _Pragma("GCC unroll 8")  // GCC keeps arrays in registers only then
 
-// Nine sums of 8 items each, of the 16 registers there are. Two products are added in 16 bits, where
-// 2 * 127 * 128 has room.
+// Nine sums of 8 items each, of the 16 registers there are. Two products are added in 16 bits,
+// where 2 * 127 * 128 has room.
 constexpr int kTileQueries = 3;
 constexpr int kVectors = kPanelItems / 8;
 
@@ -84,11 +84,14 @@ PLACKET_AVX2 void scores_avx2(const uint8_t* const* queries, int64_t padded, con
   }
 }
 
-// 32 dimensions of 8 items.
-PLACKET_AVX2 void transpose_avx2(const int8_t* const* items, int64_t d, int8_t* panel) {
+// 32 dimensions of 8 items. `ahead` is where items lie that will be wanted next; the processor does
+// not foresee so many at once.
+PLACKET_AVX2 void transpose_avx2(const int8_t* const* items, int64_t d, int64_t ahead,
+                                 int8_t* panel) {
   __m256i row[8], four[8];
   for (int i = 0; i < 8; ++i) {
     row[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(items[i] + d));
+    _mm_prefetch(reinterpret_cast<const char*>(items[i] + d + ahead), _MM_HINT_T0);
   }
   for (int i = 0; i < 8; i += 4) {
     const __m256i a = _mm256_unpacklo_epi32(row[i], row[i + 1]);
@@ -118,7 +121,7 @@ void pack_int8_panel(const int8_t* const* items, int64_t count, int64_t dims, in
     const int64_t done = dims / 32 * 32;
     for (int64_t d = 0; d < done; d += 32) {
       for (int64_t i = 0; i < kPanelItems; i += 8) {
-        transpose_avx2(items + i, d, panel + d * kPanelItems + i * kPanelStep);
+        transpose_avx2(items + i, d, kPanelItems * dims, panel + d * kPanelItems + i * kPanelStep);
       }
     }
     pack_rest(items, count, done, dims, panel);

@@ -190,17 +190,23 @@ void Screen::add_int8(const Space& space, int64_t begin, int64_t end, const RowS
 void Screen::add_bfloat16(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
                           Scratch& scratch, float* upper) const {
   const int64_t dims = space.codes.size(1), padded = space.padded, queries = end - begin;
-  scratch.rows.resize(rows.count * padded);
+  // So many rows stay in the second-level cache as float32.
+  constexpr int64_t kTileFloats = 1 << 15;
+  const int64_t tile = std::max<int64_t>(kTileFloats / std::max<int64_t>(padded, 8) / 8, 1) * 8;
+  scratch.rows.resize(tile * padded);
   scratch.dots.resize(queries * rows.count);
   const auto* codes = data<BFloat16>(space.codes);
-  for (int64_t i = 0; i < rows.count; ++i) {
-    float* to = scratch.rows.data() + i * padded;
-    widen(codes + rows[i] * dims, dims, to);
-    std::fill(to + dims, to + padded, 0.0f);
+  for (int64_t first = 0; first < rows.count; first += tile) {
+    const int64_t count = std::min(tile, rows.count - first);
+    for (int64_t i = 0; i < count; ++i) {
+      float* to = scratch.rows.data() + i * padded;
+      widen(codes + rows[first + i] * dims, dims, to);
+      std::fill(to + dims, to + padded, 0.0f);
+    }
+    dot_scores_cpu(
+        {data<float>(space.queries) + begin * padded, scratch.rows.data(), queries, count, padded},
+        scratch.dots.data() + first, rows.count);
   }
-  dot_scores_cpu({data<float>(space.queries) + begin * padded, scratch.rows.data(), queries,
-                  rows.count, padded},
-                 scratch.dots.data(), rows.count);
   const float* bounds = scratch.bounds.data();
   for (int64_t q = 0; q < queries; ++q) {
     const Terms& terms = space.terms[begin + q];
