@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from placket.index import ENGINES, AttributeIndex, attribute_index
-from placket.index.engines import FlatEngine
+from placket.index.flat import FlatEngine
 
 SPACES = {"neckline": 5, "sleeve length": 3}
 

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from placket import __version__
 from placket.index.engines import ENGINES, Vectors
+from placket.index.flat import FlatEngine
 from placket.runs import write_bytes, write_json
 
 __all__ = ["AttributeIndex", "Hit"]
@@ -62,7 +63,7 @@ class AttributeIndex:
         self.path = path
         self.spaces = dict(spaces)
         self.engine = engine
-        self._search_engine = ENGINES[engine]()
+        self._search_engine = FlatEngine()
         self._ids: list[Id] = []
         self._known: set[Id] = set()
         self._metadata: list[dict[str, Any]] = []
