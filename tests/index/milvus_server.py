@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
