@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -22,7 +22,17 @@ from numpy.typing import NDArray
 
 from placket import _C
 
-__all__ = ["ArrayFile", "Arrays", "Entry", "MemoryArrays", "Stream", "write_arrays"]
+__all__ = [
+    "Array",
+    "ArrayFile",
+    "Arrays",
+    "Entry",
+    "MemoryArrays",
+    "Stream",
+    "offsets",
+    "runs",
+    "write_arrays",
+]
 
 Array = NDArray[Any]
 _ALIGNMENT = 64
@@ -54,7 +64,15 @@ class Stream:
 class Arrays(Protocol):
     """Named arrays, in memory or in a file; ``array`` and ``part`` raise ValueError where it is damaged."""
 
-    about: Any
+    @property
+    def about(self) -> Any:
+        """What the writer had to say beside the arrays, in JSON's types."""
+        ...
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the arrays."""
+        ...
 
     def array(self, name: str) -> Array:
         """Return an array, all of it checked."""
@@ -70,6 +88,7 @@ class MemoryArrays:
 
     def __init__(self, arrays: Mapping[str, Array], about: Any = None) -> None:
         self.about = about
+        self.names = list(arrays)
         self._arrays = dict(arrays)
 
     def array(self, name: str) -> Array:
@@ -106,7 +125,13 @@ class ArrayFile:
     def __init__(self, folder: Path, entry: Entry) -> None:
         self.path = folder / entry.file
         self.entry = entry
-        with self.path.open("rb") as file:
+        try:
+            opened = self.path.open("rb")
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"AttributeIndex: {self.path} must have {entry.bytes} bytes, got no such file"
+            ) from None
+        with opened as file:
             found = os.fstat(file.fileno()).st_size
             if found != entry.bytes:
                 raise ValueError(f"AttributeIndex: {self.path} must have {entry.bytes} bytes, got {found}")
@@ -118,6 +143,10 @@ class ArrayFile:
     @property
     def about(self) -> Any:
         return self._read_tail()[2]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._read_tail()[0])
 
     def array(self, name: str) -> Array:
         return self.part(name, 0, self._read_tail()[0][name]["shape"][0])
@@ -164,7 +193,9 @@ class ArrayFile:
             return
         _, expected, _ = self._read_tail()
         first, last = begin // self.entry.block, (end - 1) // self.entry.block + 1
-        for run_begin, run_end in _runs(~self._checked[first:last]):
+        if self._checked[first:last].all():
+            return
+        for run_begin, run_end in runs(~self._checked[first:last]):
             run = slice(first + run_begin, first + run_end)
             wrong = np.flatnonzero(self._sums(run.start, run.stop) != expected[run])
             if len(wrong):
@@ -240,7 +271,12 @@ class _Summed:
         return np.concatenate([*self._sums, np.array(rest, np.uint32)])
 
 
-def _runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+def offsets(texts: Sequence[bytes]) -> NDArray[np.int64]:
+    """Return ``[n + 1]``, where each text begins and the last one ends once they are joined."""
+    return np.cumsum([0, *map(len, texts)], dtype=np.int64)
+
+
+def runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     """Return begin and end of each run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

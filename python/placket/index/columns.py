@@ -17,7 +17,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from placket.index.arrays import Array, Arrays, MemoryArrays
+from placket.index.arrays import Array, Arrays, MemoryArrays, offsets
 from placket.index.where import And, Expression, Has, In, Name, Not, Null, Or, Value
 
 __all__ = ["Columns"]
@@ -169,7 +169,7 @@ class Columns:
     def _column(self, key: _Key) -> _Column:
         number = self._places[key]
         found = {name: self._arrays.array(f"{number}.{name}") for name in self.about[number]["arrays"]}
-        words = _Words(found["words"], found["ends"]) if key[1] == "str" else ()
+        words = _Words(found["words"], found["offsets"]) if key[1] == "str" else ()
         return _Column(key[1], found.get("rows"), found["values"], words)
 
 
@@ -188,7 +188,7 @@ def _packed(columns: Mapping[_Key, _Column], rows: int) -> Columns:
             own["rows"] = column.rows
         if kind == "str":
             own["words"] = np.frombuffer(b"".join(column.words), np.uint8)
-            own["ends"] = np.cumsum([len(word) for word in column.words], dtype=np.int64)
+            own["offsets"] = offsets(column.words)
         about.append({"name": name, "kind": kind, "list": in_lists, "arrays": list(own)})
         arrays |= {f"{number}.{array}": values for array, values in own.items()}
     return Columns(MemoryArrays(arrays, about), rows)
@@ -279,11 +279,11 @@ def _place(words: Sequence[bytes], value: str) -> tuple[int, bool]:
 
 
 class _Words(Sequence[bytes]):
-    def __init__(self, text: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
-        self._text, self._ends = text, ends
+    def __init__(self, text: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
+        self._text, self._offsets = text, offsets
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._offsets) - 1
 
     @overload
     def __getitem__(self, i: int) -> bytes: ...
@@ -296,4 +296,4 @@ class _Words(Sequence[bytes]):
             return [self[k] for k in range(*i.indices(len(self)))]
         if not 0 <= i < len(self):
             raise IndexError(i)
-        return self._text[self._ends[i - 1] if i else 0 : self._ends[i]].tobytes()
+        return self._text[self._offsets[i] : self._offsets[i + 1]].tobytes()
