@@ -1,5 +1,6 @@
 #include <torch/csrc/utils/pybind.h>
 
+#include "bindings/checksums.h"
 #include "bindings/data.h"
 #include "bindings/images.h"
 #include "bindings/models.h"
@@ -9,6 +10,7 @@
 // bound here.
 PYBIND11_MODULE(_C, m) {
   m.doc() = "placket's C++ core; its operators are torch.ops.placket.*";
+  placket::bind_checksums(m);
   placket::bind_images(m);
   placket::bind_data(m);
   placket::bind_models(m);

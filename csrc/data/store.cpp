@@ -15,6 +15,8 @@
 #include <stdexcept>
 #include <system_error>
 
+#include "base/crc32.h"
+
 namespace placket {
 namespace {
 
@@ -42,40 +44,6 @@ struct Footer {
   char magic[8];
 };
 static_assert(sizeof(Footer) == 64);
-
-// Eight tables, so that eight bytes are taken a step.
-struct Crc32Tables {
-  uint32_t value[8][256];
-  constexpr Crc32Tables() : value() {
-    for (uint32_t i = 0; i < 256; ++i) {
-      uint32_t crc = i;
-      for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0xedb88320u : 0);
-      value[0][i] = crc;
-    }
-    for (int t = 1; t < 8; ++t) {
-      for (uint32_t i = 0; i < 256; ++i) {
-        value[t][i] = (value[t - 1][i] >> 8) ^ value[0][value[t - 1][i] & 0xff];
-      }
-    }
-  }
-};
-constexpr Crc32Tables kCrc32;
-
-uint32_t crc32(const void* data, size_t length) {
-  const auto* bytes = static_cast<const uint8_t*>(data);
-  uint32_t crc = ~uint32_t(0);
-  for (; length >= 8; length -= 8, bytes += 8) {
-    uint64_t word;
-    std::memcpy(&word, bytes, sizeof word);
-    word ^= crc;
-    crc = 0;
-    for (int t = 0; t < 8; ++t) crc ^= kCrc32.value[7 - t][(word >> (8 * t)) & 0xff];
-  }
-  for (; length > 0; --length, ++bytes) {
-    crc = (crc >> 8) ^ kCrc32.value[0][(crc ^ *bytes) & 0xff];
-  }
-  return ~crc;
-}
 
 uint64_t aligned(uint64_t place) { return (place + kAlignment - 1) / kAlignment * kAlignment; }
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from typing_extensions import Never
+from typing_extensions import Buffer, Never
 
 MAX_PIXELS: int
 
@@ -415,6 +415,9 @@ class TrainerConfig(metaclass=_Type):
 def centre_cross_entropy(
     embeddings: Tensor, centres: Tensor, owners: Tensor, attributes: Tensor, classes: Tensor, scale: float
 ) -> Tensor: ...
+def checksums(buffer: Buffer, block_bytes: int) -> NDArray[np.uint32]:
+    """Return zlib's CRC-32 of each block of a contiguous buffer, the last one shorter, uint32."""
+
 def class_source(
     labels: LabelTable,
     *,

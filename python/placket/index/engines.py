@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from placket import __version__
 from placket.index.where import Expression
-from placket.runs import write_json
+from placket.runs import write_text
 
 __all__ = [
     "ENGINES",
@@ -179,8 +179,8 @@ def create(path: Path, engine: str, spaces: Mapping[str, int], options: Mapping[
     return made
 
 
-def load(path: Path, read_only: bool) -> Engine:
-    """Open the index in a folder.
+def load(path: Path, read_only: bool) -> tuple[str, Engine]:
+    """Open the index in a folder, and say which engine it has.
 
     Raises:
         BlockingIOError: another process writes it; ``read_only`` opens do not mind.
@@ -190,7 +190,7 @@ def load(path: Path, read_only: bool) -> Engine:
     """
     manifest = read_manifest(path)
     loaded: Engine = _module(manifest["engine"]).load(path, manifest, read_only)
-    return loaded
+    return str(manifest["engine"]), loaded
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -215,27 +215,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if found != FORMAT:
         mend = "; build it again" if str(found).startswith("placket-attribute-index/") else ""
         raise ValueError(f"AttributeIndex: {path} must have format '{FORMAT}', got {found!r}{mend}")
-    if manifest.get("checksum") != _checksum(manifest):
-        raise ValueError(f"AttributeIndex: {path} must be as saved, got other bytes")
+    said = {key: value for key, value in manifest.items() if key != "checksum"}
+    if _text(said)[0].encode() != raw:
+        raise ValueError(
+            f"AttributeIndex: {path} must be as saved, got other bytes; restore or build it again"
+        )
     return dict(manifest)
 
 
-def write_manifest(folder: Path, engine: str, options: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
-    """Replace ``manifest.json``, at once and whole; ``rest`` is the engine's own."""
-    manifest = {
-        "format": FORMAT,
-        "version": __version__,
-        "engine": engine,
-        "options": dict(options),
-        **rest,
-    }
-    write_json(folder / "manifest.json", {**manifest, "checksum": _checksum(manifest)})
+def write_manifest(folder: Path, engine: str, options: Mapping[str, Any], rest: Mapping[str, Any]) -> str:
+    """Replace ``manifest.json``, at once and whole, and return its checksum; ``rest`` is the engine's own."""
+    shared = {"format": FORMAT, "version": __version__, "engine": engine, "options": dict(options)}
+    text, checksum = _text({**shared, **rest})
+    write_text(folder / "manifest.json", text)
+    return checksum
 
 
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of what the manifest says, whatever its layout."""
-    said = {key: value for key, value in manifest.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+def _text(manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the text of a manifest, its own SHA-256 at the end, and that."""
+    checksum = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return json.dumps({**manifest, "checksum": checksum}, indent=1) + "\n", checksum
 
 
 def _module(engine: str) -> ModuleType:
