@@ -23,6 +23,8 @@ from reference_where import holds
 
 ENGINES: dict[str, Callable[[pytest.FixtureRequest], dict[str, Any]]] = {
     "flat": lambda request: {"engine": "flat"},
+    "flat, bfloat16": lambda request: {"engine": "flat", "storage": "bfloat16"},
+    "flat, int8": lambda request: {"engine": "flat", "storage": "int8"},
 }
 """By a name for the test: what ``AttributeIndex.create`` gets beside path and spaces."""
 

@@ -21,7 +21,7 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -69,12 +69,12 @@ class Segment:
     items: Arrays
     columns: Arrays
     vectors: Mapping[str, Arrays]
-    """By space; array "rows" is ``[rows, D]`` float32 of length 1."""
+    """By space; array "rows" is ``[rows, D]`` float32 of length 1, others are the engine's."""
     removed: Arrays | None = None
 
     @staticmethod
     def of(
-        ids: Sequence[Id], vectors: Mapping[str, Vectors], metadata: Sequence[Mapping[str, Any]]
+        ids: Sequence[Id], vectors: Mapping[str, Arrays], metadata: Sequence[Mapping[str, Any]]
     ) -> Segment:
         """Make a segment in memory."""
         keys = [_key(id) for id in ids]
@@ -91,7 +91,7 @@ class Segment:
             len(keys),
             MemoryArrays(items),
             MemoryArrays(columns.arrays, columns.about),
-            {name: MemoryArrays({"rows": rows}) for name, rows in vectors.items()},
+            vectors,
         )
 
     @cached_property
@@ -212,7 +212,7 @@ class LocalEngine:
         """The segments in the order of addition; those not committed are in memory."""
         with self._changing:
             if len(self._fresh.ids):
-                segments = (*self._segments, self._fresh.segment())
+                segments = (*self._segments, self._fresh.segment(self._arrays))
                 while _doubled(segments):
                     segments = (*segments[:-2], _in_memory(segments[-2:]))
                 self._segments, self._fresh = segments, _Fresh()
@@ -296,6 +296,7 @@ class LocalEngine:
             "commit": self._number,
             "segments": len(segments),
             "removed": sum(segment.rows - segment.count for segment in segments),
+            "options": self._options,
             "bytes": sum(file.entry.bytes for segment in segments for file in _files(segment)),
         }
 
@@ -398,15 +399,26 @@ class LocalEngine:
         return segment
 
     def _with_space(self, segment: Segment, name: str, rows: Vectors) -> Segment:
-        if isinstance(segment.items, ArrayFile):
-            folder = os.path.dirname(segment.items.entry.file)
-            parts = (rows[begin : begin + _CHUNK_ROWS] for begin in range(0, len(rows), _CHUNK_ROWS))
-            streams = {"rows": Stream(rows.dtype, rows.shape[1:], parts)}
-            arrays: Arrays = self._file(f"{folder}/vectors-{len(self._spaces)}", streams)
-            sync_folder(self._path / folder)
+        if not isinstance(segment.items, ArrayFile):
+            arrays: Arrays = MemoryArrays(self._arrays(np.array(rows)))
         else:
-            arrays = MemoryArrays({"rows": np.array(rows)})
+            folder = os.path.dirname(segment.items.entry.file)
+            arrays = self._file(f"{folder}/vectors-{len(self._spaces)}", self._chunked(rows))
+            sync_folder(self._path / folder)
         return replace(segment, vectors={**segment.vectors, name: arrays})
+
+    def _arrays(self, rows: Vectors) -> dict[str, Array]:
+        """Return what is stored of some rows of a space, row by row."""
+        return {"rows": rows}
+
+    def _chunked(self, rows: Vectors) -> dict[str, Stream]:
+        chunks = [slice(begin, begin + _CHUNK_ROWS) for begin in range(0, len(rows), _CHUNK_ROWS)]
+
+        def parts(name: str) -> Iterator[Array]:
+            return (self._arrays(rows[chunk])[name] for chunk in chunks)
+
+        examples = self._arrays(rows[:0])
+        return {name: Stream(e.dtype, e.shape[1:], parts(name)) for name, e in examples.items()}
 
     def _file(
         self, stem: str, streams: Mapping[str, Stream], about: Any = None, block: int = _VECTOR_BLOCK
@@ -456,8 +468,11 @@ class _Fresh:
         self._vectors.append(vectors)
         self._metadata += metadata
 
-    def segment(self) -> Segment:
-        vectors = {name: np.concatenate([part[name] for part in self._vectors]) for name in self._vectors[0]}
+    def segment(self, arrays: Callable[[Vectors], dict[str, Array]]) -> Segment:
+        vectors = {
+            name: MemoryArrays(arrays(np.concatenate([part[name] for part in self._vectors])))
+            for name in self._vectors[0]
+        }
         return Segment.of(list(self.ids), vectors, self._metadata)
 
 
