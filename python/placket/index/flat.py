@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from placket import ops
 from placket.index.arrays import Array
 from placket.index.engines import Found, Vectors
-from placket.index.segments import LocalEngine, Segment
+from placket.index.segments import LocalEngine, Segment, described
 from placket.index.where import Expression
 
 __all__ = ["FlatEngine", "create", "load"]
@@ -51,15 +51,17 @@ class FlatEngine(LocalEngine):
         numbers = np.repeat(np.arange(-1, len(segments)), [one[0].shape[1] for one in found])
         # Segments come in the order of addition, and a stable sort keeps it among equal scores.
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        items = described(segments, numbers[best].ravel(), np.take_along_axis(rows, best, 1).ravel())
+        hits = best.shape[1]
         return [
             [
                 Found(
-                    segments[numbers[i]].id(int(rows[q, i])),
+                    items[at][0],
                     float(scores[q, i]),
                     dict(zip(queries, parts[q, i].tolist(), strict=True)),
-                    segments[numbers[i]].metadata(int(rows[q, i])),
+                    items[at][1],
                 )
-                for i in best[q].tolist()
+                for at, i in enumerate(best[q].tolist(), q * hits)
             ]
             for q in range(count)
         ]
