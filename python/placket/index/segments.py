@@ -105,8 +105,12 @@ class Segment:
         """Return ``[rows]``, which are not removed and fulfil a condition; None where all do."""
         if where is None:
             return self.keep
-        mask = Columns(self.columns, self.rows).mask(where)
+        mask = self.typed.mask(where)
         return mask if self.keep is None else mask & self.keep
+
+    @cached_property
+    def typed(self) -> Columns:
+        return Columns(self.columns, self.rows)
 
     def find(self, keys: Sequence[bytes], hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return ``[n]``, the row of each key that is there and not removed, -1 for the others."""
@@ -172,6 +176,8 @@ class LocalEngine:
         """Make an empty index in a folder and commit it."""
         lock = _Lock(path)
         try:
+            if (path / "manifest.json").exists():
+                raise FileExistsError(f"AttributeIndex.create: path must not hold an index, got {path}")
             engines.write_manifest(path, engine, options, {"commit": 0, "spaces": spaces, "segments": []})
             return cls(path, lock)
         except BaseException:
@@ -527,7 +533,7 @@ class _Merged:
 
 def _merged(segments: Sequence[Segment]) -> _Merged:
     """Put consecutive segments together, without the rows that are removed."""
-    columns = Columns.merged([(Columns(s.columns, s.rows), s.keep) for s in segments])
+    columns = Columns.merged([(s.typed, s.keep) for s in segments])
     items = {
         "keys": Stream(np.dtype(np.uint8), (), _texts(segments, "keys")),
         "keys_at": _offsets(segments, "keys"),
