@@ -56,8 +56,8 @@ class Options:
     """How an index lies on its server.
 
     Attributes:
-        uri: ``http://host:19530``; of a cluster, its proxy or load balancer. A path that ends in .db is a file
-            of Milvus Lite.
+        uri: ``http://host:19530``; of a cluster, its proxy or load balancer. A path that ends in .db is a
+            file of Milvus Lite.
         collection: name of the index on the server; letters, digits and ``_``.
         database: of the server.
         consistency: Strong, Session, Bounded or Eventually. Strong sees every write there was and waits for

@@ -7,9 +7,9 @@ those that are deleted later stay with it until it closes. ``lock`` is held by t
 id.
 
 A segment is a folder of ``items`` (ids and metadata, row by row), ``columns`` (the metadata for conditions),
-a file of vectors for each space, and, where rows were removed, ``removed``. What was put and not committed is
-a segment in memory. Small segments are merged with their neighbours, so that many small commits cost each row
-a few copies, and a search a few segments.
+a file of vectors for each space, with an index of them where the engine makes one, and, where rows were
+removed, ``removed``. What was put and not committed is a segment in memory. Small segments are merged with
+their neighbours, so that many small commits cost each row a few copies, and a search a few segments.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +71,8 @@ class Segment:
     vectors: Mapping[str, Arrays]
     """By space; array "rows" is ``[rows, D]`` float32 of length 1."""
     removed: Arrays | None = None
+    indexes: Mapping[str, Arrays] = field(default_factory=dict)
+    """By space; what an engine made of its vectors, for its own use. Segments in memory have none."""
 
     @staticmethod
     def of(
@@ -335,6 +337,7 @@ class LocalEngine:
                         opened(said["columns"]),
                         {name: opened(entry) for name, entry in said["vectors"].items()},
                         None if said["removed"] is None else opened(said["removed"]),
+                        {name: opened(entry) for name, entry in said["indexes"].items()},
                     )
                     for said in manifest["segments"]
                 )
@@ -393,20 +396,32 @@ class LocalEngine:
                 for number, (name, streams) in enumerate(parts.vectors.items())
             },
         )
+        indexes = {name: self._indexed(folder, name, rows) for name, rows in segment.vectors.items()}
         sync_folder(self._path / folder)
         sync_folder(self._path / "segments")
-        return segment
+        return replace(segment, indexes={name: made for name, made in indexes.items() if made is not None})
+
+    def _index(self, space: str, rows: Vectors) -> Mapping[str, Stream] | None:
+        """Return what an engine keeps beside the vectors ``[rows, D]`` of a segment, if it does."""
+        return None
+
+    def _indexed(self, folder: str, space: str, vectors: Arrays) -> ArrayFile | None:
+        streams = self._index(space, vectors.array("rows"))
+        return None if streams is None else self._file(f"{folder}/index", streams)
 
     def _with_space(self, segment: Segment, name: str, rows: Vectors) -> Segment:
+        indexes = dict(segment.indexes)
         if isinstance(segment.items, ArrayFile):
             folder = os.path.dirname(segment.items.entry.file)
             parts = (rows[begin : begin + _CHUNK_ROWS] for begin in range(0, len(rows), _CHUNK_ROWS))
             streams = {"rows": Stream(rows.dtype, rows.shape[1:], parts)}
             arrays: Arrays = self._file(f"{folder}/vectors-{len(self._spaces)}", streams)
+            index = self._indexed(folder, name, arrays)
+            indexes |= {} if index is None else {name: index}
             sync_folder(self._path / folder)
         else:
             arrays = MemoryArrays({"rows": np.array(rows)})
-        return replace(segment, vectors={**segment.vectors, name: arrays})
+        return replace(segment, vectors={**segment.vectors, name: arrays}, indexes=indexes)
 
     def _file(
         self, stem: str, streams: Mapping[str, Stream], about: Any = None, block: int = _VECTOR_BLOCK
@@ -617,7 +632,8 @@ def _doubled(segments: Sequence[Segment]) -> bool:
 
 
 def _files(segment: Segment) -> list[ArrayFile]:
-    parts = [segment.items, segment.columns, segment.removed, *segment.vectors.values()]
+    parts = [segment.items, segment.columns, segment.removed]
+    parts += [*segment.vectors.values(), *segment.indexes.values()]
     return [part for part in parts if isinstance(part, ArrayFile)]
 
 
@@ -633,11 +649,13 @@ def _said(segment: Segment) -> dict[str, Any]:
         "columns": entry(segment.columns),
         "removed": entry(segment.removed),
         "vectors": {name: entry(arrays) for name, arrays in segment.vectors.items()},
+        "indexes": {name: entry(arrays) for name, arrays in segment.indexes.items()},
     }
 
 
 def _entries(said: Mapping[str, Any]) -> list[Entry]:
-    parts = [said["items"], said["columns"], said["removed"], *said["vectors"].values()]
+    parts = [said["items"], said["columns"], said["removed"]]
+    parts += [*said["vectors"].values(), *said["indexes"].values()]
     return [Entry(**part) for part in parts if part is not None]
 
 
