@@ -2,6 +2,7 @@
 find_package(GTest)
 if(GTest_FOUND)
   add_executable(core_tests
+    tests/cpp/dot_scores_test.cpp
     tests/cpp/host_memory_test.cpp
     tests/cpp/parallel_test.cpp
     tests/cpp/random_test.cpp
@@ -10,12 +11,13 @@ if(GTest_FOUND)
   # SIMDe emulates the instructions that the machine may not have.
   find_path(SIMDE_INCLUDE_DIR simde/x86/avx512.h)
   if(SIMDE_INCLUDE_DIR AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-    target_sources(core_tests PRIVATE tests/cpp/resample_emulated_test.cpp)
+    set(emulated_tests tests/cpp/dot_scores_emulated_test.cpp tests/cpp/resample_emulated_test.cpp)
+    target_sources(core_tests PRIVATE ${emulated_tests})
     # GCC notes that the ABI of 64-byte vectors has changed in GCC 4.6.
-    set_source_files_properties(tests/cpp/resample_emulated_test.cpp PROPERTIES COMPILE_OPTIONS -Wno-psabi)
+    set_source_files_properties(${emulated_tests} PROPERTIES COMPILE_OPTIONS -Wno-psabi)
     target_include_directories(core_tests SYSTEM PRIVATE ${SIMDE_INCLUDE_DIR})
   else()
-    message(STATUS "SIMDe was not found (Debian: apt-get install libsimde-dev): the test of emulated AVX-512 is left out")
+    message(STATUS "SIMDe was not found (Debian: apt-get install libsimde-dev): the tests of emulated AVX-512 are left out")
   endif()
   target_link_libraries(core_tests PRIVATE core GTest::gtest_main)
   set_target_properties(core_tests PROPERTIES BUILD_RPATH ${TORCH_LIBRARY_DIR})

@@ -1,140 +1,298 @@
 #include "kernels/dot_scores.h"
 
 #include <algorithm>
+#include <iterator>
+#include <memory>
+
 #ifdef __x86_64__
 #include <immintrin.h>
+
+#include "kernels/dot_scores_avx512.h"
 #endif
 
+// The plan is that of BLIS (Van Zee and van de Geijn, ACM TOMS 2015). So much of the queries stays
+// in the second-level cache as kQueryChunk of them have in one block of dimensions. A panel of
+// items is transposed into the first-level cache and meets these queries a few at a time: a tile of
+// scores stays in registers while the dimensions go by, items in the lanes, one query's value in
+// all of them. So a lane holds the chain of one pair, whatever the width of a register.
 namespace placket {
 namespace {
 
-// A tile is kQueries x kItems scores whose sums stay in registers while the rows go by once.
-struct Tile {
-  int queries, items;
-  void (*run)(const float* const* queries, const float* const* items, int64_t dims, float* sums);
+constexpr int64_t kQueryChunk = 240;
+constexpr int64_t kMostTileQueries = 8, kMostTileItems = 32;
+
+// Scores of a tile, added to those of earlier dimensions or in their place: `queries` are rows
+// kDotBlock apart, `panel` is [depth, items of the kernel].
+using Tile = void (*)(const float* queries, const float* panel, int64_t depth, float* scores,
+                      int64_t stride, bool add);
+
+struct Kernel {
+  int64_t queries, items;        // of the largest tile
+  Tile tiles[kMostTileQueries];  // for 1, 2, ... queries
+  // Eight rows to eight columns of a panel that is `width` wide.
+  void (*transpose)(const float* rows, int64_t stride, int64_t depth, float* panel, int64_t width);
+  // For 1, 2, ... queries and a multiple of eight items, or null: reads the items where they lie.
+  void (*few[4])(const DotRows& in, float* scores, int64_t stride);
 };
 
-void tile_portable(const float* const* queries, const float* const* items, int64_t dims,
-                   float* sums) {
-  float lanes[kDotLanes] = {};
-  for (int64_t d = 0; d < dims; d += kDotLanes) {
-    for (int l = 0; l < kDotLanes; ++l) lanes[l] += queries[0][d + l] * items[0][d + l];
+template <int Q>
+void tile_portable(const float* queries, const float* panel, int64_t depth, float* scores,
+                   int64_t stride, bool add) {
+  constexpr int I = 16;
+  float sums[Q][I] = {};
+  for (int64_t d = 0; d < depth; ++d) {
+    for (int q = 0; q < Q; ++q) {
+      for (int i = 0; i < I; ++i) sums[q][i] += queries[q * kDotBlock + d] * panel[d * I + i];
+    }
   }
-  for (int apart = kDotLanes / 2; apart > 0; apart /= 2) {
-    for (int l = 0; l < apart; ++l) lanes[l] += lanes[l + apart];
+  for (int q = 0; q < Q; ++q) {
+    for (int i = 0; i < I; ++i) {
+      float& score = scores[q * stride + i];
+      score = add ? score + sums[q][i] : sums[q][i];
+    }
   }
-  sums[0] = lanes[0];
 }
-constexpr Tile kPortable = {1, 1, tile_portable};
+
+void transpose_portable(const float* rows, int64_t stride, int64_t depth, float* panel,
+                        int64_t width) {
+  for (int64_t d = 0; d < depth; ++d) {
+    for (int64_t i = 0; i < 8; ++i) panel[d * width + i] = rows[i * stride + d];
+  }
+}
+
+constexpr Kernel kPortable = {2, 16, {tile_portable<1>, tile_portable<2>}, transpose_portable, {}};
 
 #ifdef __x86_64__
 #define PLACKET_AVX2 __attribute__((target("avx2,fma")))
-#define PLACKET_AVX512 __attribute__((target("avx2,fma,avx512f,avx512dq")))
 
-PLACKET_AVX2 inline float add_lanes(__m256 eight) {
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-
-// A register holds the lanes of one pair. 12 sums, 3 queries and an item make the 16 there are.
-PLACKET_AVX2 void tile_avx2(const float* const* queries, const float* const* items, int64_t dims,
-                            float* sums) {
-  constexpr int Q = 3, I = 4;
-  __m256 lanes[Q][I];
-  for (int q = 0; q < Q; ++q) {
-    for (int i = 0; i < I; ++i) lanes[q][i] = _mm256_setzero_ps();
-  }
-  for (int64_t d = 0; d < dims; d += kDotLanes) {
-    __m256 query[Q];
-    for (int q = 0; q < Q; ++q) query[q] = _mm256_loadu_ps(queries[q] + d);
-    for (int i = 0; i < I; ++i) {
-      const __m256 item = _mm256_loadu_ps(items[i] + d);
-      for (int q = 0; q < Q; ++q) lanes[q][i] = _mm256_fmadd_ps(query[q], item, lanes[q][i]);
+// columns[d] holds value d of eight rows.
+PLACKET_AVX2 inline void transpose_8x8(const float* rows, int64_t stride, __m256* columns) {
+  __m256 half[8];  // rows i and i + 4 beside each other, values 0 to 3 and 4 to 7
+  for (int i = 0; i < 4; ++i) {
+    for (int h = 0; h < 2; ++h) {
+      half[4 * h + i] =
+          _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows + i * stride + 4 * h)),
+                               _mm_loadu_ps(rows + (i + 4) * stride + 4 * h), 1);
     }
   }
-  for (int q = 0; q < Q; ++q) {
-    for (int i = 0; i < I; ++i) sums[q * I + i] = add_lanes(lanes[q][i]);
+  for (int h = 0; h < 2; ++h) {
+    const __m256 ab_low = _mm256_unpacklo_ps(half[4 * h], half[4 * h + 1]);
+    const __m256 ab_high = _mm256_unpackhi_ps(half[4 * h], half[4 * h + 1]);
+    const __m256 cd_low = _mm256_unpacklo_ps(half[4 * h + 2], half[4 * h + 3]);
+    const __m256 cd_high = _mm256_unpackhi_ps(half[4 * h + 2], half[4 * h + 3]);
+    columns[4 * h] = _mm256_shuffle_ps(ab_low, cd_low, 0x44);
+    columns[4 * h + 1] = _mm256_shuffle_ps(ab_low, cd_low, 0xee);
+    columns[4 * h + 2] = _mm256_shuffle_ps(ab_high, cd_high, 0x44);
+    columns[4 * h + 3] = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
   }
 }
-constexpr Tile kAvx2 = {3, 4, tile_avx2};
 
-// A register holds the lanes of one query and two items. 24 of the 32 are sums. The forms with a
-// full mask are the plain ones without GCC's false warning about their undefined pass-through
-// (gcc.gnu.org/PR105593).
-PLACKET_AVX512 void tile_avx512(const float* const* queries, const float* const* items,
-                                int64_t dims, float* sums) {
-  constexpr int Q = 4, P = 6;
-  __m512 lanes[Q][P];
-  for (int q = 0; q < Q; ++q) {
-    for (int p = 0; p < P; ++p) lanes[q][p] = _mm512_setzero_ps();
+PLACKET_AVX2 void transpose_avx2(const float* rows, int64_t stride, int64_t depth, float* panel,
+                                 int64_t width) {
+  for (int64_t d = 0; d < depth; d += 8) {
+    __m256 columns[8];
+    transpose_8x8(rows + d, stride, columns);
+    for (int i = 0; i < 8; ++i) _mm256_store_ps(panel + (d + i) * width, columns[i]);
   }
-  for (int64_t d = 0; d < dims; d += kDotLanes) {
-    __m512 query[Q];
+}
+
+// Of the 16 registers the largest tile takes 12 for sums.
+template <int Q>
+PLACKET_AVX2 void tile_avx2(const float* queries, const float* panel, int64_t depth, float* scores,
+                            int64_t stride, bool add) {
+  __m256 sums[Q][2];
+  PLACKET_UNROLL
+  for (int q = 0; q < Q; ++q) sums[q][0] = sums[q][1] = _mm256_setzero_ps();
+#pragma GCC unroll 4
+  for (int64_t d = 0; d < depth; ++d) {
+    const __m256 low = _mm256_load_ps(panel + 16 * d), high = _mm256_load_ps(panel + 16 * d + 8);
+    PLACKET_UNROLL
     for (int q = 0; q < Q; ++q) {
-      query[q] = _mm512_maskz_broadcast_f32x8(0xffff, _mm256_loadu_ps(queries[q] + d));
-    }
-    for (int p = 0; p < P; ++p) {
-      const __m512 pair =
-          _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(items[2 * p] + d)),
-                             _mm256_loadu_ps(items[2 * p + 1] + d), 1);
-      for (int q = 0; q < Q; ++q) lanes[q][p] = _mm512_fmadd_ps(query[q], pair, lanes[q][p]);
+      const __m256 value = _mm256_broadcast_ss(queries + q * kDotBlock + d);
+      sums[q][0] = _mm256_fmadd_ps(value, low, sums[q][0]);
+      sums[q][1] = _mm256_fmadd_ps(value, high, sums[q][1]);
     }
   }
+  PLACKET_UNROLL
   for (int q = 0; q < Q; ++q) {
-    for (int p = 0; p < P; ++p) {
-      float* sum = sums + q * 2 * P + 2 * p;
-      sum[0] = add_lanes(_mm512_maskz_extractf32x8_ps(0xff, lanes[q][p], 0));
-      sum[1] = add_lanes(_mm512_maskz_extractf32x8_ps(0xff, lanes[q][p], 1));
+    PLACKET_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      float* score = scores + q * stride + 8 * h;
+      const __m256 sum = sums[q][h];
+      _mm256_storeu_ps(score, add ? _mm256_add_ps(_mm256_loadu_ps(score), sum) : sum);
     }
   }
 }
-constexpr Tile kAvx512 = {4, 12, tile_avx512};
 
-const Tile& best_tile() {
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return kAvx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
-  return kPortable;
+// Not limited by arithmetic, so that a register of eight items at a time is enough.
+template <int Q>
+PLACKET_AVX2 void few_avx2(const DotRows& in, float* scores, int64_t stride) {
+  for (int64_t i = 0; i < in.item_count; i += 8) {
+    const float* items = in.items + i * in.dims;
+    for (int64_t begin = 0; begin < in.dims; begin += kDotBlock) {
+      const int64_t end = std::min(begin + kDotBlock, in.dims);
+      __m256 sums[Q];
+      PLACKET_UNROLL
+      for (int q = 0; q < Q; ++q) sums[q] = _mm256_setzero_ps();
+      for (int64_t d = begin; d < end; d += 8) {
+        // The processor does not foresee the jump to the next eight rows.
+        for (int r = 0; r < 8; ++r) {
+          _mm_prefetch(reinterpret_cast<const char*>(items + (8 + r) * in.dims + d), _MM_HINT_T0);
+        }
+        __m256 columns[8];
+        transpose_8x8(items + d, in.dims, columns);
+        PLACKET_UNROLL
+        for (int e = 0; e < 8; ++e) {
+          PLACKET_UNROLL
+          for (int q = 0; q < Q; ++q) {
+            const __m256 value = _mm256_broadcast_ss(in.queries + q * in.dims + d + e);
+            sums[q] = _mm256_fmadd_ps(value, columns[e], sums[q]);
+          }
+        }
+      }
+      PLACKET_UNROLL
+      for (int q = 0; q < Q; ++q) {
+        float* score = scores + q * stride + i;
+        const bool add = begin > 0;
+        _mm256_storeu_ps(score, add ? _mm256_add_ps(_mm256_loadu_ps(score), sums[q]) : sums[q]);
+      }
+    }
+  }
+}
+
+constexpr Kernel kAvx2 = {
+    6,
+    16,
+    {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>, tile_avx2<5>, tile_avx2<6>},
+    transpose_avx2,
+    {few_avx2<1>, few_avx2<2>, few_avx2<3>, few_avx2<4>}};
+
+constexpr Kernel kAvx512 = {8,
+                            32,
+                            {tile_avx512<1>, tile_avx512<2>, tile_avx512<3>, tile_avx512<4>,
+                             tile_avx512<5>, tile_avx512<6>, tile_avx512<7>, tile_avx512<8>},
+                            transpose_avx2,
+                            {few_avx2<1>, few_avx2<2>, few_avx2<3>, few_avx2<4>}};
+
+const Kernel& best_kernel() {
+  const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (fma && __builtin_cpu_supports("avx512f")) return kAvx512;
+  return fma ? kAvx2 : kPortable;
 }
 #else
-const Tile& best_tile() { return kPortable; }
+const Kernel& best_kernel() { return kPortable; }
 #endif
 
-constexpr int kMostRows = 12;
-constexpr int kMostSums = 48;
+struct alignas(64) Panel {
+  float values[kDotBlock * kMostTileItems];
+};
 
-// So many bytes of queries stay in the second-level cache while all items pass.
-constexpr int64_t kQueryBytes = 1 << 18;
+// The items of a panel that is not full, with zeros behind them, and their scores.
+struct Rest {
+  float rows[kMostTileItems * kDotBlock] = {};
+  float scores[kMostTileQueries * kMostTileItems];
+};
+
+class Product {
+ public:
+  Product(const Kernel& kernel, const DotRows& in, float* scores, int64_t stride)
+      : kernel_(kernel), in_(in), scores_(scores), stride_(stride) {}
+
+  void run() {
+    const int64_t chunk = std::min(in_.query_count, kQueryChunk);
+    const int64_t span = kQueryChunk / chunk * kDotBlock;
+    chunk_ = std::make_unique<float[]>(chunk * std::min(span, in_.dims + kDotBlock));
+    for (int64_t q = 0; q < in_.query_count; q += chunk) {
+      for (int64_t d = 0; d < in_.dims; d += span) {
+        run(q, std::min(q + chunk, in_.query_count), d, std::min(d + span, in_.dims));
+      }
+    }
+  }
+
+ private:
+  // Some queries and dimensions, all items.
+  void run(int64_t begin, int64_t end, int64_t first, int64_t last) {
+    const int64_t count = end - begin;
+    for (int64_t d = first; d < last; d += kDotBlock) {
+      for (int64_t q = 0; q < count; ++q) {
+        std::copy_n(in_.queries + (begin + q) * in_.dims + d, std::min(kDotBlock, last - d),
+                    chunk_.get() + (d - first) * count + q * kDotBlock);
+      }
+    }
+    for (int64_t i = 0; i < in_.item_count; i += kernel_.items) {
+      for (int64_t d = first; d < last; d += kDotBlock) {
+        panel(begin, count, chunk_.get() + (d - first) * count, i, d);
+      }
+    }
+  }
+
+  void panel(int64_t begin, int64_t count, const float* queries, int64_t i, int64_t d) {
+    const int64_t depth = std::min(kDotBlock, in_.dims - d);
+    const int64_t width = std::min(kernel_.items, in_.item_count - i);
+    const bool full = width == kernel_.items;
+    const float* rows = in_.items + i * in_.dims + d;
+    int64_t row_stride = in_.dims;
+    if (!full) {
+      if (!rest_) rest_ = std::make_unique<Rest>();
+      for (int64_t k = 0; k < width; ++k) {
+        std::copy_n(rows + k * in_.dims, depth, rest_->rows + k * kDotBlock);
+      }
+      rows = rest_->rows;
+      row_stride = kDotBlock;
+    }
+    for (int64_t k = 0; k < kernel_.items; k += 8) {
+      kernel_.transpose(rows + k * row_stride, row_stride, depth, panel_->values + k,
+                        kernel_.items);
+    }
+    const int64_t tiles = (count + kernel_.queries - 1) / kernel_.queries;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t q = count * t / tiles, tile_end = count * (t + 1) / tiles;
+      const Tile tile = kernel_.tiles[tile_end - q - 1];
+      float* scores = scores_ + (begin + q) * stride_ + i;
+      if (full) {
+        tile(queries + q * kDotBlock, panel_->values, depth, scores, stride_, d > 0);
+        continue;
+      }
+      tile(queries + q * kDotBlock, panel_->values, depth, rest_->scores, kernel_.items, false);
+      for (int64_t r = 0; r < tile_end - q; ++r) {
+        for (int64_t k = 0; k < width; ++k) {
+          const float sum = rest_->scores[r * kernel_.items + k];
+          float& score = scores[r * stride_ + k];
+          score = d > 0 ? score + sum : sum;
+        }
+      }
+    }
+  }
+
+  const Kernel& kernel_;
+  const DotRows& in_;
+  float* scores_;
+  int64_t stride_;
+  std::unique_ptr<float[]> chunk_;  // of queries: [blocks of dimensions, queries, kDotBlock]
+  std::unique_ptr<Panel> panel_ = std::make_unique<Panel>();
+  std::unique_ptr<Rest> rest_;
+};
 
 }  // namespace
 
 void dot_scores_cpu(const DotRows& in, float* scores, int64_t stride) {
-  static const Tile tile = best_tile();
-  const int64_t row_bytes = std::max<int64_t>(in.dims, 1) * int64_t(sizeof(float));
-  const int64_t chunk = std::max<int64_t>(kQueryBytes / row_bytes / tile.queries, 1) * tile.queries;
-  for (int64_t begin = 0; begin < in.query_count; begin += chunk) {
-    const int64_t end = std::min(begin + chunk, in.query_count);
-    for (int64_t i = 0; i < in.item_count; i += tile.items) {
-      // A row past the end is the last one again, and its sums are dropped.
-      const float* items[kMostRows];
-      for (int t = 0; t < tile.items; ++t) {
-        items[t] = in.items + std::min(i + t, in.item_count - 1) * in.dims;
-      }
-      for (int64_t q = begin; q < end; q += tile.queries) {
-        const float* queries[kMostRows];
-        for (int t = 0; t < tile.queries; ++t) {
-          queries[t] = in.queries + std::min(q + t, end - 1) * in.dims;
-        }
-        float sums[kMostSums];
-        tile.run(queries, items, in.dims, sums);
-        for (int t = 0; t < tile.queries && q + t < end; ++t) {
-          for (int u = 0; u < tile.items && i + u < in.item_count; ++u) {
-            scores[(q + t) * stride + i + u] = sums[t * tile.items + u];
-          }
-        }
-      }
-    }
+  static const Kernel kernel = best_kernel();
+  if (in.dims == 0) {
+    for (int64_t q = 0; q < in.query_count; ++q)
+      std::fill_n(scores + q * stride, in.item_count, 0.0f);
+    return;
   }
+  if (in.query_count == 0) return;
+  DotRows rest = in;
+  if (in.query_count <= int64_t(std::size(kernel.few)) && kernel.few[in.query_count - 1]) {
+    DotRows eights = in;
+    eights.item_count -= in.item_count % 8;
+    kernel.few[in.query_count - 1](eights, scores, stride);
+    rest.items += eights.item_count * in.dims;
+    rest.item_count -= eights.item_count;
+    scores += eights.item_count;
+  }
+  if (rest.item_count > 0) Product(kernel, rest, scores, stride).run();
 }
 
 }  // namespace placket

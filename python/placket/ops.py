@@ -18,6 +18,8 @@ __all__ = [
     "cosine_triplet",
     "crop_resize",
     "flat_search",
+    "flat_search_compressed",
+    "quantize",
     "region_box",
     "region_patch_info_nce",
 ]
@@ -249,29 +251,119 @@ def _(
     return torch.empty(shape, dtype=dtype, device=pixels.device, memory_format=layout)
 
 
-def flat_search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the ``k`` rows of the database with the largest dot product, exactly; equal scores by row.
+def flat_search(
+    queries: Sequence[Tensor],
+    database: Sequence[Tensor],
+    weights: Sequence[float],
+    keep: Tensor | None = None,
+    k: int = 10,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the ``k`` rows of a database with the largest weighted sum of dot products, exactly.
 
-    On CPU the bits depend on neither the number of threads nor the other queries.
+    ``score = sum_s weights[s] * <queries[s], database[s]>`` over S spaces, in float32: the weight is rounded
+    to float32, so is its product with the dot product, and then the products are added in the order of the
+    spaces. Equal scores are ordered by row. On CPU the bits depend on neither the number of threads nor the
+    other queries, and memory does not grow with Q x N.
 
     Args:
-        queries: ``[Q, D]`` float32.
-        database: ``[N, D]`` float32.
-        k: at most N.
+        queries: S tensors ``[Q, D_s]`` float32; S is at least 1.
+        database: S tensors ``[N, D_s]`` float32; those that are contiguous are read in place, so they may be
+            memory-mapped.
+        weights: S numbers.
+        keep: ``[N]`` bool, the rows that may be found; others are not read. None keeps all.
+        k: at least 0; ``k' = min(k, rows kept)``.
 
     Returns:
-        Scores ``[Q, k]`` float32, descending, and rows ``[Q, k]`` int64.
+        Scores ``[Q, k']`` float32, descending, rows ``[Q, k']`` int64, and parts ``[Q, k', S]`` float32: the
+        dot product in each space, without its weight.
 
     Raises:
         ValueError: where a score is NaN.
     """
-    return torch.ops.placket.flat_search(queries, database, k)
+    return torch.ops.placket.flat_search(queries, database, weights, keep, k)
 
 
 @torch.library.register_fake("placket::flat_search")
-def _(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    scores = queries.new_empty(queries.shape[0], k)
-    return scores, torch.empty_like(scores, dtype=torch.int64)
+def _(
+    queries: Sequence[Tensor],
+    database: Sequence[Tensor],
+    weights: Sequence[float],
+    keep: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    found = torch.sym_min(
+        k, database[0].shape[0] if keep is None else torch.library.get_ctx().new_dynamic_size()
+    )
+    scores = queries[0].new_empty(queries[0].shape[0], found)
+    parts = scores.new_empty(*scores.shape, len(queries))
+    return scores, torch.empty_like(scores, dtype=torch.int64), parts
+
+
+def flat_search_compressed(
+    queries: Sequence[Tensor],
+    database: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    bounds: Sequence[Tensor],
+    weights: Sequence[float],
+    keep: Tensor | None = None,
+    k: int = 10,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what ``flat_search`` returns, in every bit, but read a smaller copy of the database first.
+
+    The copy is ``quantize``'s. By what it says was lost, every row has an upper bound of its score; only rows
+    whose bound reaches the k-th best score are scored again from ``database``: of int8 usually two or three
+    times k, of bfloat16 a few more than k. On CUDA the codes are not read.
+
+    Args:
+        queries, database, weights, keep, k: as for ``flat_search``.
+        codes: S tensors ``[N, D_s]`` int8 or bfloat16, of the same rows as ``database``; others give other
+            hits.
+        bounds: S tensors ``[N, 3]`` float32.
+
+    Returns:
+        Scores ``[Q, k']``, rows ``[Q, k']`` and parts ``[Q, k', S]``.
+
+    Raises:
+        ValueError: where a score is NaN.
+    """
+    return torch.ops.placket.flat_search_compressed(queries, database, codes, bounds, weights, keep, k)
+
+
+@torch.library.register_fake("placket::flat_search_compressed")
+def _(
+    queries: Sequence[Tensor],
+    database: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    bounds: Sequence[Tensor],
+    weights: Sequence[float],
+    keep: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.placket.flat_search(queries, database, weights, keep, k)
+
+
+def quantize(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return rows in fewer bits, and bounds of what that cost, for ``flat_search_compressed``.
+
+    Args:
+        rows: ``[N, D]`` float32, of numbers, each row with a norm of at most 2**40.
+        dtype: bfloat16, each value rounded to nearest; or int8, each row divided by its scale, the largest
+            magnitude / 127, and rounded to nearest.
+
+    Returns:
+        Codes ``[N, D]``, and bounds ``[N, 3]`` float32: scale (1 for bfloat16), an upper bound of
+        ``|row - scale * code|``, and one of both ``|row|`` and ``|scale * code|``.
+
+    Raises:
+        ValueError: where a row holds NaN or infinity, or its norm is too large.
+    """
+    return torch.ops.placket.quantize(rows, dtype)
+
+
+@torch.library.register_fake("placket::quantize")
+def _(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    codes = torch.empty_like(rows, dtype=dtype, memory_format=torch.contiguous_format)
+    return codes, rows.new_empty(rows.shape[0], 3)
 
 
 def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224) -> Tensor:

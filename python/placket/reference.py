@@ -87,9 +87,23 @@ def crop_resize(
     return crops.to(pixels.device)
 
 
-def flat_search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    scores, rows = (queries @ database.T).sort(dim=1, descending=True, stable=True)
-    return scores[:, :k], rows[:, :k]
+def flat_search(
+    queries: Sequence[Tensor],
+    database: Sequence[Tensor],
+    weights: Sequence[float],
+    keep: Tensor | None = None,
+    k: int = 10,
+) -> tuple[Tensor, Tensor, Tensor]:
+    parts = torch.stack([q @ x.T for q, x in zip(queries, database, strict=True)], dim=2)
+    scores = torch.zeros(parts.shape[:2], device=parts.device)
+    for s, weight in enumerate(weights):
+        scores = scores + parts[:, :, s] * torch.tensor(weight, dtype=torch.float32)
+    found = torch.arange(len(database[0]), device=parts.device)
+    if keep is not None:
+        found = found[keep]
+    scores, order = scores[:, found].sort(dim=1, descending=True, stable=True)
+    rows = found[order][:, :k]
+    return scores[:, :k], rows, parts.gather(1, rows[:, :, None].expand(-1, -1, parts.shape[2]))
 
 
 def pillow_resize(image: Tensor, height: int, width: int) -> Tensor:

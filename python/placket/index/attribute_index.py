@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from placket import __version__
 from placket.index import engines
 from placket.index.engines import Engine, Id, Item, Vectors
+from placket.index.model import verify_model
 from placket.index.where import Expression, parse
 
 __all__ = ["AttributeIndex", "Hit"]
@@ -129,6 +130,10 @@ class AttributeIndex:
 
     def __contains__(self, id: object) -> bool:
         return isinstance(id, (str, int, np.integer)) and bool(self._engine.contains([_id(id)])[0])
+
+    def contains(self, ids: Sequence[Id]) -> NDArray[np.bool_]:
+        """Return ``[n]``, which ids are there; faster than ``in`` for many."""
+        return self._engine.contains([_id(id) for id in ids])
 
     def ids(self) -> Iterator[Id]:
         """Return every id, in the order the items were added."""
@@ -321,8 +326,8 @@ class AttributeIndex:
         }
 
     def verify(self) -> list[str]:
-        """Read all that was saved and return what is wrong, a sentence each; empty if whole."""
-        return self._engine.verify()
+        """Read all that was saved, the model too, and return what is wrong, a sentence each."""
+        return self._engine.verify() + verify_model(self.path)
 
     @property
     def _engine(self) -> Engine:

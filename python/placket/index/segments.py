@@ -615,11 +615,16 @@ def _planned(segments: Sequence[Segment], row_bytes: int) -> list[list[Segment]]
 
 
 def _crowded(rows: Sequence[int], most: int) -> int:
-    """Return how many of the last segments to merge: the most that are eight or more of like size."""
+    """Return how many of the last segments to merge: the most that are eight or more of like size.
+
+    What they become has more rows than any bound that counted them, so that a row is copied once for each
+    power of eight at most.
+    """
     found, bound = 0, 1
     while bound * _MERGED <= most:
         tail = next((i for i, count in enumerate(reversed(rows)) if count > bound), len(rows))
-        found = tail if tail >= _MERGED else found
+        if tail >= _MERGED and sum(rows[-tail:]) > bound:
+            found = tail
         bound *= _MERGED
     return found
 

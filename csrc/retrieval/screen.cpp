@@ -1,0 +1,185 @@
+#include "retrieval/screen.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/bfloat16.h"
+#include "base/dispatch.h"
+#include "base/simd.h"
+#include "kernels/dot_scores.h"
+#include "kernels/int8_scores.h"
+#include "retrieval/quantize.h"
+#include "retrieval/ranking.h"
+
+namespace placket {
+namespace {
+
+constexpr int kOffset = 64;  // makes codes of queries, in [-63, 63], unsigned
+constexpr float kLevels = 63;
+
+// With rows, queries and weights below kMostNorm an operation underflows by less than 2^-126, and
+// what follows multiplies that by less than 2^66.
+constexpr float kUnderflow = 0x1p-60f;
+constexpr float kLeastStep = 0x1p-100f;
+
+// Above the roundings of a bound's own arithmetic.
+constexpr double kUp = 1 + 0x1p-16;
+
+int64_t place(int64_t query) { return query + query / Screen::kBlock; }
+
+PLACKET_SIMD void add_upper(const int32_t* scores, const int32_t* sums, const float* scale,
+                            const float* residual, const float* norm, int64_t count, float step,
+                            float spread, float slope, float* upper) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float dot = step * (scale[i] * float(scores[i] - kOffset * sums[i]));
+    upper[i] += dot + (spread * residual[i] + slope * norm[i]);
+  }
+}
+
+PLACKET_SIMD void add_upper(const float* dots, const float* residual, const float* norm,
+                            int64_t count, float step, float spread, float slope, float* upper) {
+  for (int64_t i = 0; i < count; ++i) {
+    upper[i] += step * dots[i] + (spread * residual[i] + slope * norm[i]);
+  }
+}
+
+PLACKET_SIMD void widen(const BFloat16* values, int64_t count, float* wide) {
+  for (int64_t i = 0; i < count; ++i) wide[i] = values[i];
+}
+
+// To [3, rows.count].
+void gather_bounds(const at::Tensor& bounds, const RowSpan& rows, std::vector<float>& gathered) {
+  gathered.resize(3 * rows.count);
+  const auto* from = data<float>(bounds);
+  for (int64_t i = 0; i < rows.count; ++i) {
+    for (int64_t b = 0; b < 3; ++b) gathered[b * rows.count + i] = from[3 * rows[i] + b];
+  }
+}
+
+}  // namespace
+
+Screen::Screen(at::TensorList queries, at::TensorList codes, at::TensorList bounds,
+               at::ArrayRef<double> weights) {
+  int64_t dims = 0;
+  for (const at::Tensor& part : queries) dims = std::max(dims, part.size(1));
+  const auto spaces = int64_t(queries.size());
+  const double rounding = double(2 * dims + 4 * spaces + 64) * 0x1p-24;
+  for (int64_t s = 0; s < spaces; ++s) {
+    Space space = {{}, codes[s], bounds[s], 0, {}};
+    set_terms(space, queries[s].contiguous(), double(float(weights[s])), rounding);
+    spaces_.push_back(std::move(space));
+  }
+}
+
+void Screen::set_terms(Space& space, const at::Tensor& queries, double weight, double rounding) {
+  const int64_t count = queries.size(0), dims = queries.size(1);
+  const bool int8 = space.codes.scalar_type() == at::kChar;
+  uint8_t* codes = nullptr;
+  if (int8) {
+    space.padded = (dims + kPanelStep - 1) / kPanelStep * kPanelStep;
+    space.queries = at::empty({place(count) + 1, space.padded}, queries.options().dtype(at::kByte));
+    codes = mutable_data<uint8_t>(space.queries);
+    std::fill_n(codes, space.queries.numel(), uint8_t{1});
+  } else {
+    space.queries = dot_rows(queries);
+    space.padded = space.queries.size(1);
+  }
+  space.terms.resize(count);
+  for (int64_t q = 0; q < count; ++q) {
+    const float* query = data<float>(queries) + q * dims;
+    float most = 0;
+    double square = 0, lost = 0;
+    for (int64_t d = 0; d < dims; ++d) {
+      most = std::max(most, std::abs(query[d]));
+      square += double(query[d]) * query[d];
+    }
+    const double norm = std::sqrt(square);
+    // Also false for NaN.
+    if (!(norm <= kMostNorm && std::abs(weight) <= kMostNorm &&
+          norm * std::abs(weight) <= kMostNorm)) {
+      holds_ = false;
+      return;
+    }
+    float step = 1;
+    if (int8) {
+      step = most / kLevels;
+      if (step < kLeastStep) step = 0;
+      uint8_t* row = codes + place(q) * space.padded;
+      for (int64_t d = 0; d < dims; ++d) {
+        const float code = step > 0 ? std::nearbyint(query[d] / step) : 0.0f;
+        const double error = double(query[d]) - double(step) * code;
+        lost += error * error;
+        row[d] = uint8_t(int(code) + kOffset);
+      }
+    }
+    lost = std::sqrt(lost);
+    const double size = std::abs(weight) * kUp;
+    space.terms[q] = {float(weight * step), float(size * norm),
+                      float(size * (lost + rounding * (norm + lost)))};
+  }
+}
+
+void Screen::upper_bounds(int64_t begin, int64_t end, const RowSpan& rows, Scratch& scratch,
+                          float* upper) const {
+  std::fill_n(upper, (end - begin) * rows.count, kUnderflow * float(spaces_.size()));
+  for (const Space& space : spaces_) {
+    gather_bounds(space.bounds, rows, scratch.bounds);
+    if (space.codes.scalar_type() == at::kChar) {
+      add_int8(space, begin, end, rows, scratch, upper);
+    } else {
+      add_bfloat16(space, begin, end, rows, scratch, upper);
+    }
+  }
+}
+
+void Screen::add_int8(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
+                      Scratch& scratch, float* upper) const {
+  const int64_t dims = space.codes.size(1), padded = space.padded;
+  const int64_t stride = (rows.count + kPanelItems - 1) / kPanelItems * kPanelItems;
+  const int64_t queries = end - begin;
+  scratch.panel.resize(kPanelItems * padded);
+  scratch.sums.resize((queries + 1) * stride);
+  const auto* codes = data<int8_t>(space.codes);
+  for (int64_t first = 0; first < rows.count; first += kPanelItems) {
+    const int64_t count = std::min(kPanelItems, rows.count - first);
+    const int8_t* items[kPanelItems];
+    for (int64_t i = 0; i < count; ++i) items[i] = codes + rows[first + i] * dims;
+    pack_int8_panel(items, count, dims, scratch.panel.data());
+    int8_scores(data<uint8_t>(space.queries) + place(begin) * padded, queries + 1, padded,
+                scratch.panel.data(), scratch.sums.data() + first, stride);
+  }
+  const int32_t* ones = scratch.sums.data() + queries * stride;
+  const float* bounds = scratch.bounds.data();
+  for (int64_t q = 0; q < queries; ++q) {
+    const Terms& terms = space.terms[begin + q];
+    add_upper(scratch.sums.data() + q * stride, ones, bounds, bounds + rows.count,
+              bounds + 2 * rows.count, rows.count, terms.step, terms.spread, terms.slope,
+              upper + q * rows.count);
+  }
+}
+
+void Screen::add_bfloat16(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
+                          Scratch& scratch, float* upper) const {
+  const int64_t dims = space.codes.size(1), padded = space.padded, queries = end - begin;
+  scratch.rows.resize(rows.count * padded);
+  scratch.dots.resize(queries * rows.count);
+  const auto* codes = data<BFloat16>(space.codes);
+  for (int64_t i = 0; i < rows.count; ++i) {
+    float* to = scratch.rows.data() + i * padded;
+    widen(codes + rows[i] * dims, dims, to);
+    std::fill(to + dims, to + padded, 0.0f);
+  }
+  dot_scores_cpu({data<float>(space.queries) + begin * padded, scratch.rows.data(), queries,
+                  rows.count, padded},
+                 scratch.dots.data(), rows.count);
+  const float* bounds = scratch.bounds.data();
+  for (int64_t q = 0; q < queries; ++q) {
+    const Terms& terms = space.terms[begin + q];
+    add_upper(scratch.dots.data() + q * rows.count, bounds + rows.count, bounds + 2 * rows.count,
+              rows.count, terms.step, terms.spread, terms.slope, upper + q * rows.count);
+  }
+}
+
+}  // namespace placket

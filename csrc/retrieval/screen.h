@@ -1,0 +1,66 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "retrieval/top_k.h"
+
+namespace placket {
+
+// Upper bounds of the scores of RowScorer from rows in fewer bits (`quantize`).
+//
+// Of one space, with q^ the query in 7 bits (q itself where rows are bfloat16) and x^ the row's
+// codes times their scale, by Cauchy-Schwarz
+//
+//   <q, x> = <q^, x^> + <q, x - x^> + <q - q^, x^> <= <q^, x^> + |q| residual + |q - q^| norm,
+//
+// and what float32 loses in either sum is at most (D + a few) 2^-24 |q| norm, whatever the order.
+class Screen {
+ public:
+  // Queries of a block share the sums of the rows' codes.
+  static constexpr int64_t kBlock = 256;
+
+  Screen(at::TensorList queries,         // [S] of [Q, D_s] float32
+         at::TensorList codes,           // [S] of [N, D_s] int8 or bfloat16, contiguous
+         at::TensorList bounds,          // [S] of [N, 3] float32, contiguous
+         at::ArrayRef<double> weights);  // [S]
+
+  // Whether nothing overflows and no underflow exceeds kUnderflow: queries and weights are numbers
+  // of moderate size.
+  bool holds() const { return holds_; }
+
+  struct Scratch {
+    std::vector<int8_t> panel;
+    std::vector<int32_t> sums;
+    std::vector<float> rows, dots, bounds;
+  };
+
+  // Of the queries [begin, end) of one block, to upper [end - begin, rows.count].
+  void upper_bounds(int64_t begin, int64_t end, const RowSpan& rows, Scratch& scratch,
+                    float* upper) const;
+
+ private:
+  // A query's part of a bound: step * scale * sum + spread * residual + slope * norm.
+  struct Terms {
+    float step, spread, slope;
+  };
+  struct Space {
+    at::Tensor queries;  // [Q, padded] float32, or uint8 with a row of ones after each block
+    at::Tensor codes, bounds;
+    int64_t padded;
+    std::vector<Terms> terms;  // [Q]
+  };
+
+  void set_terms(Space& space, const at::Tensor& queries, double weight, double rounding);
+  void add_int8(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
+                Scratch& scratch, float* upper) const;
+  void add_bfloat16(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
+                    Scratch& scratch, float* upper) const;
+
+  std::vector<Space> spaces_;
+  bool holds_ = true;
+};
+
+}  // namespace placket
