@@ -1,13 +1,15 @@
-"""A real Milvus server for tests: the one that the package ``milvus==2.3.5`` carries.
+"""Milvus servers for tests: the real one, of the package ``milvus==2.3.5``, and the current Milvus Lite.
 
-It listens on free ports of this machine, keeps its data in a temporary folder, and ends with the tests.
+The server listens on free ports of this machine, keeps its data in a temporary folder, and ends with the tests.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,23 +22,10 @@ FASTER = {
 }
 
 
-def _free_ports() -> Iterator[int]:
-    """Below the range that outgoing connections get theirs from, so that none is taken in between."""
-    for port in range(20_000, 32_000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        yield port
-
-
 @pytest.fixture(scope="session")
 def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a Milvus 2.3.5 server."""
-    for package in ("milvus", "pymilvus"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"package '{package}' is not installed (pip install milvus==2.3.5 pymilvus)")
+    """Address of a Milvus 2.3.5 server that is empty."""
+    _need("milvus", "pip install milvus==2.3.5")
     from milvus import MilvusServer, MilvusServerConfig
 
     config = MilvusServerConfig(data_dir=str(tmp_path_factory.mktemp("milvus")))
@@ -52,3 +41,29 @@ def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.stop()
         server.cleanup()
+
+
+@pytest.fixture
+def milvus_lite(tmp_path: Path) -> str:
+    """File of a Milvus Lite that is empty; pymilvus starts it."""
+    _need("milvus_lite", "pip install milvus-lite")
+    return str(tmp_path / "milvus.db")
+
+
+def _need(package: str, mend: str) -> None:
+    for name, command in ((package, mend), ("pymilvus", 'pip install "placket[milvus]"')):
+        if importlib.util.find_spec(name) is None:
+            message = f"package '{name}' is not installed ({command})"
+            assert os.environ.get("PLACKET_REQUIRE_ENGINES") != "1", message
+            pytest.skip(message)
+
+
+def _free_ports() -> Iterator[int]:
+    """Below the range that outgoing connections get theirs from, so that none is taken in between."""
+    for port in range(20_000, 32_000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        yield port

@@ -65,7 +65,7 @@ def _recall(index: AttributeIndex, vectors: dict[str, Array], keep: NDArray[np.b
         assert all(keep[int(hit.id)] for hit in hits)
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
         for hit in hits:
-            for name, part in hit.parts.items():
+            for name, part in hit.scores.items():
                 exact = float(vectors[name][int(hit.id)].astype(float) @ queries[name].astype(float))
                 assert part == pytest.approx(exact, abs=2e-7)
         shared += len({hit.id for hit in hits} & set(expected.tolist()))
