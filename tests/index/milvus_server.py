@@ -1,6 +1,7 @@
 """Milvus servers for tests: the real one, of the package ``milvus==2.3.5``, and the current Milvus Lite.
 
-The server listens on free ports of this machine, keeps its data in a temporary folder, and ends with the tests.
+The server listens on free ports of this machine, keeps its data in a temporary folder, and ends with the
+tests.
 """
 
 from __future__ import annotations
@@ -28,19 +29,21 @@ def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     _need("milvus", "pip install milvus==2.3.5")
     from milvus import MilvusServer, MilvusServerConfig
 
-    config = MilvusServerConfig(data_dir=str(tmp_path_factory.mktemp("milvus")))
-    ports = _free_ports()
+    folder, ports = tmp_path_factory.mktemp("milvus"), _free_ports()
+    config = MilvusServerConfig(data_dir=str(folder))
     config.update(**{key: next(ports) for key in config.configurable_items if key.endswith("_port")})
     for key, value in FASTER.items():
         config.set(key, value)
     server = MilvusServer(config)
     server.webservice_port = next(ports)
-    try:
-        server.start()
-        yield f"http://127.0.0.1:{server.listen_port}"
-    finally:
-        server.stop()
-        server.cleanup()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ETCD_CONFIG_PATH", str(_etcd_config(folder, next(ports), next(ports))))
+        try:
+            server.start()
+            yield f"http://127.0.0.1:{server.listen_port}"
+        finally:
+            server.stop()
+            server.cleanup()
 
 
 @pytest.fixture
@@ -56,6 +59,21 @@ def _need(package: str, mend: str) -> None:
             message = f"package '{name}' is not installed ({command})"
             assert os.environ.get("PLACKET_REQUIRE_ENGINES") != "1", message
             pytest.skip(message)
+
+
+def _etcd_config(folder: Path, client: int, peer: int) -> Path:
+    """Write what the etcd inside the server reads; without it, it takes the ports 2379 and 2380."""
+    own, others = f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
+    urls = {
+        "listen-client-urls": own,
+        "advertise-client-urls": own,
+        "listen-peer-urls": others,
+        "initial-advertise-peer-urls": others,
+        "initial-cluster": f"default={others}",
+    }
+    path = folder / "etcd.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in urls.items()))
+    return path
 
 
 def _free_ports() -> Iterator[int]:

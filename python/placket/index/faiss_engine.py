@@ -294,4 +294,4 @@ def _set_parameters(index: Any, options: Mapping[str, Any], space: str) -> None:
 
 def _said(error: RuntimeError) -> str:
     """Return what FAISS says is wrong, without the place in its source."""
-    return re.sub(r"(?s).* at \S+:\d+: ", "", str(error)).split("\n")[0]
+    return re.sub(r"(?s).* at \S+:\d+: (Error: )?", "", str(error)).split("\n")[0]

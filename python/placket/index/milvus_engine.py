@@ -90,7 +90,8 @@ def create(path: Path, spaces: Mapping[str, int], options: Mapping[str, Any]) ->
     for name in given:
         if name not in known:
             raise ValueError(
-                f"AttributeIndex.create: options of engine 'milvus' must be of {[*known, 'token']}, got {name!r}"
+                f"AttributeIndex.create: options of engine 'milvus' must be of {[*known, 'token']}, "
+                f"got {name!r}"
             )
     if "uri" not in given:
         raise ValueError("AttributeIndex.create: options of engine 'milvus' must hold uri, got none")
@@ -278,14 +279,10 @@ class MilvusEngine:
             "metadata": json.dumps(metadata, ensure_ascii=False),
             "placeholder": [0.0, 0.0],
         }
-        size = len(row["id"].encode())
-        check(size <= LONGEST_ID, f"ids must have at most {LONGEST_ID:,} bytes, with Milvus", size)
-        size = max(len(row["metadata"].encode()), len(json.dumps(row[FIELD], ensure_ascii=False).encode()))
-        check(
-            size <= LARGEST_TEXT,
-            f"metadata of id {each!r} must take at most {LARGEST_TEXT:,} bytes, with Milvus",
-            size,
-        )
+        for name, most in {"id": LONGEST_ID, "metadata": LARGEST_TEXT, FIELD: LARGEST_TEXT}.items():
+            text = row[name] if isinstance(row[name], str) else json.dumps(row[name], ensure_ascii=False)
+            size = len(text.encode())
+            check(size <= most, f"{name} of item {each!r} must take at most {most:,} bytes with Milvus", size)
         return row
 
     def _fill(self, collection: str, ids: Sequence[Id], vectors: Vectors) -> None:
