@@ -1,13 +1,16 @@
-"""A real Milvus server for tests: the one that the package ``milvus==2.3.5`` carries.
+"""Milvus servers for tests: the real one, of the package ``milvus==2.3.5``, and the current Milvus Lite.
 
-It listens on free ports of this machine, keeps its data in a temporary folder, and ends with the tests.
+The server listens on free ports of this machine, keeps its data in a temporary folder, and ends with the
+tests.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +23,59 @@ FASTER = {
 }
 
 
+@pytest.fixture(scope="session")
+def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a Milvus 2.3.5 server that is empty."""
+    _need("milvus", "pip install milvus==2.3.5")
+    from milvus import MilvusServer, MilvusServerConfig
+
+    folder, ports = tmp_path_factory.mktemp("milvus"), _free_ports()
+    config = MilvusServerConfig(data_dir=str(folder))
+    config.update(**{key: next(ports) for key in config.configurable_items if key.endswith("_port")})
+    for key, value in FASTER.items():
+        config.set(key, value)
+    server = MilvusServer(config)
+    server.webservice_port = next(ports)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ETCD_CONFIG_PATH", str(_etcd_config(folder, next(ports), next(ports))))
+        try:
+            server.start()
+            yield f"http://127.0.0.1:{server.listen_port}"
+        finally:
+            server.stop()
+            server.cleanup()
+
+
+@pytest.fixture
+def milvus_lite(tmp_path: Path) -> str:
+    """File of a Milvus Lite that is empty; pymilvus starts it."""
+    _need("milvus_lite", "pip install milvus-lite")
+    return str(tmp_path / "milvus.db")
+
+
+def _need(package: str, mend: str) -> None:
+    for name, command in ((package, mend), ("pymilvus", 'pip install "placket[milvus]"')):
+        if importlib.util.find_spec(name) is None:
+            message = f"package '{name}' is not installed ({command})"
+            assert os.environ.get("PLACKET_REQUIRE_ENGINES") != "1", message
+            pytest.skip(message)
+
+
+def _etcd_config(folder: Path, client: int, peer: int) -> Path:
+    """Write what the etcd inside the server reads; without it, it takes the ports 2379 and 2380."""
+    own, others = f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
+    urls = {
+        "listen-client-urls": own,
+        "advertise-client-urls": own,
+        "listen-peer-urls": others,
+        "initial-advertise-peer-urls": others,
+        "initial-cluster": f"default={others}",
+    }
+    path = folder / "etcd.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in urls.items()))
+    return path
+
+
 def _free_ports() -> Iterator[int]:
     """Below the range that outgoing connections get theirs from, so that none is taken in between."""
     for port in range(20_000, 32_000):
@@ -29,26 +85,3 @@ def _free_ports() -> Iterator[int]:
             except OSError:
                 continue
         yield port
-
-
-@pytest.fixture(scope="session")
-def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a Milvus 2.3.5 server."""
-    for package in ("milvus", "pymilvus"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"package '{package}' is not installed (pip install milvus==2.3.5 pymilvus)")
-    from milvus import MilvusServer, MilvusServerConfig
-
-    config = MilvusServerConfig(data_dir=str(tmp_path_factory.mktemp("milvus")))
-    ports = _free_ports()
-    config.update(**{key: next(ports) for key in config.configurable_items if key.endswith("_port")})
-    for key, value in FASTER.items():
-        config.set(key, value)
-    server = MilvusServer(config)
-    server.webservice_port = next(ports)
-    try:
-        server.start()
-        yield f"http://127.0.0.1:{server.listen_port}"
-    finally:
-        server.stop()
-        server.cleanup()

@@ -21,10 +21,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from reference_where import holds
 
+
+def faiss_there() -> bool:
+    pytest.importorskip("faiss", reason="package 'faiss' is not installed")
+    return True
+
+
 ENGINES: dict[str, Callable[[pytest.FixtureRequest], dict[str, Any]]] = {
     "flat": lambda request: {"engine": "flat"},
     "flat, bfloat16": lambda request: {"engine": "flat", "storage": "bfloat16"},
     "flat, int8": lambda request: {"engine": "flat", "storage": "int8"},
+    "faiss": lambda request: {"engine": "faiss"} if faiss_there() else {},
+    "milvus": lambda request: {"engine": "milvus", "uri": request.getfixturevalue("milvus_server")},
+    "milvus-lite": lambda request: {"engine": "milvus", "uri": request.getfixturevalue("milvus_lite")},
 }
 """By a name for the test: what ``AttributeIndex.create`` gets beside path and spaces."""
 
@@ -469,7 +478,7 @@ def test_other_errors(make: Make, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             call()
         assert list(index.ids()) == ["g0", "g1"]
-    with pytest.raises(KeyError, match=r"get: id must be in the index, got 'g9'"):
+    with pytest.raises(LookupError, match=r"get: id must be in the index, got 'g9'"):
         index.get("g9")
     with pytest.raises(FileExistsError, match=r"path must not hold an index, got .*; use load"):
         make()

@@ -56,8 +56,8 @@ class Options:
     """How an index lies on its server.
 
     Attributes:
-        uri: ``http://host:19530``; of a cluster, its proxy or load balancer. A path that ends in .db is a file
-            of Milvus Lite.
+        uri: ``http://host:19530``; of a cluster, its proxy or load balancer. A path that ends in .db is a
+            file of Milvus Lite.
         collection: name of the index on the server; letters, digits and ``_``.
         database: of the server.
         consistency: Strong, Session, Bounded or Eventually. Strong sees every write there was and waits for
@@ -240,19 +240,19 @@ class Server:
     def scan(self, collection: str, condition: str, name: str) -> Iterator[list[Row]]:
         """Return seq and one more field of all rows that fulfil a condition, in blocks, by seq."""
         both = f"({condition}) and " if condition else ""
-        begin, width = 0, 2**50
-        while self.count(collection, f"{both}seq >= {begin}"):
-            rows = self._query(
-                collection, f"{both}seq >= {begin} and seq < {begin + width}", [name, "seq"], limit=DEEPEST
-            )
+        begin, width = 0, 2**62
+        while True:
+            window = f"{both}seq >= {begin} and seq < {begin + width}"
+            rows = self._query(collection, window, [name, "seq"], limit=DEEPEST)
             if len(rows) == DEEPEST:
                 width //= 2
                 continue
-            begin += width
             if rows:
                 yield sorted(rows, key=lambda row: (row["seq"], row[name]))
-            if len(rows) < DEEPEST // 4:
-                width *= 2
+            begin += width
+            if begin >= 2**62 or not self.count(collection, f"{both}seq >= {begin}"):
+                return
+            width *= 2 if len(rows) < DEEPEST // 4 else 1
 
     def fetch(
         self, collection: str, key: str, values: Iterable[str], outputs: Sequence[str], size: int

@@ -43,6 +43,8 @@ Run with Milvus 2.3.5 (of the package ``milvus``) and Milvus Lite 3.2, through p
 from __future__ import annotations
 
 import json
+import re
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -82,13 +84,17 @@ def create(path: Path, spaces: Mapping[str, int], options: Mapping[str, Any]) ->
         ConnectionError: the server does not answer.
         ValueError: an option is wrong, or the server holds an index of that name.
     """
-    given = {**options}
+    given = {"collection": f"{re.sub('[^A-Za-z0-9]', '_', path.name)[:64]}_{secrets.token_hex(4)}", **options}
     token = given.pop("token", None)
-    names = [each.name for each in fields(Options)]
+    known = [each.name for each in fields(Options)]
     for name in given:
-        check(name in names, f"options must be of {[*names, 'token']}", name)
-    for name in ("uri", "collection"):
-        check(name in given, f"options must hold {name}", list(given))
+        if name not in known:
+            raise ValueError(
+                f"AttributeIndex.create: options of engine 'milvus' must be of {[*known, 'token']}, "
+                f"got {name!r}"
+            )
+    if "uri" not in given:
+        raise ValueError("AttributeIndex.create: options of engine 'milvus' must hold uri, got none")
     chosen = Options(**given)
     server = Server(chosen, token)
     there = [name for name in server.collections() if server.owns(name)]
@@ -181,9 +187,12 @@ class MilvusEngine:
         server.make_space(made, name, dim)
         try:
             for ids, vectors in blocks:
-                self._fill(name, made, ids, vectors)
-            held, count = server.count(made, ""), len(self)
-            check(held == count, f"space '{name}' must have a vector for each of {count} items", held)
+                self._fill(made, ids, vectors)
+            for key in self._lacking(made):
+                raise ValueError(
+                    "AttributeIndex.add_space: vectors must hold a row for every item, got none for "
+                    f"{_id(key)!r}"
+                )
             server.call("flush", made)
             server.call("rename_collection", made, server.space_name(number, name))
         except BaseException:
@@ -214,22 +223,15 @@ class MilvusEngine:
 
     def verify(self) -> list[str]:
         """Return what is wrong: items without a row in a space, and spaces that are not as they should be."""
-        server = self._server
         try:
             self.refresh()
         except ValueError as error:
             return [str(error)]
-        problems = []
-        for rows in server.scan(server.items, "", "id"):
-            keys = {_key(row) for row in rows}
-            for name, space in self._spaces.items():
-                lacking = keys - set(self._rows_between(space, rows[0]["seq"], rows[-1]["seq"]))
-                problems += [
-                    f"AttributeIndex: item {key.rpartition('@')[0]} must have a vector in space '{name}' of "
-                    f"{server.options.uri}, got none"
-                    for key in sorted(lacking)
-                ]
-        return problems
+        return [
+            f"AttributeIndex: item {_id(key)!r} must have a vector in {space.collection}, got none"
+            for space in self._spaces.values()
+            for key in self._lacking(space.collection)
+        ]
 
     def compact(self) -> None:
         """Delete rows that killed writers left, and have the server free what removed rows hold."""
@@ -277,29 +279,33 @@ class MilvusEngine:
             "metadata": json.dumps(metadata, ensure_ascii=False),
             "placeholder": [0.0, 0.0],
         }
-        size = len(row["id"].encode())
-        check(size <= LONGEST_ID, f"ids must have at most {LONGEST_ID:,} bytes, with Milvus", size)
-        size = max(len(row["metadata"].encode()), len(json.dumps(row[FIELD], ensure_ascii=False).encode()))
-        check(
-            size <= LARGEST_TEXT,
-            f"metadata of id {each!r} must take at most {LARGEST_TEXT:,} bytes, with Milvus",
-            size,
-        )
+        for name, most in {"id": LONGEST_ID, "metadata": LARGEST_TEXT, FIELD: LARGEST_TEXT}.items():
+            text = row[name] if isinstance(row[name], str) else json.dumps(row[name], ensure_ascii=False)
+            size = len(text.encode())
+            check(size <= most, f"{name} of item {each!r} must take at most {most:,} bytes with Milvus", size)
         return row
 
-    def _fill(self, name: str, collection: str, ids: Sequence[Id], vectors: Vectors) -> None:
+    def _fill(self, collection: str, ids: Sequence[Id], vectors: Vectors) -> None:
         """Add rows of a new space."""
         server = self._server
         items = server.fetch(server.items, "id", map(_text, ids), ["id", "seq", FIELD], LARGEST_TEXT)
         for each in ids:
-            check(_text(each) in items, f"ids of space '{name}' must be in the index", repr(each))
+            if _text(each) not in items:
+                raise ValueError(f"AttributeIndex.add_space: ids must be in the index, got {each!r}")
         rows = [items[_text(each)] for each in ids]
         keys = [_key(row) for row in rows]
-        twice = server.fetch(collection, "key", keys, ["seq"], 64)
-        check(
-            len(set(keys)) == len(keys) and not twice, f"ids of space '{name}' must differ", sorted(twice)[:3]
-        )
+        for key in server.fetch(collection, "key", keys, ["seq"], 64):
+            raise ValueError(
+                f"AttributeIndex.add_space: vectors must hold one row for each item, got two for {_id(key)!r}"
+            )
         server.upsert(collection, _space_rows(keys, rows, vectors))
+
+    def _lacking(self, collection: str) -> Iterator[str]:
+        """Return the keys of items that have no row in a space's collection, as the items were added."""
+        server = self._server
+        for rows in server.scan(server.items, "", "id"):
+            there = set(self._keys_between(collection, rows[0]["seq"], rows[-1]["seq"]))
+            yield from (key for row in rows if (key := _key(row)) not in there)
 
     def _delete_rows(self, keys: Sequence[str]) -> None:
         if keys:
@@ -307,8 +313,8 @@ class MilvusEngine:
             self._changed.update(collections)
             server.each(lambda collection: server.delete(collection, "key", keys), collections)
 
-    def _rows_between(self, space: Space, first: int, last: int) -> Iterator[str]:
-        for rows in self._server.scan(space.collection, f"seq >= {first} and seq <= {last}", "key"):
+    def _keys_between(self, collection: str, first: int, last: int) -> Iterator[str]:
+        for rows in self._server.scan(collection, f"seq >= {first} and seq <= {last}", "key"):
             yield from (row["key"] for row in rows)
 
     def _vectors(self, name: str, keys: Sequence[str]) -> dict[str, Vectors]:
@@ -430,7 +436,7 @@ class _Search:
         return [
             [
                 Found(
-                    json.loads(text),
+                    _id(self._keys[row]),
                     float(score),
                     dict(zip(self._names, map(float, parts), strict=True)),
                     json.loads(items[text]["metadata"]),
@@ -446,6 +452,12 @@ class _Search:
 def _text(id: Id) -> str:
     """Return a primary key that tells 1 from "1"."""
     return json.dumps(id, ensure_ascii=False)
+
+
+def _id(key: str) -> Id:
+    """Return the id of a row of a space."""
+    found: Id = json.loads(key.rpartition("@")[0])
+    return found
 
 
 def _key(row: Mapping[str, Any]) -> str:

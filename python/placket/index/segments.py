@@ -7,9 +7,9 @@ those that are deleted later stay with it until it closes. ``lock`` is held by t
 id.
 
 A segment is a folder of ``items`` (ids and metadata, row by row), ``columns`` (the metadata for conditions),
-a file of vectors for each space, and, where rows were removed, ``removed``. What was put and not committed is
-a segment in memory. Small segments are merged with their neighbours, so that many small commits cost each row
-a few copies, and a search a few segments.
+a file of vectors for each space, with an index of them where the engine makes one, and, where rows were
+removed, ``removed``. What was put and not committed is a segment in memory. Small segments are merged with
+their neighbours, so that many small commits cost each row a few copies, and a search a few segments.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +71,8 @@ class Segment:
     vectors: Mapping[str, Arrays]
     """By space; array "rows" is ``[rows, D]`` float32 of length 1, others are the engine's."""
     removed: Arrays | None = None
+    indexes: Mapping[str, Arrays] = field(default_factory=dict)
+    """By space; what an engine made of its vectors, for its own use. Segments in memory have none."""
 
     @staticmethod
     def of(
@@ -333,6 +335,7 @@ class LocalEngine:
                         opened(said["columns"]),
                         {name: opened(entry) for name, entry in said["vectors"].items()},
                         None if said["removed"] is None else opened(said["removed"]),
+                        {name: opened(entry) for name, entry in said["indexes"].items()},
                     )
                     for said in manifest["segments"]
                 )
@@ -380,7 +383,10 @@ class LocalEngine:
             sync_folder(self._path / folder)
             return replace(first, removed=removed)
         folder = f"segments/{self._number + 1:08d}-{secrets.token_hex(4)}"
-        (self._path / folder).mkdir(parents=True)
+        if not (self._path / "segments").exists():
+            (self._path / "segments").mkdir()
+            sync_folder(self._path)
+        (self._path / folder).mkdir()
         parts = _merged(group)
         segment = Segment(
             sum(s.count for s in group),
@@ -391,18 +397,32 @@ class LocalEngine:
                 for number, (name, streams) in enumerate(parts.vectors.items())
             },
         )
+        indexes = self._indexes(folder, segment.vectors)
         sync_folder(self._path / folder)
         sync_folder(self._path / "segments")
-        return segment
+        return replace(segment, indexes=indexes)
+
+    def _index(self, space: str, vectors: Arrays) -> Mapping[str, Stream] | None:
+        """Return what an engine keeps beside the vectors of a segment's space, if it does."""
+        return None
+
+    def _indexes(self, folder: str, vectors: Mapping[str, Arrays]) -> dict[str, Arrays]:
+        made = {name: self._index(name, arrays) for name, arrays in vectors.items()}
+        return {name: self._file(f"{folder}/index", own) for name, own in made.items() if own is not None}
 
     def _with_space(self, segment: Segment, name: str, rows: Vectors) -> Segment:
         if not isinstance(segment.items, ArrayFile):
             arrays: Arrays = MemoryArrays(self._arrays(np.array(rows)))
-        else:
-            folder = os.path.dirname(segment.items.entry.file)
-            arrays = self._file(f"{folder}/vectors-{len(self._spaces)}", self._chunked(rows))
-            sync_folder(self._path / folder)
-        return replace(segment, vectors={**segment.vectors, name: arrays})
+            return replace(segment, vectors={**segment.vectors, name: arrays})
+        folder = os.path.dirname(segment.items.entry.file)
+        arrays = self._file(f"{folder}/vectors-{len(self._spaces)}", self._chunked(rows))
+        indexes = self._indexes(folder, {name: arrays})
+        sync_folder(self._path / folder)
+        return replace(
+            segment,
+            vectors={**segment.vectors, name: arrays},
+            indexes={**segment.indexes, **indexes},
+        )
 
     def _arrays(self, rows: Vectors) -> dict[str, Array]:
         """Return what is stored of some rows of a space, row by row."""
@@ -634,7 +654,8 @@ def _doubled(segments: Sequence[Segment]) -> bool:
 
 
 def _files(segment: Segment) -> list[ArrayFile]:
-    parts = [segment.items, segment.columns, segment.removed, *segment.vectors.values()]
+    parts = [segment.items, segment.columns, segment.removed]
+    parts += [*segment.vectors.values(), *segment.indexes.values()]
     return [part for part in parts if isinstance(part, ArrayFile)]
 
 
@@ -650,11 +671,13 @@ def _said(segment: Segment) -> dict[str, Any]:
         "columns": entry(segment.columns),
         "removed": entry(segment.removed),
         "vectors": {name: entry(arrays) for name, arrays in segment.vectors.items()},
+        "indexes": {name: entry(arrays) for name, arrays in segment.indexes.items()},
     }
 
 
 def _entries(said: Mapping[str, Any]) -> list[Entry]:
-    parts = [said["items"], said["columns"], said["removed"], *said["vectors"].values()]
+    parts = [said["items"], said["columns"], said["removed"]]
+    parts += [*said["vectors"].values(), *said["indexes"].values()]
     return [Entry(**part) for part in parts if part is not None]
 
 
