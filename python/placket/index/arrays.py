@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ __all__ = [
     "Entry",
     "MemoryArrays",
     "Stream",
-    "offsets",
+    "packed",
     "runs",
     "write_arrays",
 ]
@@ -82,6 +82,10 @@ class Arrays(Protocol):
         """Return entries ``begin`` to ``end`` of the first axis, checked where they lie."""
         ...
 
+    def texts(self, name: str, rows: Sequence[int]) -> list[bytes]:
+        """Return some of the texts that ``packed`` has joined, checked where they lie."""
+        ...
+
 
 class MemoryArrays:
     """Arrays that are not in a file yet."""
@@ -97,6 +101,10 @@ class MemoryArrays:
     def part(self, name: str, begin: int, end: int) -> Array:
         return self._arrays[name][begin:end]
 
+    def texts(self, name: str, rows: Sequence[int]) -> list[bytes]:
+        at, joined = self._arrays[f"{name}_at"], self._arrays[name].data
+        return [joined[at[row] : at[row + 1]].tobytes() for row in rows]
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -108,6 +116,14 @@ class Entry:
     block: int
     """Bytes that a checksum is of."""
     checksum: int
+
+
+class _Mapped(NamedTuple):
+    begin: int
+    """Of the array, in bytes of the file."""
+    row_bytes: int
+    values: Array
+    """Not checked."""
 
 
 class ArrayFile:
@@ -138,7 +154,7 @@ class ArrayFile:
             flags, access = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
             mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=access)
         self._bytes: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8)
-        self._tail: tuple[dict[str, Any], NDArray[np.uint32], Any] | None = None
+        self._tail: tuple[dict[str, _Mapped], NDArray[np.uint32], Any] | None = None
 
     @property
     def about(self) -> Any:
@@ -149,15 +165,22 @@ class ArrayFile:
         return list(self._read_tail()[0])
 
     def array(self, name: str) -> Array:
-        return self.part(name, 0, self._read_tail()[0][name]["shape"][0])
+        whole = self._read_tail()[0][name]
+        self._check(whole.begin, whole.begin + whole.values.nbytes)
+        return whole.values
 
     def part(self, name: str, begin: int, end: int) -> Array:
-        place = self._read_tail()[0][name]
-        dtype, row = np.dtype(place["dtype"]), place["shape"][1:]
-        stride = dtype.itemsize * int(np.prod(row, dtype=np.int64))
-        first, last = place["begin"] + begin * stride, place["begin"] + end * stride
-        self._check(first, last)
-        found: Array = self._bytes[first:last].view(dtype).reshape(end - begin, *row)
+        whole = self._read_tail()[0][name]
+        self._check(whole.begin + begin * whole.row_bytes, whole.begin + end * whole.row_bytes)
+        return whole.values[begin:end]
+
+    def texts(self, name: str, rows: Sequence[int]) -> list[bytes]:
+        at, whole, found = self.array(f"{name}_at"), self._read_tail()[0][name], []
+        joined = whole.values.data
+        for row in rows:
+            begin, end = int(at[row]), int(at[row + 1])
+            self._check(whole.begin + begin, whole.begin + end)
+            found.append(joined[begin:end].tobytes())
         return found
 
     def verify(self) -> list[str]:
@@ -169,7 +192,7 @@ class ArrayFile:
         wrong = np.flatnonzero(self._sums(0, len(expected)) != expected)
         return [self._damaged(int(block)) for block in wrong]
 
-    def _read_tail(self) -> tuple[dict[str, Any], NDArray[np.uint32], Any]:
+    def _read_tail(self) -> tuple[dict[str, _Mapped], NDArray[np.uint32], Any]:
         if self._tail is None:
             end = len(self._bytes)
             lengths = self._bytes[-16:].view(np.uint64) if end >= 16 else np.full(2, end, np.uint64)
@@ -184,8 +207,13 @@ class ArrayFile:
             blocks = self._bytes[begin + directory : end - 16].copy().view(np.uint32)
             self._checked = np.zeros(len(blocks), dtype=bool)
             self._data = begin
-            self._tail = said["arrays"], blocks, said["about"]
+            arrays = {name: self._mapped(**place) for name, place in said["arrays"].items()}
+            self._tail = arrays, blocks, said["about"]
         return self._tail
+
+    def _mapped(self, begin: int, dtype: str, shape: list[int]) -> _Mapped:
+        values = np.ndarray(shape, dtype, self._bytes.data, begin)
+        return _Mapped(begin, values.dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64)), values)
 
     def _check(self, begin: int, end: int) -> None:
         """Compare the blocks of bytes ``begin`` to ``end`` that were not compared before."""
@@ -193,7 +221,7 @@ class ArrayFile:
             return
         _, expected, _ = self._read_tail()
         first, last = begin // self.entry.block, (end - 1) // self.entry.block + 1
-        if self._checked[first:last].all():
+        if self._checked[first] if last == first + 1 else self._checked[first:last].all():
             return
         for run_begin, run_end in runs(~self._checked[first:last]):
             run = slice(first + run_begin, first + run_end)
@@ -271,9 +299,12 @@ class _Summed:
         return np.concatenate([*self._sums, np.array(rest, np.uint32)])
 
 
-def offsets(texts: Sequence[bytes]) -> NDArray[np.int64]:
-    """Return ``[n + 1]``, where each text begins and the last one ends once they are joined."""
-    return np.cumsum([0, *map(len, texts)], dtype=np.int64)
+def packed(name: str, texts: Sequence[bytes]) -> dict[str, Array]:
+    """Return texts as arrays: joined, and ``[n + 1]`` where each begins and the last one ends."""
+    return {
+        name: np.frombuffer(b"".join(texts), np.uint8),
+        f"{name}_at": np.cumsum([0, *map(len, texts)], dtype=np.int64),
+    }
 
 
 def runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

@@ -17,7 +17,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from placket.index.arrays import Array, Arrays, MemoryArrays, offsets
+from placket.index.arrays import Array, Arrays, MemoryArrays, packed
 from placket.index.where import And, Expression, Has, In, Name, Not, Null, Or, Value
 
 __all__ = ["Columns"]
@@ -169,7 +169,7 @@ class Columns:
     def _column(self, key: _Key) -> _Column:
         number = self._places[key]
         found = {name: self._arrays.array(f"{number}.{name}") for name in self.about[number]["arrays"]}
-        words = _Words(found["words"], found["offsets"]) if key[1] == "str" else ()
+        words = _Words(found["words"], found["words_at"]) if key[1] == "str" else ()
         return _Column(key[1], found.get("rows"), found["values"], words)
 
 
@@ -187,8 +187,7 @@ def _packed(columns: Mapping[_Key, _Column], rows: int) -> Columns:
         if column.rows is not None and not np.array_equal(column.rows, np.arange(rows)):
             own["rows"] = column.rows
         if kind == "str":
-            own["words"] = np.frombuffer(b"".join(column.words), np.uint8)
-            own["offsets"] = offsets(column.words)
+            own |= packed("words", column.words)
         about.append({"name": name, "kind": kind, "list": in_lists, "arrays": list(own)})
         arrays |= {f"{number}.{array}": values for array, values in own.items()}
     return Columns(MemoryArrays(arrays, about), rows)

@@ -21,7 +21,7 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -39,7 +39,7 @@ from placket.index.arrays import (
     Entry,
     MemoryArrays,
     Stream,
-    offsets,
+    packed,
     runs,
     write_arrays,
 )
@@ -48,7 +48,7 @@ from placket.index.engines import Id, Item, Vectors
 from placket.index.where import Expression
 from placket.runs import sync_folder
 
-__all__ = ["LocalEngine", "Segment"]
+__all__ = ["LocalEngine", "Segment", "described"]
 
 Mask = NDArray[np.bool_]
 _VECTOR_BLOCK = 1 << 20
@@ -58,7 +58,7 @@ _CHUNK_ROWS = 1 << 14
 # Eight neighbours of like size become one, up to this many bytes of vectors: larger segments are scanned no
 # faster, and a merge would copy more.
 _MERGED = 8
-_MERGED_BYTES = 1 << 30
+_MERGED_BYTES = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -69,31 +69,25 @@ class Segment:
     items: Arrays
     columns: Arrays
     vectors: Mapping[str, Arrays]
-    """By space; array "rows" is ``[rows, D]`` float32 of length 1."""
+    """By space; array "rows" is ``[rows, D]`` float32 of length 1, others are the engine's."""
     removed: Arrays | None = None
     indexes: Mapping[str, Arrays] = field(default_factory=dict)
     """By space; what an engine made of its vectors, for its own use. Segments in memory have none."""
 
     @staticmethod
     def of(
-        ids: Sequence[Id], vectors: Mapping[str, Vectors], metadata: Sequence[Mapping[str, Any]]
+        ids: Sequence[Id], vectors: Mapping[str, Arrays], metadata: Sequence[Mapping[str, Any]]
     ) -> Segment:
         """Make a segment in memory."""
         keys = [_key(id) for id in ids]
         texts = [json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() for row in metadata]
-        items: dict[str, Array] = {
-            "keys": np.frombuffer(b"".join(keys), np.uint8),
-            "keys_at": offsets(keys),
-            **_hash_table(_hashes(keys)),
-            "metadata": np.frombuffer(b"".join(texts), np.uint8),
-            "metadata_at": offsets(texts),
-        }
+        items = packed("keys", keys) | _hash_table(_hashes(keys)) | packed("metadata", texts)
         columns = Columns.of(metadata)
         return Segment(
             len(keys),
             MemoryArrays(items),
             MemoryArrays(columns.arrays, columns.about),
-            {name: MemoryArrays({"rows": rows}) for name, rows in vectors.items()},
+            vectors,
         )
 
     @cached_property
@@ -122,16 +116,14 @@ class Segment:
         begin = np.searchsorted(table, hashes, "left")
         end = np.searchsorted(table, hashes, "right")
         found = np.full(len(keys), -1)
-        for i in np.flatnonzero(begin < end).tolist():
-            for row in rows[begin[i] : end[i]].tolist():
-                if self._text("keys", row) == keys[i]:
-                    found[i] = row
+        alike = [(i, r) for i in np.flatnonzero(begin < end).tolist() for r in range(begin[i], end[i])]
+        places = [int(rows[r]) for _, r in alike]
+        for (i, _), row, key in zip(alike, places, self.items.texts("keys", places), strict=True):
+            if key == keys[i]:
+                found[i] = row
         if self.keep is not None:
             found[(found >= 0) & ~self.keep[found]] = -1
         return found
-
-    def id(self, row: int) -> Id:
-        return _id(self._text("keys", row))
 
     def ids(self) -> Iterator[Id]:
         """Return the ids of the rows that are not removed."""
@@ -139,22 +131,21 @@ class Segment:
         for row in range(self.rows) if self.keep is None else np.flatnonzero(self.keep).tolist():
             yield _id(keys[at[row] : at[row + 1]])
 
-    def metadata(self, row: int) -> dict[str, Any]:
-        return dict(json.loads(self._text("metadata", row)))
+    def described(self, rows: Sequence[int]) -> list[tuple[Id, dict[str, Any]]]:
+        """Return the ids and the metadata of some rows."""
+        keys, texts = self.items.texts("keys", rows), self.items.texts("metadata", rows)
+        return [(_id(key), json.loads(text)) for key, text in zip(keys, texts, strict=True)]
 
     def item(self, row: int) -> Item:
+        [(id, metadata)] = self.described([row])
         vectors = {name: arrays.part("rows", row, row + 1)[0].copy() for name, arrays in self.vectors.items()}
-        return Item(self.id(row), vectors, self.metadata(row))
+        return Item(id, vectors, metadata)
 
     def without(self, rows: NDArray[np.int64]) -> Segment:
         """Return the segment with more rows removed."""
         keep = np.ones(self.rows, bool) if self.keep is None else self.keep.copy()
         keep[rows] = False
         return replace(self, removed=MemoryArrays({"bits": np.packbits(~keep)}))
-
-    def _text(self, name: str, row: int) -> bytes:
-        begin, end = self.items.part(f"{name}_at", row, row + 2).tolist()
-        return self.items.part(name, begin, end).tobytes()
 
 
 _Engine = TypeVar("_Engine", bound="LocalEngine")
@@ -214,7 +205,7 @@ class LocalEngine:
         """The segments in the order of addition; those not committed are in memory."""
         with self._changing:
             if len(self._fresh.ids):
-                segments = (*self._segments, self._fresh.segment())
+                segments = (*self._segments, self._fresh.segment(self._arrays))
                 while _doubled(segments):
                     segments = (*segments[:-2], _in_memory(segments[-2:]))
                 self._segments, self._fresh = segments, _Fresh()
@@ -267,7 +258,7 @@ class LocalEngine:
                 if absent.any():
                     raise ValueError(
                         "AttributeIndex.add_space: vectors must hold a row for every item, "
-                        f"got none for {segment.id(int(absent.argmax()))!r}"
+                        f"got none for {segment.described([int(absent.argmax())])[0][0]!r}"
                     )
             try:
                 self._segments = tuple(map(self._with_space, segments, [name] * len(rows), rows))
@@ -298,6 +289,7 @@ class LocalEngine:
             "commit": self._number,
             "segments": len(segments),
             "removed": sum(segment.rows - segment.count for segment in segments),
+            "options": self._options,
             "bytes": sum(file.entry.bytes for segment in segments for file in _files(segment)),
         }
 
@@ -411,17 +403,28 @@ class LocalEngine:
 
     def _with_space(self, segment: Segment, name: str, rows: Vectors) -> Segment:
         indexes = dict(segment.indexes)
-        if isinstance(segment.items, ArrayFile):
+        if not isinstance(segment.items, ArrayFile):
+            arrays: Arrays = MemoryArrays(self._arrays(np.array(rows)))
+        else:
             folder = os.path.dirname(segment.items.entry.file)
-            parts = (rows[begin : begin + _CHUNK_ROWS] for begin in range(0, len(rows), _CHUNK_ROWS))
-            streams = {"rows": Stream(rows.dtype, rows.shape[1:], parts)}
-            arrays: Arrays = self._file(f"{folder}/vectors-{len(self._spaces)}", streams)
+            arrays = self._file(f"{folder}/vectors-{len(self._spaces)}", self._chunked(rows))
             index = self._indexed(folder, name, arrays)
             indexes |= {} if index is None else {name: index}
             sync_folder(self._path / folder)
-        else:
-            arrays = MemoryArrays({"rows": np.array(rows)})
         return replace(segment, vectors={**segment.vectors, name: arrays}, indexes=indexes)
+
+    def _arrays(self, rows: Vectors) -> dict[str, Array]:
+        """Return what is stored of some rows of a space, row by row."""
+        return {"rows": rows}
+
+    def _chunked(self, rows: Vectors) -> dict[str, Stream]:
+        chunks = [slice(begin, begin + _CHUNK_ROWS) for begin in range(0, len(rows), _CHUNK_ROWS)]
+
+        def parts(name: str) -> Iterator[Array]:
+            return (self._arrays(rows[chunk])[name] for chunk in chunks)
+
+        examples = self._arrays(rows[:0])
+        return {name: Stream(e.dtype, e.shape[1:], parts(name)) for name, e in examples.items()}
 
     def _file(
         self, stem: str, streams: Mapping[str, Stream], about: Any = None, block: int = _VECTOR_BLOCK
@@ -471,8 +474,11 @@ class _Fresh:
         self._vectors.append(vectors)
         self._metadata += metadata
 
-    def segment(self) -> Segment:
-        vectors = {name: np.concatenate([part[name] for part in self._vectors]) for name in self._vectors[0]}
+    def segment(self, arrays: Callable[[Vectors], dict[str, Array]]) -> Segment:
+        vectors = {
+            name: MemoryArrays(arrays(np.concatenate([part[name] for part in self._vectors])))
+            for name in self._vectors[0]
+        }
         return Segment.of(list(self.ids), vectors, self._metadata)
 
 
@@ -662,6 +668,18 @@ def _entries(said: Mapping[str, Any]) -> list[Entry]:
     parts = [said["items"], said["columns"], said["removed"]]
     parts += [*said["vectors"].values(), *said["indexes"].values()]
     return [Entry(**part) for part in parts if part is not None]
+
+
+def described(
+    segments: Sequence[Segment], numbers: NDArray[np.int64], rows: NDArray[np.int64]
+) -> list[tuple[Id, dict[str, Any]]]:
+    """Return the ids and the metadata of rows of several segments."""
+    every: list[Any] = [None] * len(rows)
+    for number in np.unique(numbers).tolist():
+        own = np.flatnonzero(numbers == number)
+        for place, item in zip(own.tolist(), segments[number].described(rows[own].tolist()), strict=True):
+            every[place] = item
+    return every
 
 
 def _locate(segments: Sequence[Segment], ids: Sequence[Id]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
