@@ -1,5 +1,5 @@
 from __future__ import annotations
 
-from milvus_server import milvus_lite, milvus_server
+from optional_engines import faiss_engine, milvus_lite, milvus_server
 
-__all__ = ["milvus_lite", "milvus_server"]
+__all__ = ["faiss_engine", "milvus_lite", "milvus_server"]

@@ -21,19 +21,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from reference_where import holds
 
-
-def faiss_there() -> bool:
-    pytest.importorskip("faiss", reason="package 'faiss' is not installed")
-    return True
-
-
 ENGINES: dict[str, Callable[[pytest.FixtureRequest], dict[str, Any]]] = {
     "flat": lambda request: {"engine": "flat"},
     "flat, bfloat16": lambda request: {"engine": "flat", "storage": "bfloat16"},
     "flat, int8": lambda request: {"engine": "flat", "storage": "int8"},
-    "faiss": lambda request: {"engine": "faiss"} if faiss_there() else {},
+    "faiss": lambda request: {"engine": request.getfixturevalue("faiss_engine")},
     "milvus": lambda request: {"engine": "milvus", "uri": request.getfixturevalue("milvus_server")},
-    "milvus-lite": lambda request: {"engine": "milvus", "uri": request.getfixturevalue("milvus_lite")},
+    "milvus lite": lambda request: {"engine": "milvus", "uri": request.getfixturevalue("milvus_lite")},
 }
 """By a name for the test: what ``AttributeIndex.create`` gets beside path and spaces."""
 

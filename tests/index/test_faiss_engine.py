@@ -41,7 +41,7 @@ WEIGHTS = {"neckline": 1.0, "sleeve": -0.5}
 
 
 def _made(folder: Path, vectors: dict[str, Array], **options: Any) -> AttributeIndex:
-    index = AttributeIndex.create(folder, DIMS, engine="faiss", **options)
+    index = AttributeIndex.create(folder, DIMS, **{"engine": "faiss", **options})
     index.add(range(ITEMS), vectors, METADATA)
     index.save()
     return index
@@ -129,6 +129,17 @@ def test_factory_and_search_by_space(tmp_path: Path, vectors: dict[str, Array]) 
     files = [file.name.split("-")[0] for file in tmp_path.glob("segments/*/*")]
     assert files.count("index") == 1
     assert _recall(index, vectors, np.ones(ITEMS, dtype=bool), None) == 1.0
+
+
+def test_hits_are_those_of_the_flat_engine_in_every_bit(tmp_path: Path, vectors: dict[str, Array]) -> None:
+    faiss_hits, flat_hits = (
+        index.search({name: rows[:40] for name, rows in vectors.items()}, WEIGHTS, k=30, where="price < 70")
+        for index in (
+            _made(tmp_path / "faiss", vectors),
+            _made(tmp_path / "flat", vectors, engine="flat"),
+        )
+    )
+    assert faiss_hits == flat_hits
 
 
 def test_flat_is_exact_over_many_equal_items(tmp_path: Path) -> None:

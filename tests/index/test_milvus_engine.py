@@ -16,6 +16,7 @@ from placket import AttributeIndex
 
 pymilvus = pytest.importorskip("pymilvus", reason="package 'pymilvus' is not installed")
 grpc = pytest.importorskip("grpc")
+from placket.index import flat as flat_engine  # noqa: E402
 from placket.index import milvus_client, milvus_engine  # noqa: E402
 from placket.index.engines import read_manifest  # noqa: E402
 from placket.index.milvus_engine import MilvusEngine  # noqa: E402
@@ -202,6 +203,18 @@ def test_more_than_a_server_returns_at_once(make: Make, monkeypatch: pytest.Monk
     some = _best(engine, vectors, 0, where=parse("n >= 100 and n < 150"), k=60)
     assert sorted(found.id for found in some) == list(range(100, 150))
     assert engine.verify() == []
+
+
+def test_hits_are_those_of_the_flat_engine_in_every_bit(make: Make, tmp_path: Path) -> None:
+    engine = make()
+    vectors = _put(engine, 400)
+    flat = flat_engine.create(tmp_path, SPACES, {})
+    flat.put(range(400), vectors, [{"n": i} for i in range(400)])
+    queries = {name: rows[:5] for name, rows in vectors.items()}
+    weights = {"neckline": 0.7, "sleeve length": -0.3}
+    for where in (None, parse("n >= 33 and n != 41")):
+        assert engine.search(queries, weights, 30, where) == flat.search(queries, weights, 30, where)
+    flat.close()
 
 
 def test_batches_are_small(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

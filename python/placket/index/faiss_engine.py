@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from placket.index.arrays import Arrays, Stream
 from placket.index.engines import Found, Id, Vectors
-from placket.index.segments import LocalEngine
+from placket.index.segments import LocalEngine, described
 from placket.index.threshold import Best, Numbers, Ranked, cosines, rescored, rounding, weighted_top_k
 from placket.index.where import Expression
 
@@ -195,15 +195,15 @@ class _Search:
 
     def _cosines(self, queries: Numbers, rows: Numbers) -> Vectors:
         found = np.empty((len(rows), len(self._names)), np.float32)
+        asked = list(self._queries.values())
         numbers = np.searchsorted(self._begins, rows, "right") - 1
         for number in np.unique(numbers).tolist():
             own = np.flatnonzero(numbers == number)
-            for space, name in enumerate(self._names):
-                vectors = self._segments[number].vectors[name].array("rows")
-                for begin in range(0, len(own), _BLOCK):
-                    part = own[begin : begin + _BLOCK]
-                    asked = self._queries[name][queries[part]]
-                    found[part, space] = cosines(asked, vectors[rows[part] - self._begins[number]])
+            vectors = [self._segments[number].vectors[name].array("rows") for name in self._names]
+            for begin in range(0, len(own), _BLOCK):
+                part = own[begin : begin + _BLOCK]
+                local = rows[part] - self._begins[number]
+                found[part] = cosines(asked, queries[part], [each[local] for each in vectors])
         return found
 
     def _everything(self) -> Numbers:
@@ -213,20 +213,16 @@ class _Search:
         ]
         return np.flatnonzero(np.concatenate([np.zeros(0, bool), *masks]))
 
-    def _found(self, found: Sequence[Best]) -> list[list[Found]]:
+    def _found(self, best: Sequence[Best]) -> list[list[Found]]:
+        rows = np.concatenate([np.zeros(0, np.int64), *(one.rows for one in best)])
+        numbers = np.searchsorted(self._begins, rows, "right") - 1
+        items = iter(described(self._segments, numbers, rows - self._begins[numbers]))
         return [
             [
-                Found(
-                    self._segments[number].id(row - begin),
-                    float(score),
-                    dict(zip(self._names, map(float, parts), strict=True)),
-                    self._segments[number].metadata(row - begin),
-                )
-                for row, score, parts in zip(best.rows.tolist(), best.scores, best.cosines, strict=True)
-                for number in [int(np.searchsorted(self._begins, row, "right")) - 1]
-                for begin in [int(self._begins[number])]
+                Found(id, float(score), dict(zip(self._names, parts.tolist(), strict=True)), metadata)
+                for score, parts, (id, metadata) in zip(one.scores, one.cosines, items, strict=False)
             ]
-            for best in found
+            for one in best
         ]
 
 

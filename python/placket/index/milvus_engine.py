@@ -380,19 +380,18 @@ class _Search:
 
     def _exact(self, queries: Numbers, rows: Numbers) -> Vectors:
         found = np.full((len(rows), len(self._names)), np.nan, np.float32)
+        asked = list(self._queries.values())
         # So many vectors at a time as fit one answer of the server, whatever the number of rows.
         step = max(1, REQUEST // (4 * max(self._engine.spaces[name] for name in self._names)))
         for begin in range(0, len(rows), step):
             part = slice(begin, begin + step)
             keys = [self._keys[row] for row in rows[part].tolist()]
             places, vectors = self._current(keys)
-            for space, name in enumerate(self._names):
-                if len(places):
-                    asked = self._queries[name][queries[part][places]]
-                    found[begin + places, space] = cosines(asked, vectors[name])
+            if len(places):
+                found[begin + places] = cosines(asked, queries[part][places], vectors)
         return found
 
-    def _current(self, keys: Sequence[str]) -> tuple[Numbers, dict[str, Vectors]]:
+    def _current(self, keys: Sequence[str]) -> tuple[Numbers, list[Vectors]]:
         """Return the places of rows that are those of their items, and their vectors."""
         different = list(dict.fromkeys(keys))
         server = self._server
@@ -406,10 +405,8 @@ class _Search:
         items, *vectors = server.each(fetch, [None, *self._names])
         owned = {_key(row) for row in items.values()}.intersection(*vectors)
         places = [place for place, key in enumerate(keys) if key in owned]
-        return np.array(places, np.int64), {
-            name: np.array([held[keys[place]] for place in places], np.float32)
-            for name, held in zip(self._names, vectors, strict=True)
-        }
+        stacked = [np.array([held[keys[place]] for place in places], np.float32) for held in vectors]
+        return np.array(places, np.int64), stacked
 
     def _everything(self) -> Numbers:
         rows = [

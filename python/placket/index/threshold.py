@@ -9,11 +9,14 @@ of the lists' last cosines, so that as soon as k items score more, these are the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from placket import ops
 from placket.index.engines import Vectors
 
 __all__ = ["Best", "Numbers", "Ranked", "cosines", "rescored", "rounding", "weighted_sum", "weighted_top_k"]
@@ -41,24 +44,36 @@ class Best(NamedTuple):
     """``[n, S]``."""
 
 
-def cosines(queries: Vectors, rows: Vectors) -> Vectors:
-    """Return ``[n]`` cosines of unit rows ``[n, D]`` with unit rows ``[n, D]``, or with one ``[D]``.
+def cosines(asked: Sequence[Vectors], queries: Numbers, rows: Sequence[Vectors]) -> Vectors:
+    """Return cosines ``[n, S]`` of rows with the query of the number beside each.
 
-    Summed in float64 and rounded once, so that equal rows have equal cosines wherever they stand: the order
-    of a float32 sum depends on the place in a block.
+    They are those of the flat engine in every bit, whatever stands beside a row.
+
+    Args:
+        asked: S arrays of queries, unit rows ``[Q, D]``.
+        queries: ``[n]``, numbers of queries; those of one query stand together.
+        rows: S arrays of unit rows ``[n, D]``.
     """
-    sums = np.einsum("...d,nd->n" if queries.ndim == 1 else "nd,nd->n", queries, rows, dtype=np.float64)
-    return np.asarray(sums, np.float32)
+    found = np.empty((len(queries), len(asked)), np.float32)
+    edges = [0, *(np.flatnonzero(np.diff(queries)) + 1).tolist(), len(queries)]
+    for begin, end in pairwise(edges):
+        if begin < end:
+            one = [torch.from_numpy(each[queries[begin]][None]) for each in asked]
+            own = [torch.from_numpy(each[begin:end]) for each in rows]
+            _, places, parts = ops.flat_search(one, own, [1.0] * len(asked), None, end - begin)
+            found[begin + places[0].numpy()] = parts[0].numpy()
+    return found
 
 
 def rounding(dim: int) -> float:
-    """Return how far a float32 dot product of two unit vectors can be from the true one.
+    """Return how far two float32 dot products of the same two unit vectors can be apart.
 
-    ``D u / (1 - D u)`` with u = 2^-24 (Higham, "Accuracy and stability of numerical algorithms", 2002,
-    section 3.1), and four u for the rounding of the vectors to unit length.
+    Each is within ``D u / (1 - D u)`` of the true one, in whatever order it is summed, u = 2^-24 (Higham,
+    "Accuracy and stability of numerical algorithms", 2002, section 3.1); four u more are for the rounding of
+    the vectors to unit length.
     """
     unit = 2.0**-24
-    return dim * unit / (1 - dim * unit) + 4 * unit
+    return 2 * (dim * unit / (1 - dim * unit) + 4 * unit)
 
 
 def weighted_sum(cosines: Vectors, weights: Sequence[float]) -> Vectors:
@@ -87,7 +102,7 @@ def weighted_top_k(
         ranked: ``(space, queries [q], depth)`` gives for each of these queries the ``depth`` best of a space,
             fewer only where no more are there. Not asked for spaces of weight 0.
         exact: ``(queries [n], rows [n])`` gives the cosines ``[n, S]`` of each query with the row beside it;
-            NaN where the item is no more.
+            NaN where the item is no more. The rows of one query stand together.
         everything: gives every row; asked where lists of ``deepest`` do not decide.
         weights: S, finite, not all 0.
         queries: how many there are.

@@ -1,15 +1,19 @@
-"""Milvus servers for tests: the real one, of the package ``milvus==2.3.5``, and the current Milvus Lite.
+"""The engines that need packages: FAISS, the Milvus server of the package ``milvus==2.3.5``, and Milvus Lite.
 
-The server listens on free ports of this machine, keeps its data in a temporary folder, and ends with the
-tests.
+A test is skipped where its package is absent; with PLACKET_REQUIRE_ENGINES=1 it fails. The server listens on
+free ports of this machine, keeps its data in a temporary folder, and ends with the tests.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,8 +28,16 @@ FASTER = {
 
 
 @pytest.fixture(scope="session")
+def faiss_engine() -> str:
+    """Name of the engine."""
+    _need("faiss", 'pip install "placket[faiss]"')
+    return "faiss"
+
+
+@pytest.fixture(scope="session")
 def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a Milvus 2.3.5 server that is empty."""
+    _need("pymilvus", 'pip install "placket[milvus]"')
     _need("milvus", "pip install milvus==2.3.5")
     from milvus import MilvusServer, MilvusServerConfig
 
@@ -38,6 +50,7 @@ def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.webservice_port = next(ports)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ETCD_CONFIG_PATH", str(_etcd_config(folder, next(ports), next(ports))))
+        patch.setattr(subprocess, "Popen", partial(subprocess.Popen, preexec_fn=_end_with_parent))
         try:
             server.start()
             yield f"http://127.0.0.1:{server.listen_port}"
@@ -49,16 +62,21 @@ def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def milvus_lite(tmp_path: Path) -> str:
     """File of a Milvus Lite that is empty; pymilvus starts it."""
+    _need("pymilvus", 'pip install "placket[milvus]"')
     _need("milvus_lite", "pip install milvus-lite")
     return str(tmp_path / "milvus.db")
 
 
 def _need(package: str, mend: str) -> None:
-    for name, command in ((package, mend), ("pymilvus", 'pip install "placket[milvus]"')):
-        if importlib.util.find_spec(name) is None:
-            message = f"package '{name}' is not installed ({command})"
-            assert os.environ.get("PLACKET_REQUIRE_ENGINES") != "1", message
-            pytest.skip(message)
+    if importlib.util.find_spec(package) is None:
+        message = f"package '{package}' is not installed ({mend})"
+        assert os.environ.get("PLACKET_REQUIRE_ENGINES") != "1", message
+        pytest.skip(message)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to kill this process when the one that started it is no more, for whatever reason."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _etcd_config(folder: Path, client: int, peer: int) -> Path:
