@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,22 +103,124 @@ def test_embed(run: Path, data: Path, tmp_path: Path) -> None:
     assert saved["filenames"][3] == "img/valid003.jpg"
 
 
-def test_index_and_search(run: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    index = str(tmp_path / "index")
-    assert main(["index", "build", str(run / "best"), str(data), "--split", "valid", "--out", index]) == 0
-    assert main(["index", "verify", index]) == 0
+@pytest.fixture(scope="module")
+def index(run: Path, data: Path) -> Path:
+    folder = data.parent / "index"
+    arguments = ["index", "build", str(run / "best"), str(data), "--split", "valid", "--out", str(folder)]
+    assert main([*arguments, "--option", "storage=int8"]) == 0
+    return folder
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
     capsys.readouterr()
-    assert main(["index", "info", index, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["count"] == 18
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_index_info(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    info = printed(capsys, "index", "info", index)
+    assert info["count"] == 18
+    assert list(info["spaces"]) == ["colour", "place"]
+    assert info["options"] == {"storage": "int8"}
+
+
+def test_search(index: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     image = str(data / "img" / "valid004.jpg")
     for chosen in ([], ["--attribute", "place"], ["--attribute", "place=0.5", "--attribute", "colour"]):
-        assert main(["search", index, image, "-k", "3", "--json", *chosen]) == 0
-        hits = json.loads(capsys.readouterr().out)
+        hits = printed(capsys, "search", index, image, "-k", 3, *chosen)
         assert len(hits) == 3
         assert hits[0]["id"] == "img/valid004.jpg"
     assert hits[0]["score"] == pytest.approx(1.5, abs=1e-4)
-    assert main(["search", index, image, "--attribute", "colour=much"]) == 1
+    assert hits[0]["metadata"]["labels"] == {"colour": ["green"], "place": ["right"]}
+    some = printed(capsys, "search", index, image, "-k", 18, "--where", "labels.colour has 'red'")
+    assert {hit["id"] for hit in some} == {f"img/valid{i:03d}.jpg" for i in range(0, 18, 3)}
+    assert main(["search", str(index), image, "--attribute", "colour=much"]) == 1
     assert "weight of attribute 'colour' must be a number, got 'much'" in capsys.readouterr().err
+    assert main(["search", str(index), image, "--where", "labels.colour"]) == 1
+    assert "where: expression must have an operator after the name at position 14" in capsys.readouterr().err
+
+
+def test_search_by_a_folder(
+    index: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder, page = tmp_path / "asked", tmp_path / "hits.html"
+    folder.mkdir()
+    for i in (7, 2):
+        shutil.copy(data / "img" / f"valid{i:03d}.jpg", folder / f"{i}.jpg")
+    (folder / "note.txt").write_text("no image")
+    found = printed(capsys, "search", index, folder, "-k", 2, "--html", page)
+    assert [Path(each["image"]).name for each in found] == ["2.jpg", "7.jpg"]
+    assert [each["hits"][0]["id"] for each in found] == ["img/valid002.jpg", "img/valid007.jpg"]
+    assert page.read_text().count("<img ") == 2 * 3
+    assert main(["search", str(index), str(folder), "-k", "2"]) == 0
+    blocks = capsys.readouterr().out.split("\n\n")
+    assert [len(block.splitlines()) for block in blocks] == [3, 3]
+    (folder / "2.jpg").unlink()
+    (folder / "7.jpg").unlink()
+    assert main(["search", str(index), str(folder)]) == 1
+    assert "must hold images, got none" in capsys.readouterr().err
+
+
+def test_index_add_remove_verify(
+    index: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    copy = str(shutil.copytree(index, tmp_path / "copy"))
+    assert main(["index", "add", copy, str(data), "--split", "train"]) == 0
+    assert "24 images added, 42 in all" in capsys.readouterr().out
+    assert main(["index", "add", copy, str(data), "--split", "train"]) == 0
+    assert "0 images added, 24 were there, 42 in all" in capsys.readouterr().out
+    assert main(["index", "remove", copy, "img/train001.jpg", "img/valid001.jpg"]) == 0
+    assert "2 items removed, 40 left" in capsys.readouterr().out
+    assert printed(capsys, "index", "info", copy)["count"] == 40
+    assert main(["index", "remove", copy, "img/train001.jpg"]) == 1
+    assert "ids must be in the index, got 'img/train001.jpg'" in capsys.readouterr().err
+    with placket.AttributeIndex.load(copy) as held:
+        held.add([7], {name: [[1.0] * dim] for name, dim in held.spaces.items()})
+        held.save()
+        assert main(["index", "remove", copy, "7"]) == 1
+        assert "must have one writer, got this process" in capsys.readouterr().err
+    assert main(["index", "remove", copy, "7"]) == 0
+    assert main(["index", "verify", copy]) == 0
+    assert capsys.readouterr().out.endswith("ok\n")
+    for file in sorted(path for path in Path(copy).rglob("*") if path.is_file() and path.name != "lock"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        assert main(["index", "verify", copy]) == 1
+        assert file.name in capsys.readouterr().out
+        image = str(data / "img" / "valid004.jpg")
+        assert main(["search", copy, image, "-k", "50", "--where", "labels.colour is not null"]) == 1
+        assert "placket: " in capsys.readouterr().err
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
+def test_explain(
+    run: Path, index: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page, images = tmp_path / "page.html", [data / "img" / f"valid{i:03d}.jpg" for i in (4, 5)]
+    arguments = ["explain", run / "best", images[0]]
+    rows = printed(capsys, *arguments, "--out", page)
+    assert [row["attribute"] for row in rows] == ["colour", "place"]
+    assert all(len(row["box"]) == 4 and "cosine" not in row for row in rows)
+    assert page.read_text().count("<img ") == 2 * 3
+    chosen = ["--attribute", "place=2", "--attribute", "colour", "--out", page]
+    rows = printed(capsys, *arguments, images[1], *chosen)
+    assert page.read_text().count("<img ") == 2 * 2 * 3
+    assert sum(row["share"] for row in rows) == pytest.approx(100)
+    assert rows[0]["part"] == 2 * rows[0]["cosine"]
+    assert printed(capsys, *arguments, "--hit", index, "img/valid005.jpg", *chosen) == rows
+    # What the index says of the same two pictures.
+    found = printed(capsys, "search", index, images[0], "-k", 18)
+    scores = next(hit["scores"] for hit in found if hit["id"] == "img/valid005.jpg")
+    assert {row["attribute"]: row["cosine"] for row in rows} == pytest.approx(scores, abs=1e-5)
+    assert main([*map(str, arguments), str(images[1]), "--out", str(page)]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == (
+        ["attribute", "box", "box", "of", "the", "second", "cosine", "weighted", "share,", "%"]
+    )
+    wrong = [*map(str, arguments), str(images[1]), "--hit", str(index), "x", "--out", str(page)]
+    assert main(wrong) == 1
+    assert "IMAGE2 must be left out with --hit" in capsys.readouterr().err
 
 
 def test_data(data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

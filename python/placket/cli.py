@@ -8,7 +8,8 @@ import json
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from placket.config import TrainConfig
-    from placket.index import Hit
+    from placket.index import AttributeIndex, Hit
 
 __all__ = ["main"]
 
@@ -88,16 +89,9 @@ def _data_verify(options: Namespace) -> None:
 
 
 def _data_pack(options: Namespace) -> None:
-    from tqdm import tqdm
-
     from placket import data
 
-    with tqdm(unit="image", disable=None) as bar:
-
-        def show(done: int, count: int) -> None:
-            bar.total = count
-            bar.update(done - bar.n)
-
+    with _progress() as show:
         packed = data.pack(
             data.open(options.dir),
             options.store,
@@ -195,22 +189,63 @@ def _index_build(options: Namespace) -> None:
     import placket
 
     model = placket.load(options.checkpoint, device=options.device)
-    split = placket.data.open(options.data).split(options.split)
-    index = placket.index.build(model, split, options.out, engine=options.engine)
+    data = placket.data.open(options.data)
+    with _progress() as show:
+        index = placket.index.build(
+            model,
+            data.split(options.split),
+            options.out,
+            captions=data.captions(options.split),
+            engine=options.engine,
+            progress=show,
+            **dict(map(_option, options.option or ())),
+        )
     print(f"{options.out}: {len(index)} images in the spaces {', '.join(index.spaces)}")
+
+
+def _index_add(options: Namespace) -> None:
+    import placket
+
+    data = placket.data.open(options.data)
+    split, captions = data.split(options.split), data.captions(options.split)
+    model = placket.index.load_model(options.index, device=options.device)
+    with placket.AttributeIndex.load(options.index) as index, _progress() as show:
+        added = placket.index.add_images(index, split, captions=captions, progress=show, model=model)
+        left = f", {len(split) - added} were there" if added < len(split) else ""
+        print(f"{options.index}: {added} images added{left}, {len(index)} in all")
+
+
+def _index_remove(options: Namespace) -> None:
+    from placket import AttributeIndex
+
+    with AttributeIndex.load(options.index) as index:
+        ids = [_id(index, text) for text in options.ids]
+        index.remove(ids)
+        index.save()
+        print(f"{options.index}: {len(set(ids))} items removed, {len(index)} left")
+
+
+def _id(index: AttributeIndex, text: str) -> str | int:
+    """Read an id; a number is meant where there is no such string."""
+    return int(text) if text not in index and text.lstrip("-").isdecimal() else text
 
 
 def _index_info(options: Namespace) -> None:
     from placket import AttributeIndex
 
-    info = AttributeIndex.load(options.index).info()
+    with AttributeIndex.load(options.index, read_only=True) as index:
+        info = index.info()
     _show(options, info, "\n".join(f"{key}: {value}" for key, value in info.items()))
 
 
 def _index_verify(options: Namespace) -> None:
     from placket import AttributeIndex
 
-    problems = AttributeIndex.load(options.index).verify()
+    try:
+        with AttributeIndex.load(options.index, read_only=True) as index:
+            problems = index.verify()
+    except ValueError as error:
+        problems = [str(error)]
     _show(options, problems, "\n".join(problems or ["ok"]))
     if problems:
         raise Failure
@@ -218,33 +253,95 @@ def _index_verify(options: Namespace) -> None:
 
 def _search(options: Namespace) -> None:
     import placket
+    from placket.data.folders import images_below
 
-    index = placket.AttributeIndex.load(options.index)
+    images = sorted(images_below(options.image)) if options.image.is_dir() else [options.image]
+    if not images:
+        raise ValueError(f"search: {options.image} must hold images, got none")
     weights = dict(map(_weighted, options.attribute)) if options.attribute else None
-    hits = placket.index.search_image(index, options.image, weights, k=options.k)
+    model = placket.index.load_model(options.index, device=options.device)
+    with placket.AttributeIndex.load(options.index, read_only=True) as index:
+        found = {
+            image: placket.index.search_image(
+                index, image, weights, k=options.k, where=options.where, model=model
+            )
+            for image in images
+        }
     if options.html is not None:
-        _write_hits(options.html, options.image, weights, hits)
-    lines = [f"{hit.score:8.4f}  {hit.id}" for hit in hits]
-    _show(options, [dataclasses.asdict(hit) for hit in hits], "\n".join(lines))
+        _write_hits(options.html, weights, found)
+    blocks = ["\n".join(f"{hit.score:8.4f}  {hit.id}" for hit in hits) for hits in found.values()]
+    listed = [[dataclasses.asdict(hit) for hit in hits] for hits in found.values()]
+    if options.image.is_dir():
+        blocks = [f"{image}\n{block}" for image, block in zip(images, blocks, strict=True)]
+        each = [{"image": str(i), "hits": hits} for i, hits in zip(images, listed, strict=True)]
+        _show(options, each, "\n\n".join(blocks))
+    else:
+        _show(options, listed[0], blocks[0])
 
 
-def _write_hits(page: Path, image: Path, weights: Mapping[str, float] | None, hits: Sequence[Hit]) -> None:
-    """Write the query and its hits, with their pictures, to one HTML file."""
+def _write_hits(page: Path, weights: Mapping[str, float] | None, found: Mapping[Path, Sequence[Hit]]) -> None:
+    """Write each query and its hits, with their pictures, to one HTML file."""
     from placket import report
     from placket.data import read_image
 
-    shown: list[report.GalleryHit] = [
-        (read_image(hit.metadata["path"]), f"{hit.score:.3f} {hit.id}", None) for hit in hits
-    ]
-    row = report.gallery_html(read_image(image), None, None, shown)
+    def section(image: Path, hits: Sequence[Hit]) -> report.Section:
+        shown: list[report.GalleryHit] = [
+            (read_image(hit.metadata["path"]), f"{hit.score:.3f} {hit.id}", None) for hit in hits
+        ]
+        row = report.gallery_html(read_image(image), None, None, shown)
+        return report.Section(image.name, "" if hits else "nothing found", row)
+
     asked = ", ".join(weights) if weights else "every attribute"
-    report.write_report(page, f"Alike in {asked}", [report.Section(image.name, body_html=row)])
+    report.write_report(page, f"Alike in {asked}", [section(*pair) for pair in found.items()])
+
+
+def _explain(options: Namespace) -> None:
+    import placket
+    from placket import explain
+
+    if options.image2 is not None and options.hit is not None:
+        raise ValueError(f"explain: IMAGE2 must be left out with --hit, got {options.image2}")
+    model = placket.load(options.checkpoint, device=options.device)
+    asked = options.attribute or model.schema.names
+    weights = dict(map(_weighted, asked))
+    other = options.image2
+    if options.hit is not None:
+        with placket.AttributeIndex.load(options.hit[0], read_only=True) as index:
+            other = Path(index.get(_id(index, options.hit[1])).metadata["path"])
+    found = explain.explain(model, options.image, other, weights)
+    explain.write_explanation(options.out, found)
+    _show(options, found.rows(), explain.table(found))
 
 
 def _convert(options: Namespace) -> None:
     from placket import weights
 
     print(weights.convert(options.source, options.checkpoint, trunk=options.trunk))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on terminals; what is given is called with the images done and their number."""
+    from tqdm import tqdm
+
+    with tqdm(unit="image", disable=None) as bar:
+
+        def show(done: int, count: int) -> None:
+            bar.total = count
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Read ``NAME=VALUE``; a value that is JSON is what it says, any other is text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"index build: --option must be NAME=VALUE, got '{text}'")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _weighted(text: str) -> tuple[str, float]:
@@ -415,25 +512,69 @@ def _add_embed(parser: ArgumentParser) -> None:
 def _add_index_build(parser: ArgumentParser) -> None:
     _add_model_and_data(parser)
     parser.add_argument("--out", type=Path, required=True, help="the index's folder")
-    parser.add_argument("--engine", default="flat")
+    parser.add_argument("--engine", default="flat", help="flat, faiss or milvus")
+    parser.add_argument(
+        "--option",
+        action="append",
+        metavar="NAME=VALUE",
+        help="of the engine, storage=int8 for example; may be given several times",
+    )
+
+
+_INDEX = "the index's folder"
 
 
 def _add_index(parser: ArgumentParser) -> None:
-    parser.add_argument("index", type=Path, help="the index's folder")
+    parser.add_argument("index", type=Path, help=_INDEX)
     _add_json(parser)
 
 
+def _add_index_add(parser: ArgumentParser) -> None:
+    parser.add_argument("index", type=Path, help=_INDEX)
+    parser.add_argument("data", type=Path, help=_DATA)
+    parser.add_argument("--split", default="test", help="of the data set")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
+def _add_index_remove(parser: ArgumentParser) -> None:
+    parser.add_argument("index", type=Path, help=_INDEX)
+    parser.add_argument("ids", nargs="+", metavar="ID", help="of the items to remove")
+
+
+_ATTRIBUTE = "NAME[=WEIGHT]"
+
+
 def _add_search(parser: ArgumentParser) -> None:
-    parser.add_argument("index", type=Path, help="the index's folder")
-    parser.add_argument("image", type=Path, help="the photograph to search by")
+    parser.add_argument("index", type=Path, help=_INDEX)
+    parser.add_argument("image", type=Path, help="the photograph to search by, or a folder of them")
     parser.add_argument(
         "--attribute",
         action="append",
-        metavar="NAME[=WEIGHT]",
+        metavar=_ATTRIBUTE,
         help="in what the hits shall be alike; may be given several times; all by default",
+    )
+    parser.add_argument(
+        "--where", help="a condition on the metadata, \"domain = 'shop' and labels.colour has 'red'\""
     )
     parser.add_argument("-k", type=int, default=10, help="hits")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the pictures to one page as well")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    _add_json(parser)
+
+
+def _add_explain(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, runs/NAME/best for example")
+    parser.add_argument("image", type=Path, help="a photograph")
+    parser.add_argument("image2", type=Path, nargs="?", help="another one, to be compared with the first")
+    parser.add_argument("--hit", nargs=2, metavar=("INDEX", "ID"), help="an item of an index, instead")
+    parser.add_argument(
+        "--attribute",
+        action="append",
+        metavar=_ATTRIBUTE,
+        help="where to look; may be given several times; all by default",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="HTML page to write")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     _add_json(parser)
 
 
@@ -504,6 +645,18 @@ _COMMANDS: Mapping[str, _Command] = {
         "placket index build runs/first/best data/garments --out runs/first/index",
         _add_index_build,
     ),
+    "index add": _Command(
+        _index_add,
+        "embed the images of another split or data set with the index's model and add them",
+        "placket index add runs/first/index data/more --split train",
+        _add_index_add,
+    ),
+    "index remove": _Command(
+        _index_remove,
+        "remove items from an index",
+        "placket index remove runs/first/index img/0001.jpg img/0002.jpg",
+        _add_index_remove,
+    ),
     "index info": _Command(
         _index_info, "say what an index holds", "placket index info runs/first/index", _add_index
     ),
@@ -515,6 +668,12 @@ _COMMANDS: Mapping[str, _Command] = {
         "find the images alike in one or several attributes",
         "placket search runs/first/index photo.jpg --attribute neckline --attribute sleeve=0.5 -k 5",
         _add_search,
+    ),
+    "explain": _Command(
+        _explain,
+        "show where a model looks, and why two photographs are alike",
+        "placket explain runs/first/best photo.jpg other.jpg --attribute neckline --out page.html",
+        _add_explain,
     ),
     "convert": _Command(
         _convert,

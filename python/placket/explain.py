@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
-from placket import _C, ops
+from placket import _C, ops, report
 from placket.data import read_image
 from placket.nn import Pictures, Rpf
 
-__all__ = ["Look", "attention_overlay", "look"]
+__all__ = ["Explanation", "Look", "attention_overlay", "explain", "look", "table", "write_explanation"]
 
 # Violet over red to yellow: lightness rises all the way, and no end is lost on a white or a black ground.
 _COLOURS = np.array(
@@ -94,6 +94,111 @@ def look(
         )
         for k in range(len(boxes))
     ]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a model sees in one image or in two, and what each attribute adds to their similarity.
+
+    Attributes:
+        images: one path or two.
+        weights: of the attributes, by name.
+        looks: for each image, what the model sees under each attribute.
+    """
+
+    images: tuple[str, ...]
+    weights: dict[str, float]
+    looks: tuple[list[Look], ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each attribute, in JSON's types.
+
+        With one image: attribute and box. With two: attribute, both boxes, cosine, its weighted part of the
+        score, and ``share`` of the score in per cent; shares sum to 100, and are None where the score is not
+        positive.
+        """
+        rows: list[dict[str, Any]] = []
+        for views in zip(*self.looks, strict=True):
+            row: dict[str, Any] = {"attribute": views[0].attribute}
+            for number, view in enumerate(views):
+                row["box" if number == 0 else "box2"] = list(view.box)
+            if len(views) == 2:
+                row["cosine"] = float(views[0].embedding @ views[1].embedding)
+                row["part"] = self.weights[row["attribute"]] * row["cosine"]
+            rows.append(row)
+        if len(self.looks) == 2:
+            score = sum(row["part"] for row in rows)
+            for row in rows:
+                row["share"] = 100 * row["part"] / score if score > 0 else None
+        return rows
+
+
+def explain(
+    model: Rpf,
+    image: str | os.PathLike[str],
+    other: str | os.PathLike[str] | None = None,
+    weights: Mapping[str, float] | Sequence[str] | None = None,
+) -> Explanation:
+    """Show where a model looks in a photograph, and why it finds another one alike.
+
+    Args:
+        model: see ``look``.
+        image: path of the file.
+        other: of the one to compare with.
+        weights: attributes, with or without weights; all by default.
+
+    Raises:
+        RuntimeError: an image cannot be read; the text names file and cause.
+        ValueError: an attribute is not of the model.
+    """
+    wanted = model.schema.names if weights is None else weights
+    weighted = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 1.0)
+    names = [model.schema.names[i] for i in model.schema.indices(weighted)]
+    images = [image] if other is None else [image, other]
+    return Explanation(
+        tuple(os.fspath(each) for each in images),
+        dict(zip(names, weighted.values(), strict=True)),
+        tuple(look(model, each, names) for each in images),
+    )
+
+
+def table(found: Explanation) -> str:
+    """Return the rows of an explanation as aligned text."""
+    return report.table_text(*_table(found), digits=3)
+
+
+def _table(found: Explanation) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return rows for people, and the headings of the columns they have."""
+    rows = [
+        {key: " ".join(map(str, value)) if key.startswith("box") else value for key, value in row.items()}
+        for row in found.rows()
+    ]
+    headings = {"attribute": "attribute", "box": "box", "box2": "box of the second"}
+    headings |= {"cosine": "cosine", "part": "weighted", "share": "share, %"}
+    return rows, {key: heading for key, heading in headings.items() if key in rows[0]}
+
+
+def write_explanation(path: str | os.PathLike[str], found: Explanation) -> None:
+    """Write attention, box and crop under each attribute, and what it adds to the score, to one HTML file."""
+    rows, headings = _table(found)
+    sections = []
+    if len(found.images) == 2:
+        score = sum(row["part"] for row in rows)
+        text = f"The score is {score:.3f}, the weighted sum of the cosines."
+        sections.append(report.Section("Similarity", text, report.table_html(rows, headings, digits=3)))
+    for views, row in zip(zip(*found.looks, strict=True), rows, strict=True):
+        text = "" if len(views) == 1 else f"Cosine {row['cosine']:.3f}."
+        pictures = [
+            report.gallery_html(view.picture, view.overlay(), view.crop(), [], os.path.basename(image))
+            for image, view in zip(found.images, views, strict=True)
+        ]
+        sections.append(report.Section(views[0].attribute, text, "".join(pictures)))
+    report.write_report(
+        path,
+        "What the model sees",
+        sections,
+        "Attention as heat, the box found from it in white, and the crop inside the box.",
+    )
 
 
 def attention_overlay(

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["RunFolder", "replacing", "write_bytes", "write_json", "write_text"]
+__all__ = ["RunFolder", "replacing", "sync_folder", "write_bytes", "write_json", "write_text"]
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
@@ -175,7 +175,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"write_json: value must be made of JSON's types, got {type(value).__name__}")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut; systems that cannot open a folder do it by themselves."""
     if os.name != "posix":
         return

@@ -23,7 +23,7 @@ from placket.data.dataset import (
 from placket.data.lists import SUFFIXES
 from placket.schema import Attribute, AttributeSchema
 
-__all__ = ["FolderDataset"]
+__all__ = ["FolderDataset", "images_below"]
 
 _NAMES = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
 
@@ -53,7 +53,7 @@ class FolderDataset(Dataset):
         else:
             found = {"train": path}
         self._files = {
-            split: [(kind.name, file) for kind in _folders(top) for file in _images(kind)]
+            split: [(kind.name, file) for kind in _folders(top) for file in images_below(kind)]
             for split, top in found.items()
         }
         kinds = sorted({kind for files in self._files.values() for kind, _ in files})
@@ -70,7 +70,7 @@ class FolderDataset(Dataset):
     @staticmethod
     def recognises(root: str | os.PathLike[str]) -> bool:
         """Return whether there is an image in a folder of the folder."""
-        return any(any(_images(folder)) for folder in _folders(Path(root)))
+        return any(any(images_below(folder)) for folder in _folders(Path(root)))
 
     def _read(self, name: str) -> tuple[Split, list[Problem]]:
         numbers = {value: v for v, value in enumerate(self.schema[0].values)}
@@ -102,7 +102,7 @@ def _folders(path: Path) -> list[Path]:
     return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def images_below(folder: Path) -> Iterator[Path]:
     """Yield the images below a folder in the order of their paths."""
 
     def refuse(error: OSError) -> NoReturn:

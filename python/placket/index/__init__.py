@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from placket.index.attribute_index import AttributeIndex, Hit
-from placket.index.build import build, search_image
-from placket.index.engines import ENGINES, Engine
+from placket.index.build import add_images, build, search_image
+from placket.index.engines import ENGINES, Engine, Item
+from placket.index.model import load_model
+from placket.index.where import Expression, parse
 
-__all__ = ["ENGINES", "AttributeIndex", "Engine", "Hit", "build", "search_image"]
+__all__ = [
+    "ENGINES",
+    "AttributeIndex",
+    "Engine",
+    "Expression",
+    "Hit",
+    "Item",
+    "add_images",
+    "build",
+    "load_model",
+    "parse",
+    "search_image",
+]

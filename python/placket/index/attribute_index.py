@@ -1,22 +1,16 @@
-"""An index over named attribute spaces, kept in a folder.
-
-The folder holds ``manifest.json``, one ``.npy`` file of vectors for each space and a ``.jsonl`` file of ids
-and metadata. The manifest names the other files with their sizes and SHA-256. Saving writes new files under
-new names and then replaces the manifest, so a kill at any moment leaves the index as it was or as it is to
-be.
-"""
+"""An index over named attribute spaces: what a caller sees of an engine."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,13 +18,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from placket import __version__
-from placket.index.engines import ENGINES, Vectors
-from placket.runs import write_bytes, write_json
+from placket.index import engines
+from placket.index.engines import Engine, Id, Item, Vectors
+from placket.index.model import verify_model
+from placket.index.where import Expression, parse
 
 __all__ = ["AttributeIndex", "Hit"]
-
-Id = str | int
-FORMAT = "placket-attribute-index/1"
 
 
 @dataclass(frozen=True)
@@ -48,38 +41,40 @@ class Hit:
 class AttributeIndex:
     """Items with one vector in each of several attribute spaces, searched by weighted cosine similarity.
 
-    Make one with ``create`` or ``load``. What is added or removed is searched at once and kept by ``save``.
+    Make one with ``create`` or ``load``. What is added or removed is searched at once by this process;
+    ``save`` keeps it and shows it to others. Without ``read_only`` an index is held by one process at a time,
+    until ``close`` or the end of a ``with`` block.
 
     Example::
 
-        index = AttributeIndex.create("shop", spaces={"neckline": 128, "sleeve": 128})
-        index.add(ids, {"neckline": a, "sleeve": b}, metadata=rows)
-        index.save()
-        hits = index.search({"neckline": q, "sleeve": r}, weights={"neckline": 2.0}, k=10)
+        with AttributeIndex.create("shop", spaces={"neckline": 128, "sleeve": 128}) as index:
+            index.add(ids, {"neckline": a, "sleeve": b}, metadata=rows)
+            index.save()
+            hits = index.search({"neckline": q, "sleeve": r}, {"neckline": 2.0}, k=10, where="price < 50")
     """
 
-    def __init__(self, path: Path, spaces: Mapping[str, int], engine: str) -> None:
+    def __init__(self, path: Path, name: str, engine: Engine, read_only: bool) -> None:
         self.path = path
-        self.spaces = dict(spaces)
-        self.engine = engine
-        self._search_engine = ENGINES[engine]()
-        self._ids: list[Id] = []
-        self._known: set[Id] = set()
-        self._metadata: list[dict[str, Any]] = []
-        # Parts are joined when they are needed, so that many small additions stay cheap.
-        self._parts: dict[str, list[Vectors]] = {s: [np.zeros((0, d), np.float32)] for s, d in spaces.items()}
-        self._manifest_on_disk = b""
+        self.engine = name
+        self.read_only = read_only
+        self._made: Engine | None = engine
 
     @staticmethod
     def create(
-        path: str | os.PathLike[str], spaces: Mapping[str, int], engine: str = "flat"
+        path: str | os.PathLike[str], spaces: Mapping[str, int], engine: str = "flat", **options: Any
     ) -> AttributeIndex:
         """Make an empty index in a folder.
 
         Args:
             path: the folder; made with its parents where it is absent. It must not hold an index.
-            spaces: name of each attribute space and its dimension.
-            engine: "flat" scores every row, exactly.
+            spaces: name of each attribute space and its dimension; ``add_space`` adds others later.
+            engine: "flat" scores every item, exactly; "faiss" and "milvus" need a package of their own.
+            options: of the engine, see ``placket.index.flat.create`` and its like.
+
+        Raises:
+            FileExistsError: the folder holds an index.
+            ModuleNotFoundError: the engine's package is not installed.
+            ValueError: the spaces, the engine or an option is not valid.
         """
         folder = Path(path)
         if (folder / "manifest.json").exists():
@@ -89,137 +84,186 @@ class AttributeIndex:
         if not spaces:
             raise ValueError("AttributeIndex.create: spaces must name at least one space, got none")
         for name, dim in spaces.items():
-            if not (isinstance(name, str) and name and isinstance(dim, int) and dim >= 1):
-                raise ValueError(
-                    f"AttributeIndex.create: spaces must map names to positive dimensions, "
-                    f"got {name!r}: {dim!r}"
-                )
-        if engine not in ENGINES:
-            raise ValueError(f"AttributeIndex.create: engine must be one of {list(ENGINES)}, got '{engine}'")
+            _check_space("create", name, dim)
         folder.mkdir(parents=True, exist_ok=True)
-        index = AttributeIndex(folder, spaces, engine)
-        index.save()
-        return index
+        return AttributeIndex(folder, engine, engines.create(folder, engine, spaces, options), False)
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> AttributeIndex:
-        """Open the index in a folder; vectors stay on disk and are mapped into memory.
+    def load(path: str | os.PathLike[str], *, read_only: bool = False) -> AttributeIndex:
+        """Open the index in a folder; its files are mapped into memory and checked where they are read.
 
-        Files are checked for their sizes; ``verify`` also reads every byte. Raises FileNotFoundError where
-        there is no index, ValueError where it is damaged.
+        Args:
+            path: the folder.
+            read_only: see the version that was saved last, whoever writes; ``refresh`` shows later ones.
+
+        Raises:
+            BlockingIOError: another process, or another object of this one, holds it for writing.
+            FileNotFoundError: there is no index, or a file of it is not there.
+            ModuleNotFoundError: the engine's package is not installed.
+            ValueError: it is damaged, or of another format.
         """
         folder = Path(path)
-        while True:
-            manifest, raw = _read_manifest(folder)
-            try:
-                return AttributeIndex._open(folder, manifest, raw)
-            except ValueError:
-                # Another process may have saved, and removed the old files, since the manifest was read.
-                if (folder / "manifest.json").read_bytes() == raw:
-                    raise
+        name, engine = engines.load(folder, read_only)
+        return AttributeIndex(folder, name, engine, read_only)
 
-    @staticmethod
-    def _open(folder: Path, manifest: Mapping[str, Any], raw: bytes) -> AttributeIndex:
-        spaces = {name: entry["dim"] for name, entry in manifest["spaces"].items()}
-        index = AttributeIndex(folder, spaces, manifest["engine"])
-        for name, entry in manifest["spaces"].items():
-            # Copy-on-write: torch takes only arrays that may be written; nothing writes them.
-            vectors = np.load(_whole(folder, entry), mmap_mode="c")
-            if vectors.shape != (manifest["count"], entry["dim"]) or vectors.dtype != np.float32:
-                raise ValueError(
-                    f"AttributeIndex.load: {folder / entry['file']} must hold float32 of shape "
-                    f"[{manifest['count']}, {entry['dim']}], got {vectors.dtype} {list(vectors.shape)}"
-                )
-            index._parts[name] = [vectors]
-        items = _whole(folder, manifest["items"]).read_bytes()
-        if hashlib.sha256(items).hexdigest() != manifest["items"]["sha256"]:
-            file = folder / manifest["items"]["file"]
-            raise ValueError(f"AttributeIndex: {file} must be as saved, got other bytes")
-        for line in items.splitlines():
-            id, metadata = json.loads(line)
-            index._ids.append(id)
-            index._metadata.append(metadata)
-        index._known = set(index._ids)
-        index._manifest_on_disk = raw
-        return index
+    def __enter__(self) -> AttributeIndex:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of files, lock and connections; what was not saved is lost. A second call does nothing."""
+        if self._made is not None:
+            self._made.close()
+            self._made = None
+
+    @property
+    def spaces(self) -> dict[str, int]:
+        """Name and dimension of each space, in the order they were added."""
+        return dict(self._engine.spaces)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._engine)
 
     def __contains__(self, id: object) -> bool:
-        return id in self._known
+        return isinstance(id, (str, int, np.integer)) and bool(self._engine.contains([_id(id)])[0])
+
+    def contains(self, ids: Sequence[Id]) -> NDArray[np.bool_]:
+        """Return ``[n]``, which ids are there; faster than ``in`` for many."""
+        return self._engine.contains([_id(id) for id in ids])
+
+    def ids(self) -> Iterator[Id]:
+        """Return every id, in the order the items were added."""
+        return self._engine.ids()
+
+    def get(self, id: Id) -> Item:
+        """Return an item: its unit vector in each space and its metadata.
+
+        Raises:
+            LookupError: it is not there.
+        """
+        if id not in self:
+            raise LookupError(f"AttributeIndex.get: id must be in the index, got {id!r}")
+        return self._engine.get([_id(id)])[0]
 
     def add(
         self,
         ids: Sequence[Id],
         vectors: Mapping[str, ArrayLike],
         metadata: Sequence[Mapping[str, Any]] | None = None,
+        replace: bool = False,
     ) -> None:
         """Add items; all of them or, where something is wrong, none.
 
         Args:
-            ids: n strings or whole numbers, none of them in the index.
+            ids: n strings or whole numbers of 64 bits, no two alike.
             vectors: ``[n, D]`` for every space of the index; normalised here.
-            metadata: n mappings in JSON's types, or None.
+            metadata: n mappings in JSON's types, or None. Whole numbers must fit in 64 bits.
+            replace: whether items that are in the index are replaced; they count as added now. Without it
+                their ids are an error.
+
+        Raises:
+            TypeError: an id is of another type.
+            ValueError: something does not fit; the text says what.
         """
-        new = [_id(id) for id in ids]
-        seen: set[Id] = set()
-        for id in new:
-            if id in self._known or id in seen:
-                raise ValueError(f"AttributeIndex.add: ids must be new, got {id!r} a second time")
-            seen.add(id)
+        engine = self._writer("add")
+        new = _ids("add", ids)
+        there = engine.contains(new)
+        if there.any() and not replace:
+            raise ValueError(
+                f"AttributeIndex.add: ids must be new, got {new[int(there.argmax())]!r}, which is in the "
+                "index; replace=True replaces it"
+            )
         self._check_names("add", "vectors", vectors)
-        missing = [name for name in self.spaces if name not in vectors]
+        missing = [name for name in engine.spaces if name not in vectors]
         if missing:
             raise ValueError(
                 f"AttributeIndex.add: vectors must hold every space, got none for '{missing[0]}'"
             )
-        rows = {name: self._unit_rows("add", name, vectors[name], new) for name in self.spaces}
-        described = [{} for _ in new] if metadata is None else [dict(row) for row in metadata]
+        rows = {name: _unit_rows("add", name, vectors[name], dim, new) for name, dim in engine.spaces.items()}
+        described = [{} for _ in new] if metadata is None else list(metadata)
         if len(described) != len(new):
             raise ValueError(f"AttributeIndex.add: metadata must have {len(new)} rows, got {len(described)}")
-        for id, row in zip(new, described, strict=True):
-            try:
-                json.dumps(row, allow_nan=False)
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"AttributeIndex.add: metadata must be JSON, got {error} for id {id!r}"
-                ) from error
-        for name, part in rows.items():
-            self._parts[name].append(part)
-        self._ids += new
-        self._known |= seen
-        self._metadata += described
+        plain = [_plain(id, row) for id, row in zip(new, described, strict=True)]
+        if new:
+            engine.put(new, rows, plain)
 
     def remove(self, ids: Iterable[Id]) -> None:
         """Remove items; all of them or, where one is not there, none."""
-        gone = {_id(id) for id in ids}
-        unknown = gone - self._known
-        if unknown:
+        engine = self._writer("remove")
+        gone = list(dict.fromkeys(_id(id) for id in ids))
+        there = engine.contains(gone)
+        if not there.all():
             raise ValueError(
-                f"AttributeIndex.remove: ids must be in the index, got {sorted(map(repr, unknown))[0]}"
+                f"AttributeIndex.remove: ids must be in the index, got {gone[int(there.argmin())]!r}"
             )
-        keep = [row for row, id in enumerate(self._ids) if id not in gone]
-        for name in self.spaces:
-            self._parts[name] = [self._vectors(name)[keep]]
-        self._ids = [self._ids[row] for row in keep]
-        self._metadata = [self._metadata[row] for row in keep]
-        self._known -= gone
+        if gone:
+            engine.remove(gone)
 
-    def search(
-        self, queries: Mapping[str, ArrayLike], weights: Mapping[str, float] | None = None, k: int = 10
-    ) -> list[Hit]:
-        """Return the items with the largest weighted sum of cosine similarities; equal ones as added.
-
-        With the flat engine every item is scored in every space asked: the result is exact, not merged from
-            the
-        best of each space.
+    def add_space(
+        self,
+        name: str,
+        dim: int,
+        ids: Sequence[Id] | None = None,
+        vectors: ArrayLike | None = None,
+        *,
+        blocks: Iterable[tuple[Sequence[Id], ArrayLike]] | None = None,
+    ) -> None:
+        """Add a space to an index that holds items, without a change to the others.
 
         Args:
-            queries: ``[D]`` for one or several spaces; normalised here.
-            weights: of these spaces, 1 where none is given; a negative one asks for the opposite.
-            k: at most so many hits; fewer where the index holds fewer.
+            name: of the space.
+            dim: its dimension.
+            ids: of all items, in any order.
+            vectors: ``[n, dim]``, a row for each of ``ids``; normalised here.
+            blocks: the same in parts, of which one at a time is in memory; instead of ``ids`` and
+                ``vectors``. Without any of them the index must be empty.
+
+        Raises:
+            ValueError: an item has no vector or two, or something else does not fit; the index is as before.
         """
+        engine = self._writer("add_space")
+        _check_space("add_space", name, dim)
+        if name in engine.spaces:
+            raise ValueError(f"AttributeIndex.add_space: name must be new, got '{name}'")
+        if (ids is None) != (vectors is None) or (ids is not None and blocks is not None):
+            raise ValueError("AttributeIndex.add_space: vectors must come with ids, or in blocks")
+        if ids is not None and vectors is not None:
+            blocks = [(ids, vectors)]
+
+        def checked() -> Iterator[tuple[list[Id], Vectors]]:
+            for some, rows in blocks or ():
+                own = _ids("add_space", some)
+                yield own, _unit_rows("add_space", name, rows, dim, own)
+
+        engine.add_space(name, dim, checked())
+
+    def search(
+        self,
+        queries: Mapping[str, ArrayLike],
+        weights: Mapping[str, float] | None = None,
+        k: int = 10,
+        where: str | Expression | None = None,
+    ) -> list[Any]:
+        """Return the items with the largest weighted sum of cosine similarities; equal ones as added.
+
+        Args:
+            queries: ``[D]`` for one or several spaces, or ``[Q, D]`` for Q queries; normalised here.
+            weights: of these spaces, 1 where none is given; a negative one asks for the opposite.
+            k: at most so many hits; fewer where fewer items fulfil the condition.
+            where: a condition on the metadata, "price < 50 and labels.neckline has 'v'" for example; its
+                grammar is in ``placket.index.where``.
+
+        Returns:
+            a list of ``Hit`` for one query, a list of such lists for ``[Q, D]``.
+
+        Raises:
+            ValueError: something does not fit, or a file that is read is damaged.
+        """
+        engine = self._engine
         if not queries:
             raise ValueError("AttributeIndex.search: queries must name at least one space, got none")
         if k < 1:
@@ -231,172 +275,167 @@ class AttributeIndex:
                 raise ValueError(f"AttributeIndex.search: weights must be of spaces asked, got '{name}'")
             if not math.isfinite(weight):
                 raise ValueError(f"AttributeIndex.search: weights must be finite, got {weight} for '{name}'")
-        used = {name: float(given.get(name, 1.0)) for name in queries}
+        # In the order of the spaces, so that no result depends on the order of a caller's mapping.
+        asked = {name: _array(queries[name]) for name in engine.spaces if name in queries}
+        used = {name: float(given.get(name, 1.0)) for name in asked}
         if not any(used.values()):
             raise ValueError("AttributeIndex.search: weights must not all be 0, got only zeros")
-        units = {name: self._unit_rows("search", name, _one_row(q), None)[0] for name, q in queries.items()}
-        if not len(self):
-            return []
-        every = {name: self._vectors(name) for name in self.spaces}
-        scores, rows = self._search_engine.search(every, units, used, min(k, len(self)))
-        cosines = {name: every[name][rows] @ unit for name, unit in units.items()}
-        return [
-            Hit(
-                self._ids[row],
-                float(score),
-                {name: float(cosine[place]) for name, cosine in cosines.items()},
-                dict(self._metadata[row]),
-            )
-            for place, (score, row) in enumerate(zip(scores, rows, strict=True))
+        one = all(query.ndim == 1 for query in asked.values())
+        rows = {name: query[None] if one else query for name, query in asked.items()}
+        count = max(map(len, rows.values())) if all(query.ndim == 2 for query in rows.values()) else 1
+        units = {
+            name: _unit_rows("search", name, query, engine.spaces[name], range(count), "query ")
+            for name, query in rows.items()
+        }
+        condition = parse(where) if isinstance(where, str) else where
+        every = [
+            [Hit(found.id, found.score, found.parts, found.metadata) for found in of_one]
+            for of_one in (engine.search(units, used, k, condition) if count else [])
         ]
+        return every[0] if one else every
 
     def save(self) -> None:
-        """Write the index to its folder.
+        """Keep what was added and removed: all of it or, where this raises, nothing.
 
-        Raises RuntimeError where the folder was saved by another process since this index was loaded; nothing
-        is written then.
+        With a local engine it is on disk when this returns, and readers see it when they load or refresh.
+
+        Raises:
+            OSError: the disk is full, for example; the index on disk is as it was, and this object still has
+                everything, so that it can be saved again.
         """
-        manifest_path = self.path / "manifest.json"
-        on_disk = manifest_path.read_bytes() if manifest_path.exists() else b""
-        if on_disk != self._manifest_on_disk:
-            raise RuntimeError(
-                f"AttributeIndex.save: {self.path} must be as it was loaded, got a newer one; load again"
-            )
-        spaces = {}
-        for number, (name, dim) in enumerate(self.spaces.items()):
-            buffer = io.BytesIO()
-            np.save(buffer, self._vectors(name))
-            spaces[name] = {"dim": dim, **self._write(f"space{number}", ".npy", buffer.getbuffer())}
-        lines = [json.dumps(row, ensure_ascii=False) for row in zip(self._ids, self._metadata, strict=True)]
-        items = self._write("items", ".jsonl", "".join(line + "\n" for line in lines).encode())
-        manifest = {
-            "format": FORMAT,
-            "version": __version__,
-            "engine": self.engine,
-            "count": len(self),
-            "spaces": spaces,
-            "items": items,
-        }
-        write_json(manifest_path, manifest)
-        self._manifest_on_disk = manifest_path.read_bytes()
-        used = {entry["file"] for entry in [*spaces.values(), items]}
-        # Files of earlier savings, and what a kill left of one.
-        for pattern in ("space*-*.npy", "items-*.jsonl", ".*.tmp"):
-            for file in self.path.glob(pattern):
-                if file.name not in used:
-                    file.unlink()
+        self._writer("save").commit()
+
+    def refresh(self) -> None:
+        """See what another process has saved since this index was loaded or refreshed."""
+        self._engine.refresh()
+
+    def compact(self) -> None:
+        """Free the space of items that were removed or replaced, and save."""
+        self._writer("compact").compact()
 
     def info(self) -> dict[str, Any]:
-        """Return what the index holds: count, spaces and their dimensions, engine and bytes of vectors."""
+        """Return what the index holds, in JSON's types."""
+        engine = self._engine
         return {
             "path": str(self.path),
             "engine": self.engine,
-            "count": len(self),
-            "spaces": dict(self.spaces),
-            "vector_bytes": 4 * len(self) * sum(self.spaces.values()),
+            "count": len(engine),
+            "spaces": dict(engine.spaces),
+            **engine.info(),
             "version": __version__,
         }
 
     def verify(self) -> list[str]:
-        """Read every byte of the saved index and return what is wrong, a sentence each; empty if whole."""
-        try:
-            manifest, _ = _read_manifest(self.path)
-        except (OSError, ValueError) as error:
-            return [str(error)]
-        problems = []
-        for entry in [*manifest["spaces"].values(), manifest["items"]]:
-            try:
-                data = _whole(self.path, entry).read_bytes()
-            except (OSError, ValueError) as error:
-                problems.append(str(error))
-                continue
-            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                problems.append(f"{self.path / entry['file']} must be as saved, got other bytes")
-        return problems
+        """Read all that was saved, the model too, and return what is wrong, a sentence each."""
+        return self._engine.verify() + verify_model(self.path)
 
-    def _vectors(self, name: str) -> Vectors:
-        parts = self._parts[name]
-        if len(parts) > 1:
-            self._parts[name] = parts = [np.concatenate(parts)]
-        return parts[0]
+    @property
+    def _engine(self) -> Engine:
+        if self._made is None:
+            raise ValueError(f"AttributeIndex: {self.path} must be open, got it closed; load it again")
+        return self._made
 
-    def _write(self, stem: str, suffix: str, data: bytes | memoryview) -> dict[str, Any]:
-        """Write a file under a name of its content; one that is there already is the same."""
-        digest = hashlib.sha256(data).hexdigest()
-        file = self.path / f"{stem}-{digest[:16]}{suffix}"
-        if not (file.exists() and file.stat().st_size == len(data)):
-            write_bytes(file, data)
-        return {"file": file.name, "bytes": len(data), "sha256": digest}
+    def _writer(self, method: str) -> Engine:
+        if self.read_only:
+            raise PermissionError(
+                f"AttributeIndex.{method}: {self.path} must be open for writing, got read_only=True; "
+                "load it without"
+            )
+        return self._engine
 
     def _check_names(self, method: str, argument: str, given: Mapping[str, Any]) -> None:
+        spaces = self._engine.spaces
         for name in given:
-            if name not in self.spaces:
-                close = difflib.get_close_matches(str(name), self.spaces, n=1)
+            if name not in spaces:
+                close = difflib.get_close_matches(str(name), spaces, n=1)
                 hint = f"; closest is '{close[0]}'" if close else ""
                 raise ValueError(
-                    f"AttributeIndex.{method}: {argument} must be of the spaces {list(self.spaces)}, "
+                    f"AttributeIndex.{method}: {argument} must be of the spaces {list(spaces)}, "
                     f"got '{name}'{hint}"
                 )
 
-    def _unit_rows(self, method: str, name: str, vectors: ArrayLike, ids: Sequence[Id] | None) -> Vectors:
-        """Return rows of length 1; ``ids`` say what each is of, None for one query."""
-        if isinstance(vectors, torch.Tensor):
-            vectors = vectors.detach().cpu().float().numpy()
-        rows = np.array(vectors, dtype=np.float32)
-        count, dim = 1 if ids is None else len(ids), self.spaces[name]
-        if rows.shape != (count, dim):
-            raise ValueError(
-                f"AttributeIndex.{method}: vectors of space '{name}' must have shape [{count}, {dim}], got "
-                f"{list(rows.shape)}"
-            )
-        norms: NDArray[np.float64] = np.sqrt(np.square(rows, dtype=np.float64).sum(1))
+
+def _check_space(method: str, name: object, dim: object) -> None:
+    if not (isinstance(name, str) and name and isinstance(dim, int) and dim >= 1):
+        raise ValueError(
+            f"AttributeIndex.{method}: spaces must map names to positive dimensions, got {name!r}: {dim!r}"
+        )
+
+
+def _array(vectors: ArrayLike) -> NDArray[Any]:
+    return (
+        vectors.detach().cpu().float().numpy() if isinstance(vectors, torch.Tensor) else np.asarray(vectors)
+    )
+
+
+def _unit_rows(
+    method: str, name: str, vectors: ArrayLike, dim: int, of: Sequence[Id], what: str = "id "
+) -> Vectors:
+    """Return rows of length 1; ``what`` and ``of`` say what each is of."""
+    given = _array(vectors)
+    if given.shape != (len(of), dim):
+        raise ValueError(
+            f"AttributeIndex.{method}: vectors of space '{name}' must have shape [{len(of)}, {dim}], got "
+            f"{list(given.shape)}"
+        )
+    units = np.empty(given.shape, np.float32)
+    # In parts, since lengths are taken in float64, which must not be as large as all rows.
+    for begin in range(0, len(of), _PART):
+        with np.errstate(over="ignore"):
+            rows = given[begin : begin + _PART].astype(np.float32).astype(np.float64)
+        norms: NDArray[np.float64] = np.sqrt(np.square(rows).sum(1))
         wrong = ~(np.isfinite(norms) & (norms > 0))
         if wrong.any():
             row = int(wrong.argmax())
-            of = "" if ids is None else f" for id {ids[row]!r}"
             value = "a zero row" if norms[row] == 0 else "NaN or infinity"
             raise ValueError(
                 f"AttributeIndex.{method}: vectors of space '{name}' must be finite and not zero, "
-                f"got {value}{of}"
+                f"got {value} for {what}{of[begin + row]!r}"
             )
-        return (rows / norms[:, None]).astype(np.float32)
+        units[begin : begin + _PART] = rows / norms[:, None]
+    return units
 
 
-def _one_row(query: ArrayLike) -> ArrayLike:
-    return query[None] if isinstance(query, torch.Tensor) else np.asarray(query)[None]
+_PART = 4096
+
+
+def _ids(method: str, ids: Iterable[Id]) -> list[Id]:
+    """Return ids of which no two are alike."""
+    checked = [_id(id) for id in ids]
+    if len(set(checked)) < len(checked):
+        twice = Counter(checked).most_common(1)[0][0]
+        raise ValueError(f"AttributeIndex.{method}: ids must be new, got {twice!r} a second time")
+    return checked
 
 
 def _id(id: Any) -> Id:
     plain = id.item() if isinstance(id, np.generic) else id
     if isinstance(plain, bool) or not isinstance(plain, (str, int)):
         raise TypeError(f"AttributeIndex: ids must be strings or whole numbers, got {id!r}")
+    if isinstance(plain, int) and not -(2**63) <= plain < 2**63:
+        raise ValueError(f"AttributeIndex: ids must be whole numbers of 64 bits, got {plain}")
+    if isinstance(plain, str):
+        try:
+            plain.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"AttributeIndex: ids must be text for UTF-8, got {plain!r}") from None
     return plain
 
 
-def _read_manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
-    path = folder / "manifest.json"
-    if not path.exists():
-        raise FileNotFoundError(f"AttributeIndex: {folder} must hold an index, got no manifest.json")
-    raw = path.read_bytes()
+def _plain(id: Id, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata as it will be read again."""
     try:
-        manifest = json.loads(raw)
-    except ValueError as error:
-        raise ValueError(f"AttributeIndex: {path} must be JSON, got {error}") from error
-    format = manifest.get("format") if isinstance(manifest, dict) else None
-    if format != FORMAT:
-        raise ValueError(f"AttributeIndex: {path} must have format '{FORMAT}', got {format!r}")
-    if manifest["engine"] not in ENGINES:
-        raise ValueError(
-            f"AttributeIndex: {path} must name an engine of {list(ENGINES)}, got '{manifest['engine']}'"
-        )
-    return manifest, raw
+        strange = next((key for key in metadata if not isinstance(key, str)), None)
+        if strange is not None:
+            raise TypeError(f"the key {strange!r}")
+        text = json.dumps(dict(metadata), allow_nan=False, ensure_ascii=False)
+        text.encode()
+        return dict(json.loads(text, parse_int=_whole_number))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"AttributeIndex.add: metadata must be JSON, got {error} for id {id!r}") from error
 
 
-def _whole(folder: Path, entry: Mapping[str, Any]) -> Path:
-    """Return where a file of the manifest is, having checked its size."""
-    file = folder / str(entry["file"])
-    size = file.stat().st_size if file.exists() else None
-    if size != entry["bytes"]:
-        found = "no such file" if size is None else f"{size} bytes"
-        raise ValueError(f"AttributeIndex: {file} must have {entry['bytes']} bytes, got {found}")
-    return file
+def _whole_number(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"{digits[:40]}, which does not fit in 64 bits,")
+    return int(digits)

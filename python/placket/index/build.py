@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from placket.data import Split
 from placket.evaluate import embed_image, embed_pairs
 from placket.index.attribute_index import AttributeIndex, Hit
-from placket.models import load
+from placket.index.engines import read_manifest
+from placket.index.model import check_model, keep_model, load_model
+from placket.index.where import Expression
 from placket.nn import Rpf
 
-__all__ = ["build", "search_image"]
+__all__ = ["add_images", "build", "search_image"]
+
+_DOMAINS = ("shop", "consumer")
 
 
 def build(
@@ -23,38 +29,129 @@ def build(
     directory: str | os.PathLike[str],
     *,
     images: ArrayLike | None = None,
+    captions: Sequence[str] | None = None,
     engine: str = "flat",
+    block: int = 1024,
+    threads: int = 2,
+    bfloat16: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> AttributeIndex:
-    """Embed images under every attribute, add them to a new index, and save it with the model.
+    """Embed images under every attribute and put them into an index, which keeps the model.
 
-    The ids are the file names in the data set; the metadata are ``path`` and ``labels`` (attribute to its
-    values).
+    Block by block, each of which is saved: memory for one block is enough, and what an interruption left is
+    gone on with by the same call.
 
     Args:
         model: whose attributes become the spaces.
-        split: where the images are.
+        split, images, captions, block, threads, bfloat16, progress: see ``add_images``.
         directory: of the index; the model goes to ``<directory>/model``.
-        images: ids ``[n]`` of those to add; all of the split by default.
-        engine: see ``AttributeIndex.create``.
+        engine, options: see ``AttributeIndex.create``.
+
+    Returns:
+        the index, open for writing.
 
     Raises:
         RuntimeError: an image cannot be read.
+        ValueError: the directory holds an index of another model, engine or option.
     """
-    rows = np.arange(len(split)) if images is None else np.asarray(images, dtype=np.int64)
-    names = model.schema.names
-    index = AttributeIndex.create(directory, spaces=dict.fromkeys(names, model.embedding_dim), engine=engine)
-    pairs = np.repeat(rows, len(names)), np.tile(np.arange(len(names)), len(rows))
-    embeddings = embed_pairs(model, split, *pairs).unflatten(0, (len(rows), len(names))).numpy()
-    records = list(split.records)
-    paths = split.image_list()
-    index.add(
-        [split.filenames[int(row)] for row in rows],
-        {name: embeddings[:, i] for i, name in enumerate(names)},
-        metadata=[{"path": paths.path(int(row)), "labels": records[row].labels} for row in rows],
-    )
-    model.save(index.path / "model")
-    index.save()
+    folder = Path(directory)
+    if (folder / "manifest.json").exists():
+        found = read_manifest(folder)
+        asked, there = {"engine": engine, **options}, {"engine": found["engine"], **found["options"]}
+        for name, value in asked.items():
+            if there.get(name) != value:
+                raise ValueError(
+                    f"build: {name} must be {there.get(name)!r} as in the index {folder}, got {value!r}"
+                )
+        index = AttributeIndex.load(folder)
+    else:
+        spaces = dict.fromkeys(model.schema.names, model.embedding_dim)
+        index = AttributeIndex.create(folder, spaces=spaces, engine=engine, **options)
+    try:
+        keep_model(model, folder)
+        add_images(
+            index,
+            split,
+            images=images,
+            captions=captions,
+            block=block,
+            threads=threads,
+            bfloat16=bfloat16,
+            progress=progress,
+            model=model,
+        )
+    except BaseException:
+        index.close()
+        raise
     return index
+
+
+def add_images(
+    index: AttributeIndex,
+    split: Split,
+    *,
+    images: ArrayLike | None = None,
+    captions: Sequence[str] | None = None,
+    block: int = 1024,
+    threads: int = 2,
+    bfloat16: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    model: Rpf | None = None,
+) -> int:
+    """Embed images and add them to an index that ``build`` made; those that are in it are left out.
+
+    The ids are the file names in the data set. The metadata are ``path``, ``labels`` (attribute to list of
+    values) and, where the data set has them, ``box`` (x0, y0, x1, y1 in pixels), ``product`` (a number),
+    ``domain`` ("shop" or "consumer") and ``caption``.
+
+    Args:
+        index: open for writing; saved after each block.
+        split: where the images are.
+        images: ids ``[n]`` of those to add; all of the split by default.
+        captions: of all images of the split (``Dataset.captions``).
+        block: images at a time.
+        threads: that decode.
+        bfloat16: autocast.
+        progress: called with the images done and their number.
+        model: the one that the index was built with; read from its folder where None.
+
+    Returns:
+        how many images were added.
+
+    Raises:
+        RuntimeError: an image cannot be read; the blocks before are in the index.
+        ValueError: the index holds another image of the same file name, or has another model.
+    """
+    model = _own(index, model)
+    names = model.schema.names
+    every = np.arange(len(split)) if images is None else np.asarray(images, dtype=np.int64)
+    paths, added = split.image_list(), 0
+    for begin in range(0, len(every), block):
+        part = every[begin : begin + block]
+        known = index.contains([split.filenames[int(row)] for row in part])
+        for row in part[known].tolist():
+            held = index.get(split.filenames[row]).metadata.get("path")
+            if held != paths.path(row):
+                raise ValueError(
+                    f"add_images: ids must be of one image each, got '{split.filenames[row]}' "
+                    f"for {paths.path(row)} and {held}"
+                )
+        rows = part[~known]
+        if len(rows):
+            pairs = np.repeat(rows, len(names)), np.tile(np.arange(len(names)), len(rows))
+            embedded = embed_pairs(model, split, *pairs, threads=threads, bfloat16=bfloat16)
+            vectors = embedded.view(len(rows), len(names), -1).numpy()
+            index.add(
+                [split.filenames[row] for row in rows.tolist()],
+                {name: vectors[:, i] for i, name in enumerate(names)},
+                [_described(split, row, paths.path(row), captions) for row in rows.tolist()],
+            )
+            index.save()
+            added += len(rows)
+        if progress is not None:
+            progress(begin + len(part), len(every))
+    return added
 
 
 def search_image(
@@ -64,6 +161,7 @@ def search_image(
     *,
     box: Sequence[int] | None = None,
     k: int = 10,
+    where: str | Expression | None = None,
     model: Rpf | None = None,
 ) -> list[Hit]:
     """Search an index that ``build`` made by a photograph.
@@ -74,17 +172,42 @@ def search_image(
         weights: attributes in which the hits shall be alike, with or without weights; all by default.
         box: x0, y0, x1, y1 of the garment in pixels, x1 and y1 exclusive; the whole image without one.
         k: hits at most.
+        where: a condition on the metadata, see ``AttributeIndex.search``.
         model: the one that the index was built with; read from its folder where None.
 
     Raises:
-        ValueError: an attribute is not of the model.
+        ValueError: an attribute is not of the model, the model not the index's, or the condition none.
         RuntimeError: the image cannot be read; the text names file and cause.
     """
-    model = load(index.path / "model") if model is None else model
+    model = _own(index, model)
     wanted = model.schema.names if weights is None else weights
     weighted = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 1.0)
     names = [model.schema.names[i] for i in model.schema.indices(weighted)]
-    embeddings = embed_image(model, image, names, box).numpy()
+    embeddings: NDArray[np.float32] = embed_image(model, image, names, box).numpy()
     return index.search(
-        dict(zip(names, embeddings, strict=True)), dict(zip(names, weighted.values(), strict=True)), k=k
+        dict(zip(names, embeddings, strict=True)),
+        dict(zip(names, weighted.values(), strict=True)),
+        k=k,
+        where=where,
     )
+
+
+def _own(index: AttributeIndex, model: Rpf | None) -> Rpf:
+    if model is None:
+        return load_model(index.path)
+    check_model(model, index.path)
+    return model
+
+
+def _described(split: Split, row: int, path: str, captions: Sequence[str] | None) -> dict[str, Any]:
+    record = split.record(row)
+    metadata: dict[str, Any] = {"path": path, "labels": record.labels}
+    if record.box is not None:
+        metadata["box"] = record.box
+    if split.identities is not None and split.identities[row] >= 0:
+        metadata["product"] = int(split.identities[row])
+    if split.domains is not None:
+        metadata["domain"] = _DOMAINS[int(split.domains[row])]
+    if captions is not None and captions[row]:
+        metadata["caption"] = captions[row]
+    return metadata

@@ -1,0 +1,105 @@
+"""The model that embeds what an index holds, kept in its folder with the checksums of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from placket import checkpoint, models
+from placket.nn import Rpf
+from placket.runs import write_text
+
+__all__ = ["check_model", "keep_model", "load_model", "verify_model"]
+
+_FILES = (checkpoint.CONFIG, checkpoint.WEIGHTS)
+_SUMS = "SHA256SUMS"
+
+
+def keep_model(model: Rpf, index: Path) -> None:
+    """Write a model to ``<index>/model``.
+
+    Raises:
+        ValueError: there is another one, or a damaged one.
+    """
+    folder = index / "model"
+    if not (folder / _SUMS).exists():
+        model.save(folder)
+        write_text(folder / _SUMS, "".join(map(_line, [folder / name for name in _FILES])))
+        return
+    kept, state = load_model(index), model.state_dict()
+    same = _config(kept) == _config(model) and all(
+        torch.equal(tensor, state[name].cpu()) for name, tensor in kept.state_dict().items()
+    )
+    if not same:
+        raise ValueError(
+            f"build: model must be the one in {folder}, which embedded what the index holds, got another; "
+            "build a new index with it"
+        )
+
+
+def check_model(model: Rpf, index: Path) -> None:
+    """Refuse a model of another kind, schema or preprocessing than the one in the index, where there is one.
+
+    Its weights are not compared.
+    """
+    folder = index / "model"
+    if (folder / checkpoint.CONFIG).exists() and checkpoint.read_config(folder) != _config(model):
+        raise ValueError(
+            f"search_image: model must have the configuration in {folder / checkpoint.CONFIG}, got another; "
+            "leave it out to use the index's own"
+        )
+
+
+def load_model(index: Path, device: str | torch.device = "cpu") -> Rpf:
+    """Read the model of an index.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    folder = index / "model"
+    if not (folder / _SUMS).exists():
+        raise FileNotFoundError(
+            f"search_image: {index} must hold the model that it was built with, got no {_SUMS} in {folder}"
+        )
+    for problem in verify_model(index):
+        raise ValueError(problem)
+    return models.load(folder, device=device)
+
+
+def verify_model(index: Path) -> list[str]:
+    """Return what is wrong with the files of the model, a sentence each; nothing where there is no model."""
+    folder = index / "model"
+    if not (folder / _SUMS).exists():
+        return []
+    said = (folder / _SUMS).read_bytes().splitlines(keepends=True)
+    problems = []
+    for number, name in enumerate(_FILES):
+        found = _line(folder / name).encode() if (folder / name).is_file() else None
+        if said[number : number + 1] != [found]:
+            got = "no such file" if found is None else "another"
+            problems.append(
+                f"AttributeIndex: {folder / name} must have the checksum in {folder / _SUMS}, got {got}"
+            )
+    if len(said) > len(_FILES):
+        problems.append(f"AttributeIndex: {folder / _SUMS} must have {len(_FILES)} lines, got {len(said)}")
+    return problems
+
+
+def _config(model: Rpf) -> Any:
+    """Return the configuration as ``checkpoint.read_config`` would."""
+    return json.loads(json.dumps(model.config_dict()))
+
+
+def _line(file: Path) -> str:
+    """Return the file's line as ``sha256sum`` writes it."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(1 << 20):
+            digest.update(part)
+    return f"{digest.hexdigest()}  {os.path.basename(file)}\n"
