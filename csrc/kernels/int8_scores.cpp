@@ -11,13 +11,13 @@ namespace {
 
 constexpr int64_t kStepBytes = kPanelItems * kPanelStep;
 
-// The dimensions from `begin` on, a multiple of kPanelStep.
+// The dimensions from `begin` on, a multiple of kPanelStep, and zeros up to a multiple of kInt8Pad.
 void pack_rest(const int8_t* const* items, int64_t count, int64_t begin, int64_t dims,
                int8_t* panel) {
-  for (int64_t d = begin; d < dims; d += kPanelStep) {
+  for (int64_t d = begin; d % kInt8Pad != 0 || d < dims; d += kPanelStep) {
     int8_t* to = panel + d * kPanelItems;
     std::memset(to, 0, kStepBytes);
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < count && d < dims; ++i) {
       std::memcpy(to + i * kPanelStep, items[i] + d, std::min(kPanelStep, dims - d));
     }
   }
@@ -37,36 +37,51 @@ void scores_portable(const uint8_t* query, int64_t padded, const int8_t* panel, 
 
 #ifdef __x86_64__
 #define PLACKET_AVX2 __attribute__((target("avx2")))
+#define PLACKET_UNROLL _Pragma("GCC unroll 8")  // GCC keeps arrays in registers only then
 
-// Nine sums of 8 items each, of the 16 registers there are. Pairs of products are added in 16 bits,
-// where 2 * 127 * 128 has room.
+// Nine sums of 8 items each, of the 16 registers there are.
 constexpr int kTileQueries = 3;
 constexpr int kVectors = kPanelItems / 8;
+
+// Products of eight dimensions, two sums of four in 16 bits, where 4 * 63 * 128 has room.
+PLACKET_AVX2 inline __m256i products(__m256i low, __m256i high, const int8_t* panel) {
+  const auto* items = reinterpret_cast<const __m256i*>(panel);
+  return _mm256_add_epi16(_mm256_maddubs_epi16(low, _mm256_loadu_si256(items)),
+                          _mm256_maddubs_epi16(high, _mm256_loadu_si256(items + kVectors)));
+}
+
+PLACKET_AVX2 inline __m256i four_everywhere(const uint8_t* query) {
+  int32_t four;
+  std::memcpy(&four, query, sizeof four);
+  return _mm256_set1_epi32(four);
+}
 
 PLACKET_AVX2 void scores_avx2(const uint8_t* const* queries, int64_t padded, const int8_t* panel,
                               int32_t* const* scores) {
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i sums[kTileQueries][kVectors];
+  const uint8_t* query[kTileQueries];
+  PLACKET_UNROLL
   for (int q = 0; q < kTileQueries; ++q) {
+    query[q] = queries[q];
+    PLACKET_UNROLL
     for (int i = 0; i < kVectors; ++i) sums[q][i] = _mm256_setzero_si256();
   }
-  for (int64_t d = 0; d < padded; d += kPanelStep, panel += kStepBytes) {
-    __m256i items[kVectors];
-    for (int i = 0; i < kVectors; ++i) {
-      items[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel) + i);
-    }
+  for (int64_t d = 0; d < padded; d += 2 * kPanelStep, panel += 2 * kStepBytes) {
+    PLACKET_UNROLL
     for (int q = 0; q < kTileQueries; ++q) {
-      int32_t four;
-      std::memcpy(&four, queries[q] + d, sizeof four);
-      const __m256i query = _mm256_set1_epi32(four);
+      const __m256i low = four_everywhere(query[q] + d);
+      const __m256i high = four_everywhere(query[q] + d + kPanelStep);
+      PLACKET_UNROLL
       for (int i = 0; i < kVectors; ++i) {
-        const __m256i pairs = _mm256_maddubs_epi16(query, items[i]);
+        const __m256i pairs = products(low, high, panel + 32 * i);
         sums[q][i] = _mm256_add_epi32(sums[q][i], _mm256_madd_epi16(pairs, ones));
-        asm("" : "+x"(sums[q][i]));  // GCC 12 would keep some of the sums in memory
       }
     }
   }
+  PLACKET_UNROLL
   for (int q = 0; q < kTileQueries; ++q) {
+    PLACKET_UNROLL
     for (int i = 0; i < kVectors; ++i) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(scores[q]) + i, sums[q][i]);
     }

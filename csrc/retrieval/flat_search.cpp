@@ -134,16 +134,13 @@ std::vector<uint32_t> kept_rows(const Tensor& keep) {
   return rows;
 }
 
-// Rows that are scored at a time: their vectors stay in the second-level cache.
-int64_t tile_rows(int64_t row_bytes) {
-  constexpr int64_t kTileBytes = 1 << 17;
-  return std::clamp<int64_t>(kTileBytes / std::max<int64_t>(row_bytes, 1), 24, 480) / kPanelItems *
-         kPanelItems;
-}
+// Rows that are scored at a time. Every tile costs a copy of the queries, and the tile's scores are
+// to stay in the second-level cache.
+int64_t tile_rows(int64_t queries) { return std::clamp<int64_t>((1 << 16) / queries, 240, 960); }
 
 // Shows rows to the queries [begin, end); best is one for each.
 void scan(const RowScorer& scorer, int64_t begin, int64_t end, const RowSpan& rows, TopK* best) {
-  const int64_t tile = tile_rows(scorer.longest_row());
+  const int64_t tile = tile_rows(end - begin);
   RowScorer::Scratch scratch;
   std::vector<float> scores((end - begin) * tile);
   for (int64_t first = 0; first < rows.count; first += tile) {
@@ -155,56 +152,94 @@ void scan(const RowScorer& scorer, int64_t begin, int64_t end, const RowSpan& ro
   }
 }
 
-// Scores waiting rows in the order of their upper bounds, until these no longer reach the best.
-void settle(const RowScorer& scorer, int64_t query, std::vector<uint64_t>& waiting,
-            RowScorer::Scratch& scratch, TopK& best) {
-  constexpr int64_t kAtOnce = 16;
-  std::sort(waiting.begin(), waiting.end());
-  const auto count = int64_t(waiting.size());
-  for (int64_t first = 0; first < count; first += kAtOnce) {
-    if (score_of(waiting[first]) < best.least()) break;
-    const int64_t last = std::min(first + kAtOnce, count);
+// Finds one query's best among the rows that are shown, scoring only those whose upper bounds
+// reach what is the best so far.
+class Settling {
+ public:
+  Settling(const RowScorer& scorer, const Screen& screen, int64_t query, int64_t k, TopK& best)
+      : scorer_(scorer),
+        screen_(screen),
+        query_(query),
+        most_(std::max<int64_t>(64, 2 * k)),
+        best_(best) {}
+
+  void show(const float* upper, const RowSpan& rows, RowScorer::Scratch& scratch) {
+    for_each_reaching(
+        upper, rows.count, [this] { return best_.least(); },
+        [&](int64_t i) { wait(upper[i], rows[i]); });
+    if (int64_t(waiting_.size()) >= most_) settle(scratch);
+  }
+
+  void settle(RowScorer::Scratch& scratch) {
+    std::sort(waiting_.begin(), waiting_.end());
+    size_t done = 0;
+    // The first rows of all are scored at once, so that there is something to reach.
+    while (done < waiting_.size() && std::isinf(best_.least())) done = score(done, scratch);
+    std::vector<uint64_t> rest(waiting_.begin() + done, waiting_.end());
+    if (screen_.coarse()) {
+      waiting_.clear();
+      for (const uint64_t key : rest) {
+        if (score_of(key) < best_.least()) break;
+        const float upper = screen_.refined(query_, row_of(key));
+        if (!(upper < best_.least())) wait(upper, row_of(key));
+      }
+      rest.swap(waiting_);
+      std::sort(rest.begin(), rest.end());
+    }
+    waiting_.swap(rest);
+    for (done = 0; done < waiting_.size();) {
+      if (score_of(waiting_[done]) < best_.least()) break;
+      done = score(done, scratch);
+    }
+    waiting_.clear();
+  }
+
+ private:
+  // Bounds that are no numbers, as only strange codes have them, exclude nothing.
+  void wait(float upper, int64_t row) {
+    waiting_.push_back(
+        rank_key(std::isnan(upper) ? std::numeric_limits<float>::infinity() : upper, row));
+  }
+
+  // Scores some of the waiting rows, and returns the next.
+  size_t score(size_t first, RowScorer::Scratch& scratch) {
+    constexpr size_t kAtOnce = 8;
+    const size_t last = std::min(first + kAtOnce, waiting_.size());
     uint32_t rows[kAtOnce];
     float scores[kAtOnce];
-    for (int64_t i = first; i < last; ++i) rows[i - first] = uint32_t(row_of(waiting[i]));
-    const RowSpan part = {rows, 0, last - first};
-    scorer.score(query, query + 1, part, scratch, scores);
-    TORCH_CHECK_VALUE(best.take(scores, part), kNan);
+    for (size_t i = first; i < last; ++i) rows[i - first] = uint32_t(row_of(waiting_[i]));
+    const RowSpan span = {rows, 0, int64_t(last - first)};
+    scorer_.score(query_, query_ + 1, span, scratch, scores);
+    TORCH_CHECK_VALUE(best_.take(scores, span), kNan);
+    return last;
   }
-  waiting.clear();
-}
 
-// The same as `scan`. Rows that may be among the best wait until there are many of them, so that
-// the order of their bounds spares most of them.
+  const RowScorer& scorer_;
+  const Screen& screen_;
+  int64_t query_, most_;
+  TopK& best_;
+  std::vector<uint64_t> waiting_;  // keys of upper bounds
+};
+
+// The same as `scan`.
 void screened_scan(const RowScorer& scorer, const Screen& screen, int64_t begin, int64_t end,
                    const RowSpan& rows, int64_t k, TopK* best) {
-  const int64_t tile = tile_rows(scorer.longest_row() / 4), queries = end - begin;
-  const size_t most_waiting = std::max<int64_t>(1024, 4 * k);
+  const int64_t queries = end - begin, tile = tile_rows(queries);
   Screen::Scratch scratch;
   RowScorer::Scratch scorer_scratch;
   std::vector<float> upper(queries * tile);
-  std::vector<std::vector<uint64_t>> waiting(queries);
+  std::vector<Settling> settling;
+  for (int64_t q = 0; q < queries; ++q) {
+    settling.emplace_back(scorer, screen, begin + q, k, best[q]);
+  }
   for (int64_t first = 0; first < rows.count; first += tile) {
     const RowSpan part = rows.part(first, std::min(first + tile, rows.count));
     screen.upper_bounds(begin, end, part, scratch, upper.data());
     for (int64_t q = 0; q < queries; ++q) {
-      const float* bounds = upper.data() + q * part.count;
-      for_each_reaching(
-          bounds, part.count, [&] { return best[q].least(); },
-          [&](int64_t i) {
-            // Bounds that are no numbers, as only strange codes have them, exclude nothing.
-            const float bound =
-                std::isnan(bounds[i]) ? std::numeric_limits<float>::infinity() : bounds[i];
-            waiting[q].push_back(rank_key(bound, part[i]));
-          });
-      if (waiting[q].size() >= most_waiting) {
-        settle(scorer, begin + q, waiting[q], scorer_scratch, best[q]);
-      }
+      settling[q].show(upper.data() + q * part.count, part, scorer_scratch);
     }
   }
-  for (int64_t q = 0; q < queries; ++q) {
-    settle(scorer, begin + q, waiting[q], scorer_scratch, best[q]);
-  }
+  for (Settling& one : settling) one.settle(scorer_scratch);
 }
 
 // Calls find(begin, end, rows, best) for blocks of queries and parts of the rows, in threads, and

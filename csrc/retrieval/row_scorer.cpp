@@ -29,12 +29,6 @@ RowScorer::RowScorer(at::TensorList queries, at::TensorList database,
   }
 }
 
-int64_t RowScorer::longest_row() const {
-  int64_t most = 0;
-  for (const Space& space : spaces_) most = std::max(most, space.padded);
-  return most * int64_t(sizeof(float));
-}
-
 void RowScorer::dots(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
                      Scratch& scratch, float* scores) {
   const int64_t dims = space.dims, padded = space.padded;

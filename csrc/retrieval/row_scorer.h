@@ -24,7 +24,6 @@ class RowScorer {
   };
 
   int64_t spaces() const { return int64_t(spaces_.size()); }
-  int64_t longest_row() const;  // in bytes
 
   // Of the queries [begin, end), to scores [end - begin, rows.count].
   void score(int64_t begin, int64_t end, const RowSpan& rows, Scratch& scratch,

@@ -16,8 +16,8 @@
 namespace placket {
 namespace {
 
-constexpr int kOffset = 64;  // makes codes of queries, in [-63, 63], unsigned
-constexpr float kLevels = 63;
+constexpr int kOffset = 32;  // makes codes of queries, in [-31, 31], unsigned
+constexpr float kLevels = 31;
 
 // With rows, queries and weights below kMostNorm an operation underflows by less than 2^-126, and
 // what follows multiplies that by less than 2^66.
@@ -49,6 +49,25 @@ PLACKET_SIMD void widen(const BFloat16* values, int64_t count, float* wide) {
   for (int64_t i = 0; i < count; ++i) wide[i] = values[i];
 }
 
+PLACKET_SIMD float dot_codes(const float* query, const int8_t* codes, int64_t dims) {
+  constexpr int64_t kLanes = 16;
+  float lanes[kLanes] = {};
+  int64_t d = 0;
+  for (; d + kLanes <= dims; d += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += query[d + l] * float(codes[d + l]);
+  }
+  float sum = 0;
+  for (; d < dims; ++d) sum += query[d] * float(codes[d]);
+  for (const float lane : lanes) sum += lane;
+  return sum;
+}
+
+float dot_codes(const float* query, const BFloat16* codes, int64_t dims) {
+  float sum = 0;
+  for (int64_t d = 0; d < dims; ++d) sum += query[d] * float(codes[d]);
+  return sum;
+}
+
 // To [3, rows.count].
 void gather_bounds(const at::Tensor& bounds, const RowSpan& rows, std::vector<float>& gathered) {
   gathered.resize(3 * rows.count);
@@ -67,26 +86,29 @@ Screen::Screen(at::TensorList queries, at::TensorList codes, at::TensorList boun
   const auto spaces = int64_t(queries.size());
   const double rounding = double(2 * dims + 4 * spaces + 64) * 0x1p-24;
   for (int64_t s = 0; s < spaces; ++s) {
-    Space space = {{}, codes[s], bounds[s], 0, {}};
-    set_terms(space, queries[s].contiguous(), double(float(weights[s])), rounding);
+    Space space = {queries[s].contiguous(), {}, codes[s], bounds[s], 0, {}, {}};
+    set_terms(space, double(float(weights[s])), rounding);
     spaces_.push_back(std::move(space));
+    coarse_ |= codes[s].scalar_type() == at::kChar;
   }
 }
 
-void Screen::set_terms(Space& space, const at::Tensor& queries, double weight, double rounding) {
+void Screen::set_terms(Space& space, double weight, double rounding) {
+  const at::Tensor& queries = space.queries;
   const int64_t count = queries.size(0), dims = queries.size(1);
   const bool int8 = space.codes.scalar_type() == at::kChar;
   uint8_t* codes = nullptr;
   if (int8) {
-    space.padded = (dims + kPanelStep - 1) / kPanelStep * kPanelStep;
-    space.queries = at::empty({place(count) + 1, space.padded}, queries.options().dtype(at::kByte));
-    codes = mutable_data<uint8_t>(space.queries);
-    std::fill_n(codes, space.queries.numel(), uint8_t{1});
+    space.padded = (dims + kInt8Pad - 1) / kInt8Pad * kInt8Pad;
+    space.packed = at::empty({place(count) + 1, space.padded}, queries.options().dtype(at::kByte));
+    codes = mutable_data<uint8_t>(space.packed);
+    std::fill_n(codes, space.packed.numel(), uint8_t{1});
   } else {
-    space.queries = dot_rows(queries);
-    space.padded = space.queries.size(1);
+    space.packed = dot_rows(queries);
+    space.padded = space.packed.size(1);
   }
   space.terms.resize(count);
+  space.fine.resize(count);
   for (int64_t q = 0; q < count; ++q) {
     const float* query = data<float>(queries) + q * dims;
     float most = 0;
@@ -118,7 +140,23 @@ void Screen::set_terms(Space& space, const at::Tensor& queries, double weight, d
     const double size = std::abs(weight) * kUp;
     space.terms[q] = {float(weight * step), float(size * norm),
                       float(size * (lost + rounding * (norm + lost)))};
+    space.fine[q] = {float(weight), float(size * norm), float(size * rounding * norm)};
   }
+}
+
+float Screen::refined(int64_t query, int64_t row) const {
+  float upper = kUnderflow * float(spaces_.size());
+  for (const Space& space : spaces_) {
+    const int64_t dims = space.codes.size(1);
+    const float* q = data<float>(space.queries) + query * dims;
+    const float dot = space.codes.scalar_type() == at::kChar
+                          ? dot_codes(q, data<int8_t>(space.codes) + row * dims, dims)
+                          : dot_codes(q, data<BFloat16>(space.codes) + row * dims, dims);
+    const float* bounds = data<float>(space.bounds) + 3 * row;
+    const Terms& terms = space.fine[query];
+    upper += terms.step * (bounds[0] * dot) + (terms.spread * bounds[1] + terms.slope * bounds[2]);
+  }
+  return upper;
 }
 
 void Screen::upper_bounds(int64_t begin, int64_t end, const RowSpan& rows, Scratch& scratch,
@@ -147,7 +185,7 @@ void Screen::add_int8(const Space& space, int64_t begin, int64_t end, const RowS
     const int8_t* items[kPanelItems];
     for (int64_t i = 0; i < count; ++i) items[i] = codes + rows[first + i] * dims;
     pack_int8_panel(items, count, dims, scratch.panel.data());
-    int8_scores(data<uint8_t>(space.queries) + place(begin) * padded, queries + 1, padded,
+    int8_scores(data<uint8_t>(space.packed) + place(begin) * padded, queries + 1, padded,
                 scratch.panel.data(), scratch.sums.data() + first, stride);
   }
   const int32_t* ones = scratch.sums.data() + queries * stride;
@@ -171,7 +209,7 @@ void Screen::add_bfloat16(const Space& space, int64_t begin, int64_t end, const 
     widen(codes + rows[i] * dims, dims, to);
     std::fill(to + dims, to + padded, 0.0f);
   }
-  dot_scores_cpu({data<float>(space.queries) + begin * padded, scratch.rows.data(), queries,
+  dot_scores_cpu({data<float>(space.packed) + begin * padded, scratch.rows.data(), queries,
                   rows.count, padded},
                  scratch.dots.data(), rows.count);
   const float* bounds = scratch.bounds.data();

@@ -11,7 +11,7 @@ namespace placket {
 
 // Upper bounds of the scores of RowScorer from rows in fewer bits (`quantize`).
 //
-// Of one space, with q^ the query in 7 bits (q itself where rows are bfloat16) and x^ the row's
+// Of one space, with q^ the query in 6 bits (q itself where rows are bfloat16) and x^ the row's
 // codes times their scale, by Cauchy-Schwarz
 //
 //   <q, x> = <q^, x^> + <q, x - x^> + <q - q^, x^> <= <q^, x^> + |q| residual + |q - q^| norm,
@@ -20,7 +20,7 @@ namespace placket {
 class Screen {
  public:
   // Queries of a block share the sums of the rows' codes.
-  static constexpr int64_t kBlock = 256;
+  static constexpr int64_t kBlock = 240;
 
   Screen(at::TensorList queries,         // [S] of [Q, D_s] float32
          at::TensorList codes,           // [S] of [N, D_s] int8 or bfloat16, contiguous
@@ -41,26 +41,31 @@ class Screen {
   void upper_bounds(int64_t begin, int64_t end, const RowSpan& rows, Scratch& scratch,
                     float* upper) const;
 
+  // A smaller bound for more work, from the query as it is, where some rows are int8.
+  bool coarse() const { return coarse_; }
+  float refined(int64_t query, int64_t row) const;
+
  private:
   // A query's part of a bound: step * scale * sum + spread * residual + slope * norm.
   struct Terms {
     float step, spread, slope;
   };
   struct Space {
-    at::Tensor queries;  // [Q, padded] float32, or uint8 with a row of ones after each block
+    at::Tensor queries;  // [Q, D] float32
+    at::Tensor packed;   // [Q, padded] float32, or uint8 with a row of ones after each block
     at::Tensor codes, bounds;
     int64_t padded;
-    std::vector<Terms> terms;  // [Q]
+    std::vector<Terms> terms, fine;  // [Q]
   };
 
-  void set_terms(Space& space, const at::Tensor& queries, double weight, double rounding);
+  void set_terms(Space& space, double weight, double rounding);
   void add_int8(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
                 Scratch& scratch, float* upper) const;
   void add_bfloat16(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
                     Scratch& scratch, float* upper) const;
 
   std::vector<Space> spaces_;
-  bool holds_ = true;
+  bool holds_ = true, coarse_ = false;
 };
 
 }  // namespace placket

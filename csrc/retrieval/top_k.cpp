@@ -7,10 +7,8 @@
 
 namespace placket {
 
-PLACKET_SIMD bool any_reaches(const float* scores, int64_t count, float least) {
-  int32_t any = 0;
-  for (int64_t i = 0; i < count; ++i) any |= int32_t(!(scores[i] < least));
-  return any != 0;
+PLACKET_SIMD void flag_reaching(const float* scores, int64_t count, float least, uint8_t* flags) {
+  for (int64_t i = 0; i < count; ++i) flags[i] = uint8_t(!(scores[i] < least));
 }
 
 bool TopK::take(const float* scores, const RowSpan& rows) {

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -18,11 +21,6 @@ struct RowSpan {
     return {listed != nullptr ? listed + begin : nullptr, first + begin, end - begin};
   }
 };
-
-// Calls f(i) for every score that is not below `least`, NaN among them. `least` is asked for again
-// now and then, since it rises while rows are taken.
-template <class Least, class F>
-void for_each_reaching(const float* scores, int64_t count, const Least& least, const F& f);
 
 // The first k of a ranking, of the rows that have been shown.
 class TopK {
@@ -49,17 +47,23 @@ class TopK {
   float least_ = -std::numeric_limits<float>::infinity();
 };
 
-// Whether any score is not below `least`.
-bool any_reaches(const float* scores, int64_t count, float least);
+// Sets flags[i] to whether scores[i] is not below `least`; NaN is not.
+constexpr int64_t kFlags = 64;
+void flag_reaching(const float* scores, int64_t count, float least, uint8_t* flags);
 
+// Calls f(i) for every score that is not below `least()`, which may rise meanwhile.
 template <class Least, class F>
 void for_each_reaching(const float* scores, int64_t count, const Least& least, const F& f) {
-  constexpr int64_t kStep = 64;
-  for (int64_t begin = 0; begin < count; begin += kStep) {
-    const int64_t end = begin + kStep < count ? begin + kStep : count;
-    if (!any_reaches(scores + begin, end - begin, least())) continue;
-    for (int64_t i = begin; i < end; ++i) {
-      if (!(scores[i] < least())) f(i);
+  for (int64_t begin = 0; begin < count; begin += kFlags) {
+    uint8_t flags[kFlags] = {};
+    flag_reaching(scores + begin, std::min(kFlags, count - begin), least(), flags);
+    for (int64_t group = 0; group < kFlags; group += 8) {
+      uint64_t bits;
+      std::memcpy(&bits, flags + group, sizeof bits);
+      for (; bits != 0; bits &= bits - 1) {
+        const int64_t i = begin + group + std::countr_zero(bits) / 8;
+        if (!(scores[i] < least())) f(i);
+      }
     }
   }
 }

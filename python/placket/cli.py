@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from placket.config import TrainConfig
-    from placket.index import Hit
+    from placket.index import AttributeIndex, Hit
 
 __all__ = ["main"]
 
@@ -197,11 +197,15 @@ def _index_remove(options: Namespace) -> None:
     from placket import AttributeIndex
 
     with AttributeIndex.load(options.index) as index:
-        # A number on the command line is the string where both are ids.
-        ids = [int(id) if id not in index and id.lstrip("-").isdecimal() else id for id in options.ids]
+        ids = [_id(index, text) for text in options.ids]
         index.remove(ids)
         index.save()
         print(f"{options.index}: {len(set(ids))} items removed, {len(index)} left")
+
+
+def _id(index: AttributeIndex, text: str) -> str | int:
+    """Read an id; a number is meant where there is no such string."""
+    return int(text) if text not in index and text.lstrip("-").isdecimal() else text
 
 
 def _index_info(options: Namespace) -> None:
@@ -281,7 +285,7 @@ def _explain(options: Namespace) -> None:
     other = options.image2
     if options.hit is not None:
         with placket.AttributeIndex.load(options.hit[0], read_only=True) as index:
-            other = Path(index.get(options.hit[1]).metadata["path"])
+            other = Path(index.get(_id(index, options.hit[1])).metadata["path"])
     found = explain.explain(model, options.image, other, weights)
     explain.write_explanation(options.out, found)
     _show(options, found.rows(), explain.table(found))

@@ -291,12 +291,17 @@ def _(
     keep: Tensor | None,
     k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found = torch.sym_min(
-        k, database[0].shape[0] if keep is None else torch.library.get_ctx().new_dynamic_size()
+    return _empty_hits(queries, database, keep, k)
+
+
+def _empty_hits(
+    queries: Sequence[Tensor], database: Sequence[Tensor], keep: Tensor | None, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    found = (
+        torch.sym_min(k, database[0].shape[0]) if keep is None else torch.library.get_ctx().new_dynamic_size()
     )
     scores = queries[0].new_empty(queries[0].shape[0], found)
-    parts = scores.new_empty(*scores.shape, len(queries))
-    return scores, torch.empty_like(scores, dtype=torch.int64), parts
+    return scores, torch.empty_like(scores, dtype=torch.int64), scores.new_empty(*scores.shape, len(queries))
 
 
 def flat_search_compressed(
@@ -339,7 +344,7 @@ def _(
     keep: Tensor | None,
     k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.placket.flat_search(queries, database, weights, keep, k)
+    return _empty_hits(queries, database, keep, k)
 
 
 def quantize(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -143,6 +143,10 @@ def test_errors(data: placket.data.Dataset, model: Rpf, tmp_path: Path) -> None:
         build(model, split, tmp_path / "a", engine="faiss")
     # The errors have let go of it.
     with AttributeIndex.load(tmp_path / "a") as index:
+        other.preprocess = {**other.preprocess, "size": 48}
+        for call in (search_image, lambda *given, model: add_images(index, split, model=model)):
+            with pytest.raises(ValueError, match=r"model must have the configuration in .*, got another"):
+                call(index, split.paths[0], model=other)
         moved = dataclasses.replace(split, root=tmp_path / "elsewhere")
         with pytest.raises(
             ValueError, match=r"ids must be of one image each, got 'img/valid000.jpg' for .*else"

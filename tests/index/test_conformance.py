@@ -472,7 +472,7 @@ def test_other_errors(make: Make, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             call()
         assert list(index.ids()) == ["g0", "g1"]
-    with pytest.raises(KeyError, match=r"get: id must be in the index, got 'g9'"):
+    with pytest.raises(LookupError, match=r"get: id must be in the index, got 'g9'"):
         index.get("g9")
     with pytest.raises(FileExistsError, match=r"path must not hold an index, got .*; use load"):
         make()

@@ -99,7 +99,7 @@ def test_flat_search_does_not_depend_on_threads_or_company(by_threads, search):
     expected = ops.flat_search(q, x, weights, keep, 20)
     for got in by_threads(lambda: search(q, x, weights, keep, 20)):
         same(got, expected)
-    for few in (1, 3, 255, 256, 257):
+    for few in (1, 3, 239, 240, 241):
         for got in by_threads(lambda few=few: search([part[:few] for part in q], x, weights, keep, 20)):
             same(got, tuple(part[:few] for part in expected))
 
@@ -271,7 +271,7 @@ def test_flat_search_errors():
     with pytest.raises(ValueError, match="flat_search: database must have 1 entries like queries, got 2"):
         ops.flat_search([q], [x, x], [1.0], None, 1)
     with pytest.raises(ValueError, match="flat_search: queries must have at least one space, got none"):
-        ops.flat_search([], [], [], None, 1)
+        ops.flat_search([], [], [], torch.ones(4, dtype=torch.bool), 1)
     with pytest.raises(ValueError, match="flat_search: weights must be numbers of float32, got nan"):
         ops.flat_search([q], [x], [float("nan")], None, 1)
     with pytest.raises(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,9 +37,9 @@ __all__ = [
 
 Array = NDArray[Any]
 _ALIGNMENT = 64
-# Files are private mappings, which torch needs to be writable; without this flag the kernel refuses those
-# that are greater than its memory. Python names it from 3.13.
-_NO_RESERVE = 0x4000
+# Files are private mappings that may be written, since torch takes no others; without this flag Linux refuses
+# those that are greater than its memory. Python names it from 3.13.
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 @dataclass(frozen=True)

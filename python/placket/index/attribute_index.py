@@ -143,10 +143,10 @@ class AttributeIndex:
         """Return an item: its unit vector in each space and its metadata.
 
         Raises:
-            KeyError: it is not there.
+            LookupError: it is not there.
         """
         if id not in self:
-            raise KeyError(f"AttributeIndex.get: id must be in the index, got {id!r}")
+            raise LookupError(f"AttributeIndex.get: id must be in the index, got {id!r}")
         return self._engine.get([_id(id)])[0]
 
     def add(

@@ -14,7 +14,7 @@ from placket.data import Split
 from placket.evaluate import embed_image, embed_pairs
 from placket.index.attribute_index import AttributeIndex, Hit
 from placket.index.engines import read_manifest
-from placket.index.model import keep_model, load_model
+from placket.index.model import check_model, keep_model, load_model
 from placket.index.where import Expression
 from placket.nn import Rpf
 
@@ -121,9 +121,9 @@ def add_images(
 
     Raises:
         RuntimeError: an image cannot be read; the blocks before are in the index.
-        ValueError: the index holds another image of the same file name.
+        ValueError: the index holds another image of the same file name, or has another model.
     """
-    model = load_model(index.path) if model is None else model
+    model = _own(index, model)
     names = model.schema.names
     every = np.arange(len(split)) if images is None else np.asarray(images, dtype=np.int64)
     paths, added = split.image_list(), 0
@@ -176,10 +176,10 @@ def search_image(
         model: the one that the index was built with; read from its folder where None.
 
     Raises:
-        ValueError: an attribute is not of the model, or the condition is none.
+        ValueError: an attribute is not of the model, the model not the index's, or the condition none.
         RuntimeError: the image cannot be read; the text names file and cause.
     """
-    model = load_model(index.path) if model is None else model
+    model = _own(index, model)
     wanted = model.schema.names if weights is None else weights
     weighted = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 1.0)
     names = [model.schema.names[i] for i in model.schema.indices(weighted)]
@@ -190,6 +190,13 @@ def search_image(
         k=k,
         where=where,
     )
+
+
+def _own(index: AttributeIndex, model: Rpf | None) -> Rpf:
+    if model is None:
+        return load_model(index.path)
+    check_model(model, index.path)
+    return model
 
 
 def _described(split: Split, row: int, path: str, captions: Sequence[str] | None) -> dict[str, Any]:

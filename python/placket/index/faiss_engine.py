@@ -106,7 +106,8 @@ class FaissEngine(LocalEngine):
             self._loaded[arrays] = index
         return self._loaded[arrays]
 
-    def _index(self, space: str, rows: Vectors) -> Mapping[str, Stream] | None:
+    def _index(self, space: str, vectors: Arrays) -> Mapping[str, Stream] | None:
+        rows = vectors.array("rows")
         if _option(self._options, "factory", space) == "Flat" or len(rows) < FEWEST:
             return None
         index = _new_index(self._options, space, rows.shape[1])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from placket import checkpoint, models
 from placket.nn import Rpf
 from placket.runs import write_text
 
-__all__ = ["keep_model", "load_model", "verify_model"]
+__all__ = ["check_model", "keep_model", "load_model", "verify_model"]
 
 _FILES = (checkpoint.CONFIG, checkpoint.WEIGHTS)
 _SUMS = "SHA256SUMS"
@@ -31,13 +32,26 @@ def keep_model(model: Rpf, index: Path) -> None:
         write_text(folder / _SUMS, "".join(map(_line, [folder / name for name in _FILES])))
         return
     kept, state = load_model(index), model.state_dict()
-    same = json.dumps(kept.config_dict()) == json.dumps(model.config_dict()) and all(
+    same = _config(kept) == _config(model) and all(
         torch.equal(tensor, state[name].cpu()) for name, tensor in kept.state_dict().items()
     )
     if not same:
         raise ValueError(
             f"build: model must be the one in {folder}, which embedded what the index holds, got another; "
             "build a new index with it"
+        )
+
+
+def check_model(model: Rpf, index: Path) -> None:
+    """Refuse a model of another kind, schema or preprocessing than the one in the index, where there is one.
+
+    Its weights are not compared.
+    """
+    folder = index / "model"
+    if (folder / checkpoint.CONFIG).exists() and checkpoint.read_config(folder) != _config(model):
+        raise ValueError(
+            f"search_image: model must have the configuration in {folder / checkpoint.CONFIG}, got another; "
+            "leave it out to use the index's own"
         )
 
 
@@ -75,6 +89,11 @@ def verify_model(index: Path) -> list[str]:
     if len(said) > len(_FILES):
         problems.append(f"AttributeIndex: {folder / _SUMS} must have {len(_FILES)} lines, got {len(said)}")
     return problems
+
+
+def _config(model: Rpf) -> Any:
+    """Return the configuration as ``checkpoint.read_config`` would."""
+    return json.loads(json.dumps(model.config_dict()))
 
 
 def _line(file: Path) -> str:

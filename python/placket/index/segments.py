@@ -107,8 +107,12 @@ class Segment:
         """Return ``[rows]``, which are not removed and fulfil a condition; None where all do."""
         if where is None:
             return self.keep
-        mask = Columns(self.columns, self.rows).mask(where)
+        mask = self.typed.mask(where)
         return mask if self.keep is None else mask & self.keep
+
+    @cached_property
+    def typed(self) -> Columns:
+        return Columns(self.columns, self.rows)
 
     def find(self, keys: Sequence[bytes], hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return ``[n]``, the row of each key that is there and not removed, -1 for the others."""
@@ -174,6 +178,8 @@ class LocalEngine:
         """Make an empty index in a folder and commit it."""
         lock = _Lock(path)
         try:
+            if (path / "manifest.json").exists():
+                raise FileExistsError(f"AttributeIndex.create: path must not hold an index, got {path}")
             engines.write_manifest(path, engine, options, {"commit": 0, "spaces": spaces, "segments": []})
             return cls(path, lock)
         except BaseException:
@@ -377,7 +383,10 @@ class LocalEngine:
             sync_folder(self._path / folder)
             return replace(first, removed=removed)
         folder = f"segments/{self._number + 1:08d}-{secrets.token_hex(4)}"
-        (self._path / folder).mkdir(parents=True)
+        if not (self._path / "segments").exists():
+            (self._path / "segments").mkdir()
+            sync_folder(self._path)
+        (self._path / folder).mkdir()
         parts = _merged(group)
         segment = Segment(
             sum(s.count for s in group),
@@ -388,30 +397,32 @@ class LocalEngine:
                 for number, (name, streams) in enumerate(parts.vectors.items())
             },
         )
-        indexes = {name: self._indexed(folder, name, rows) for name, rows in segment.vectors.items()}
+        indexes = self._indexes(folder, segment.vectors)
         sync_folder(self._path / folder)
         sync_folder(self._path / "segments")
-        return replace(segment, indexes={name: made for name, made in indexes.items() if made is not None})
+        return replace(segment, indexes=indexes)
 
-    def _index(self, space: str, rows: Vectors) -> Mapping[str, Stream] | None:
-        """Return what an engine keeps beside the vectors ``[rows, D]`` of a segment, if it does."""
+    def _index(self, space: str, vectors: Arrays) -> Mapping[str, Stream] | None:
+        """Return what an engine keeps beside the vectors of a segment's space, if it does."""
         return None
 
-    def _indexed(self, folder: str, space: str, vectors: Arrays) -> ArrayFile | None:
-        streams = self._index(space, vectors.array("rows"))
-        return None if streams is None else self._file(f"{folder}/index", streams)
+    def _indexes(self, folder: str, vectors: Mapping[str, Arrays]) -> dict[str, Arrays]:
+        made = {name: self._index(name, arrays) for name, arrays in vectors.items()}
+        return {name: self._file(f"{folder}/index", own) for name, own in made.items() if own is not None}
 
     def _with_space(self, segment: Segment, name: str, rows: Vectors) -> Segment:
-        indexes = dict(segment.indexes)
         if not isinstance(segment.items, ArrayFile):
             arrays: Arrays = MemoryArrays(self._arrays(np.array(rows)))
-        else:
-            folder = os.path.dirname(segment.items.entry.file)
-            arrays = self._file(f"{folder}/vectors-{len(self._spaces)}", self._chunked(rows))
-            index = self._indexed(folder, name, arrays)
-            indexes |= {} if index is None else {name: index}
-            sync_folder(self._path / folder)
-        return replace(segment, vectors={**segment.vectors, name: arrays}, indexes=indexes)
+            return replace(segment, vectors={**segment.vectors, name: arrays})
+        folder = os.path.dirname(segment.items.entry.file)
+        arrays = self._file(f"{folder}/vectors-{len(self._spaces)}", self._chunked(rows))
+        indexes = self._indexes(folder, {name: arrays})
+        sync_folder(self._path / folder)
+        return replace(
+            segment,
+            vectors={**segment.vectors, name: arrays},
+            indexes={**segment.indexes, **indexes},
+        )
 
     def _arrays(self, rows: Vectors) -> dict[str, Array]:
         """Return what is stored of some rows of a space, row by row."""
@@ -542,7 +553,7 @@ class _Merged:
 
 def _merged(segments: Sequence[Segment]) -> _Merged:
     """Put consecutive segments together, without the rows that are removed."""
-    columns = Columns.merged([(Columns(s.columns, s.rows), s.keep) for s in segments])
+    columns = Columns.merged([(s.typed, s.keep) for s in segments])
     items = {
         "keys": Stream(np.dtype(np.uint8), (), _texts(segments, "keys")),
         "keys_at": _offsets(segments, "keys"),
