@@ -115,7 +115,8 @@ def test_state_and_epochs(packed: StoreDataset) -> None:
     assert torch.equal(next(iter(resumed)).images, expected[3])
 
 
-def test_pixels_are_copied_once_and_go_with_the_data_set(packed: StoreDataset) -> None:
+def test_pixels_are_copied_once_and_go_with_the_data_set(layout: Path, tmp_path: Path) -> None:
+    packed = placket.data.pack(placket.data.open(layout), tmp_path / "set.store", size=24)
     splits = [packed.split(name) for name in packed.splits]
     kept = [resident.resident_pixels(split, device) for split in splits for device in ("cpu", "cpu")]
     assert all(pixels is kept[0] for pixels in kept)
