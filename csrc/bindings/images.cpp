@@ -12,11 +12,13 @@
 #include <typeinfo>
 #include <utility>
 
+#include "base/interrupt.h"
 #include "bindings/arrays.h"
 #include "bindings/gil.h"
 #include "data/decode.h"
 #include "data/image_list.h"
 #include "data/picture.h"
+#include "data/resident.h"
 #include "data/store.h"
 #include "data/text_column.h"
 
@@ -62,12 +64,14 @@ std::shared_ptr<TextColumn> make_text_column(const py::iterable& texts) {
 std::shared_ptr<ImageList> make_image_list(std::shared_ptr<TextColumn> filenames,
                                            const std::optional<Array<int64_t>>& boxes,
                                            const py::str& root, std::shared_ptr<Store> store,
-                                           std::vector<int64_t> records) {
+                                           std::vector<int64_t> records,
+                                           std::shared_ptr<ResidentPixels> resident) {
   auto list = std::make_shared<ImageList>();
   list->root = encode(root);
   list->filenames = std::move(filenames);
   list->store = std::move(store);
   list->records = std::move(records);
+  list->resident = std::move(resident);
   if (boxes.has_value()) {
     TORCH_CHECK_VALUE(
         boxes->ndim() == 2 && boxes->shape(1) == 4 && boxes->shape(0) == py::ssize_t(list->size()),
@@ -279,6 +283,17 @@ void bind_images(py::module_& m) {
           },
           arg("i"), "Whether a record's bytes are those that were packed.");
 
+  py::class_<ResidentPixels, std::shared_ptr<ResidentPixels>>(
+      m, "ResidentPixels", "The pixels of a whole store in a device's memory.")
+      .def(py::init([](std::shared_ptr<Store> store, at::Device device) {
+             const py::gil_scoped_release no_gil;
+             const InterruptionScope interruption(&check_signals);
+             return std::make_shared<ResidentPixels>(make_resident(std::move(store), device));
+           }),
+           arg("store"), arg("device"))
+      .def_readonly("pixels", &ResidentPixels::pixels,
+                    "[bytes] uint8, the records' [height, width, 3] one after another.");
+
   py::class_<StoreWriter>(
       m, "StoreWriter",
       "Writes <path>.partial, which finish() renames; goes on where one of the same kind and "
@@ -299,9 +314,12 @@ void bind_images(py::module_& m) {
 
   py::class_<ImageList, std::shared_ptr<ImageList>>(
       m, "ImageList",
-      "Images for the loader: file names below a folder, or records of a store; boxes [n, 4].")
+      "Images for the loader: file names below a folder, or records of a store, whose pixels may "
+      "be "
+      "resident on a device; boxes [n, 4].")
       .def(py::init(&make_image_list), arg("filenames"), arg("boxes") = py::none(), py::kw_only(),
-           arg("root"), arg("store") = py::none(), arg("records") = std::vector<int64_t>())
+           arg("root"), arg("store") = py::none(), arg("records") = std::vector<int64_t>(),
+           arg("resident") = py::none())
       .def("__len__", &ImageList::size)
       .def(
           "path",

@@ -17,12 +17,6 @@ namespace {
 
 using ProcessGroup = c10::intrusive_ptr<c10d::ProcessGroup>;
 
-// Python's signal handlers, among them Ctrl-C's, run here; outside the main thread it does nothing.
-void check_signals() {
-  const py::gil_scoped_acquire gil;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-}
-
 // `call` under the GIL, its exceptions unchanged; none for None.
 template <class T>
 std::function<void(const T&)> callback(py::object call) {

@@ -20,6 +20,8 @@ struct BatchPlan {
   std::vector<int64_t> values;  // [N] the row's value of that attribute
 };
 
+// The plan's numbers lie on the CPU; images and pixels there too, or where the pixels of the
+// loader's images are resident.
 struct Batch {
   BatchPlan plan;
   at::Tensor images;      // [N, 3, S, S] float32, normalised, channels_last

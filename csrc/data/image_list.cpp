@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "data/resident.h"
+
 namespace placket {
 
 std::string ImageList::path(int64_t image) const {
@@ -29,7 +31,12 @@ LoadedImage ImageList::load(int64_t image, Orientation orientation, const PartOf
 }
 
 ImageList ImageList::select(const std::vector<int64_t>& images) const {
-  ImageList chosen{.root = root, .filenames = nullptr, .store = store, .records = {}, .boxes = {}};
+  ImageList chosen{.root = root,
+                   .filenames = nullptr,
+                   .store = store,
+                   .records = {},
+                   .boxes = {},
+                   .resident = resident};
   auto names = std::make_shared<TextColumn>();
   for (const int64_t image : images) {
     names->append((*filenames)[image]);
@@ -45,6 +52,10 @@ void check_images(const char* user, const ImageList& images) {
   TORCH_CHECK_VALUE(images.boxes.empty() || images.boxes.size() == count, user,
                     ": boxes must be none or one for each of ", count, " images, got ",
                     images.boxes.size());
+  TORCH_CHECK_VALUE(images.resident == nullptr || images.resident->store == images.store, user,
+                    ": resident must be the pixels of the images' store ",
+                    images.store == nullptr ? "none" : images.store->path(), ", got those of ",
+                    images.resident->store->path());
   if (images.store == nullptr) return;
   TORCH_CHECK_VALUE(images.records.size() == count, user, ": records must be one for each of ",
                     count, " images, got ", images.records.size());

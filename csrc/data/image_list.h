@@ -13,6 +13,8 @@
 
 namespace placket {
 
+struct ResidentPixels;
+
 // Pixels that were decoded, or that a store maps; they live as long as this and the store.
 struct LoadedImage {
   Image decoded;
@@ -30,6 +32,8 @@ struct ImageList {
   std::shared_ptr<const Store> store;           // null for loose files
   std::vector<int64_t> records;                 // of the store, one for every image
   std::vector<Box> boxes;                       // empty, or one for every image
+  // Null, or the store's pixels on a device, of which loaders then make their batches there.
+  std::shared_ptr<const ResidentPixels> resident;
 
   int64_t size() const { return filenames == nullptr ? 0 : filenames->size(); }
   // What messages call an image; for loose files its path.

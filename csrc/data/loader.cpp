@@ -22,6 +22,7 @@
 #include "data/decode.h"
 #include "data/picture.h"
 #include "data/pooled.h"
+#include "data/resident.h"
 
 namespace placket {
 namespace {
@@ -42,6 +43,7 @@ struct Loader::State {
   struct Pending {
     Batch batch;
     std::vector<Image> pictures;  // [N] where pixels are kept
+    std::vector<Frame> frames;    // [N] where pixels are resident
     int64_t rows = 0;
     int64_t taken = 0;     // rows given to a thread
     int64_t finished = 0;  // rows done
@@ -109,7 +111,11 @@ struct Loader::State {
     try {
       pending->batch = make_empty(source->plan(step));
       rows = int64_t(pending->batch.plan.images.size());
-      pending->pictures.resize(config.keep_pixels ? size_t(rows) : 0);
+      if (images->resident) {
+        pending->frames.resize(size_t(rows));
+      } else if (config.keep_pixels) {
+        pending->pictures.resize(size_t(rows));
+      }
     } catch (...) {
       error = std::current_exception();
       rows = 0;
@@ -137,7 +143,7 @@ struct Loader::State {
       pending.error = error;
     }
     if (++pending.finished < pending.rows) return;
-    if (config.keep_pixels && !pending.error) {
+    if (!pending.pictures.empty() && !pending.error) {
       lock.unlock();
       try {
         keep_pictures(pending.pictures, config.pin_memory, pending.batch);
@@ -160,8 +166,10 @@ struct Loader::State {
     Batch batch;
     const int64_t rows = int64_t(plan.images.size());
     const int64_t size = config.preprocess.size;
-    batch.images = pooled_empty({rows, 3, size, size}, {size * size * 3, 1, size * 3, 3},
-                                at::kFloat, config.pin_memory);
+    if (!images->resident) {
+      batch.images = pooled_empty({rows, 3, size, size}, {size * size * 3, 1, size * 3, 3},
+                                  at::kFloat, config.pin_memory);
+    }
     batch.attributes = to_tensor(plan.attributes);
     batch.values = to_tensor(plan.values);
     keep_pictures({}, config.pin_memory, batch);
@@ -232,21 +240,35 @@ struct Loader::State {
     return image;
   }
 
+  // What `choose` returns; an error of it as one of the image.
+  template <class F>
+  Frame named(int64_t image, const F& choose) const {
+    try {
+      return choose();
+    } catch (const c10::Error& error) {
+      throw std::runtime_error(images->path(image) + ": " + error.what_without_backtrace());
+    }
+  }
+
   void load_image(Pending& pending, int64_t row) const {
     const int64_t index = pending.batch.plan.images[row];
-    std::optional<Box> box;
-    if (!images->boxes.empty()) box = images->boxes[index];
     RandomStream random(config.seed, kRandomAugment, uint64_t(pending.batch.plan.epoch),
                         uint32_t(pending.batch.plan.positions[row]));
+    if (images->resident) {
+      pending.frames[row] = named(index, [&] {
+        return frame_resident(*images, index, config.preprocess, config.augment, random);
+      });
+      return;
+    }
+    std::optional<Box> box;
+    if (!images->boxes.empty()) box = images->boxes[index];
     const bool recolored = config.augment.changes_colors();
     const bool cut = config.keep_pixels || recolored;
     Frame frame;
     const auto part = [&](int64_t height, int64_t width) {
-      try {
-        frame = frame_picture(height, width, box, config.preprocess, config.augment, &random);
-      } catch (const c10::Error& error) {
-        throw std::runtime_error(images->path(index) + ": " + error.what_without_backtrace());
-      }
+      frame = named(index, [&] {
+        return frame_picture(height, width, box, config.preprocess, config.augment, &random);
+      });
       return cut ? Box{frame.x0, frame.y0, frame.x1, frame.y1}
                  : input_part(height, width, frame, config.preprocess);
     };
@@ -285,6 +307,7 @@ Loader::Loader(std::shared_ptr<const ImageList> images, std::shared_ptr<const La
                     config.prefetch);
   check_augment(name, config.augment);
   check_preprocess(name, config.preprocess);
+  if (images->resident) check_resident(name, *images, config.preprocess, config.augment);
   state_->images = std::move(images);
   state_->labels = std::move(labels);
   state_->source = std::move(source);
@@ -323,6 +346,10 @@ Batch Loader::next() {
     state_->work.notify_all();
   }
   if (pending->error) std::rethrow_exception(pending->error);
+  if (state_->images->resident) {
+    make_on_device(*state_->images, pending->frames, state_->config.preprocess,
+                   state_->config.keep_pixels, pending->batch);
+  }
   return std::move(pending->batch);
 }
 

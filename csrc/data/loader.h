@@ -31,6 +31,10 @@ struct LoaderConfig {
 // made by all of them. The order and the bits of what next() returns depend on neither their number
 // nor their speed. No Python, no lock held while decoding. next() and seek() are for one thread.
 //
+// Of images with resident pixels the threads only choose the frames; next() makes the batch on the
+// pixels' device, in torch's current stream, with every bit of the other way. Preprocessing and
+// augmentation that the device has no kernel for are a ValueError (check_resident).
+//
 // The fallback decoder may need a lock (the GIL) that the destroying thread holds: whoever sets one
 // gives the lock up before destroying a loader.
 class Loader {

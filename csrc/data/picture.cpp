@@ -5,11 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <iterator>
 #include <string>
 
 #include "data/pooled.h"
+#include "kernels/cut_pictures.h"
 #include "kernels/resample.h"
 #include "kernels/resample_axis.h"
 
@@ -44,9 +44,7 @@ const NamedFilter* find_filter(const std::string& name) {
 }
 
 ResampleJob job_of(const ImageView& image, const Frame& frame, const Preprocess& preprocess) {
-  // The kernel mirrors the window it writes, so that of the mirrored picture lies mirrored here.
-  const FitWindow& fit = frame.fit;
-  const int64_t left = frame.flip ? fit.resized_width - preprocess.size - fit.left : fit.left;
+  const FitWindow window = source_window(frame, preprocess.size);
   return {.image = image.pixels,
           .image_height = image.height,
           .image_width = image.width,
@@ -54,10 +52,10 @@ ResampleJob job_of(const ImageView& image, const Frame& frame, const Preprocess&
           .y0 = frame.y0,
           .x1 = frame.x1,
           .y1 = frame.y1,
-          .resized_height = fit.resized_height,
-          .resized_width = fit.resized_width,
-          .top = fit.top,
-          .left = left,
+          .resized_height = window.resized_height,
+          .resized_width = window.resized_width,
+          .top = window.top,
+          .left = window.left,
           .flip = frame.flip,
           .filter = filter_of(preprocess)};
 }
@@ -150,6 +148,12 @@ Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box
   return frame;
 }
 
+FitWindow source_window(const Frame& frame, int64_t size) {
+  FitWindow window = frame.fit;
+  if (frame.flip) window.left = window.resized_width - size - window.left;
+  return window;
+}
+
 Box input_part(int64_t height, int64_t width, const Frame& frame, const Preprocess& preprocess) {
   const ResampleJob job = job_of(ImageView(height, width, nullptr), frame, preprocess);
   return resample_sources(job, preprocess.size, preprocess.size);
@@ -193,22 +197,8 @@ Image cut_picture(const ImageView& image, const Frame& frame) {
   picture.height = frame.y1 - frame.y0;
   picture.width = frame.x1 - frame.x0;
   picture.pixels.resize(size_t(picture.height * picture.width * kChannels));
-  if (frame.x0 < 0 || frame.y0 < 0 || frame.x1 > image.width || frame.y1 > image.height) {
-    std::fill(picture.pixels.begin(), picture.pixels.end(), uint8_t(0));
-  }
-  const int64_t first = std::max<int64_t>(frame.x0, 0);
-  const int64_t last = std::max(first, std::min(frame.x1, image.width));  // none may overlap
-  for (int64_t y = std::max<int64_t>(frame.y0, 0); y < std::min(frame.y1, image.height); ++y) {
-    const uint8_t* from = image.pixels + (y * image.width + first) * kChannels;
-    uint8_t* row = picture.pixels.data() + (y - frame.y0) * picture.width * kChannels;
-    if (!frame.flip) {
-      std::memcpy(row + (first - frame.x0) * kChannels, from, size_t((last - first) * kChannels));
-      continue;
-    }
-    for (int64_t x = first; x < last; ++x, from += kChannels) {
-      std::memcpy(row + (frame.x1 - 1 - x) * kChannels, from, kChannels);
-    }
-  }
+  const int64_t box[4] = {frame.x0, frame.y0, frame.x1, frame.y1};
+  cut_picture_cpu(image.pixels, image.height, image.width, box, frame.flip, picture.pixels.data());
   return picture;
 }
 

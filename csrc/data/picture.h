@@ -46,6 +46,10 @@ Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box
                     const Preprocess& preprocess, const Augment& augment = {},
                     RandomStream* random = nullptr);
 
+// Where the input lies in the resized part of the image before that is mirrored: the kernels mirror
+// what they write.
+FitWindow source_window(const Frame& frame, int64_t size);
+
 // The part of an image of these sides that write_input reads of a frame.
 Box input_part(int64_t height, int64_t width, const Frame& frame, const Preprocess& preprocess);
 

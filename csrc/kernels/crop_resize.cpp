@@ -15,6 +15,7 @@ void crop_resize_cpu(const CropResize& in, T* out) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t image = in.image_index[i];
       const int64_t* box = in.boxes + 4 * i;
+      const FitWindow window = window_of(in, i);
       const ResampleJob job = {in.pixels + in.offsets[image],
                                in.sizes[2 * image],
                                in.sizes[2 * image + 1],
@@ -22,10 +23,10 @@ void crop_resize_cpu(const CropResize& in, T* out) {
                                box[1],
                                box[2],
                                box[3],
-                               in.height,
-                               in.width,
-                               0,
-                               0,
+                               window.resized_height,
+                               window.resized_width,
+                               window.top,
+                               window.left,
                                in.flip != nullptr && in.flip[i]};
       resample_normalized_cpu(job, in.height, in.width, in.mean, in.std, channel_stride,
                               in.width * column_stride, column_stride, out + i * 3 * area);

@@ -22,6 +22,7 @@ using BilinearTaps = FilterTaps<Filter::kBilinear>;
 // One axis of the crop. Source coordinates count from the box's edge.
 struct CropAxis {
   int64_t box_size, size;  // of the box and of the result
+  int64_t resized, start;  // of the whole resized box, and where the result begins in it
   int64_t first, last;     // sources inside the image
   int64_t stride;          // bytes between neighbours in the image
   int64_t out_stride;
@@ -37,7 +38,8 @@ struct TileAxis {
     const int i = threadIdx.x;
     const int64_t target = tile_begin + i;
     if (target >= axis.size) return;
-    BilinearTaps mine(axis.box_size, axis.size, axis.flip ? axis.size - 1 - target : target);
+    BilinearTaps mine(axis.box_size, axis.resized,
+                      axis.start + (axis.flip ? axis.size - 1 - target : target));
     mine.clip(axis.first, axis.last);
     if (threadIdx.y == 0) taps[i] = mine;
     const int64_t count = mine.end() - mine.begin();
@@ -65,7 +67,9 @@ __global__ void __launch_bounds__(kTile* kThreads, 3)
 
   const int64_t* box = in.boxes + 4 * crop;
   const int64_t index = in.image_index[crop];
-  bool valid = index >= 0 && index < in.images && valid_box(box);
+  const FitWindow window = window_of(in, crop);
+  bool valid = index >= 0 && index < in.images && valid_box(box) &&
+               valid_window(window, in.height, in.width);
   int64_t offset = 0, image_height = 0, image_width = 0;
   if (valid) {
     offset = in.offsets[index];
@@ -77,17 +81,19 @@ __global__ void __launch_bounds__(kTile* kThreads, 3)
   const int64_t column_stride = in.channels_last ? 3 : 1;
   const int64_t channel_stride = in.channels_last ? 1 : in.height * in.width;
   const CropAxis rows = {
-      box[3] - box[1],          in.height, -box[1], image_height - box[1], image_width * 3,
-      in.width * column_stride, false};
+      box[3] - box[1],       in.height,       window.resized_height,    window.top, -box[1],
+      image_height - box[1], image_width * 3, in.width * column_stride, false};
   const CropAxis columns = {box[2] - box[0],
                             in.width,
+                            window.resized_width,
+                            window.left,
                             -box[0],
                             image_width - box[0],
                             3,
                             column_stride,
                             in.flip != nullptr && in.flip[crop]};
   const bool down_first =
-      valid && vertical_first(rows.box_size, columns.box_size, in.height, in.width);
+      valid && vertical_first(rows.box_size, columns.box_size, rows.resized, columns.resized);
   const CropAxis along = down_first ? rows : columns;
   const CropAxis across = down_first ? columns : rows;
   const int64_t tile_along = down_first ? tile_y : tile_x;

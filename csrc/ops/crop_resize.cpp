@@ -18,12 +18,13 @@ using at::Tensor;
 Tensor crop_resize(const Tensor& pixels, const Tensor& offsets, const Tensor& sizes,
                    const Tensor& boxes, const Tensor& image_index, int64_t height, int64_t width,
                    at::ArrayRef<double> mean, at::ArrayRef<double> std, at::ScalarType dtype,
-                   bool channels_last, const std::optional<Tensor>& flip) {
+                   bool channels_last, const std::optional<Tensor>& flip,
+                   const std::optional<Tensor>& windows) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("placket::crop_resize", "")
                              .typed<decltype(crop_resize)>();
   return op.call(pixels, offsets, sizes, boxes, image_index, height, width, mean, std, dtype,
-                 channels_last, flip);
+                 channels_last, flip, windows);
 }
 
 namespace {
@@ -32,13 +33,14 @@ constexpr const char* kName = "crop_resize";
 
 // The arguments as the kernels want them; holds the contiguous copies alive.
 struct Arguments {
-  Tensor pixels, offsets, sizes, boxes, image_index, flip;
+  Tensor pixels, offsets, sizes, boxes, image_index, flip, windows;
   CropResize in;
 
   Arguments(const Tensor& pixels_, const Tensor& offsets_, const Tensor& sizes_,
             const Tensor& boxes_, const Tensor& image_index_, int64_t height, int64_t width,
             at::ArrayRef<double> mean, at::ArrayRef<double> std, at::ScalarType dtype,
-            bool channels_last, const std::optional<Tensor>& flip_) {
+            bool channels_last, const std::optional<Tensor>& flip_,
+            const std::optional<Tensor>& windows_) {
     check_shape(kName, "pixels", pixels_, {-1}, "[L]");
     check_dtype(kName, "pixels", pixels_, at::kByte);
     pixels = pixels_.contiguous();
@@ -49,6 +51,7 @@ struct Arguments {
     const int64_t crops = boxes.size(0);
     image_index = checked("image_index", image_index_, {crops}, "[M] like boxes");
     if (flip_) flip = checked("flip", *flip_, {crops}, "[M] like boxes", at::kBool);
+    if (windows_) windows = checked("windows", *windows_, {crops, 4}, "[M, 4] like boxes");
     TORCH_CHECK_VALUE(height >= 0 && width >= 0, kName,
                       ": height and width must not be negative, got ", height, " and ", width);
     TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kBFloat16, kName,
@@ -64,6 +67,7 @@ struct Arguments {
           data<int64_t>(boxes),
           data<int64_t>(image_index),
           flip.defined() ? data<bool>(flip) : nullptr,
+          windows.defined() ? data<int64_t>(windows) : nullptr,
           crops,
           height,
           width,
@@ -104,6 +108,12 @@ struct Arguments {
                         ": boxes must be x0 y0 x1 y1 with x0 < x1 and y0 < y1, no further than ",
                         kCropLimit, " from 0, got ", at::IntArrayRef(in.boxes + 4 * i, 4),
                         " for box ", i);
+      if (in.windows == nullptr) continue;
+      TORCH_CHECK_VALUE(valid_window(window_of(in, i), in.height, in.width), kName,
+                        ": windows must be resized height, resized width, top, left of ", in.height,
+                        " x ", in.width, " pixels inside a resized box with sides of at most ",
+                        kResizedLimit, ", got ", at::IntArrayRef(in.windows + 4 * i, 4),
+                        " for box ", i);
     }
   }
 
@@ -129,9 +139,9 @@ Tensor crop_resize_cpu_op(const Tensor& pixels, const Tensor& offsets, const Ten
                           const Tensor& boxes, const Tensor& image_index, int64_t height,
                           int64_t width, at::ArrayRef<double> mean, at::ArrayRef<double> std,
                           at::ScalarType dtype, bool channels_last,
-                          const std::optional<Tensor>& flip) {
+                          const std::optional<Tensor>& flip, const std::optional<Tensor>& windows) {
   const Arguments arguments(pixels, offsets, sizes, boxes, image_index, height, width, mean, std,
-                            dtype, channels_last, flip);
+                            dtype, channels_last, flip, windows);
   arguments.check_values();
   return run_with_dtype(arguments, dtype, [&](auto* out) { crop_resize_cpu(arguments.in, out); });
 }
@@ -140,10 +150,10 @@ Tensor crop_resize_cpu_op(const Tensor& pixels, const Tensor& offsets, const Ten
 Tensor crop_resize_cuda(const Tensor& pixels, const Tensor& offsets, const Tensor& sizes,
                         const Tensor& boxes, const Tensor& image_index, int64_t height,
                         int64_t width, at::ArrayRef<double> mean, at::ArrayRef<double> std,
-                        at::ScalarType dtype, bool channels_last,
-                        const std::optional<Tensor>& flip) {
+                        at::ScalarType dtype, bool channels_last, const std::optional<Tensor>& flip,
+                        const std::optional<Tensor>& windows) {
   const Arguments arguments(pixels, offsets, sizes, boxes, image_index, height, width, mean, std,
-                            dtype, channels_last, flip);
+                            dtype, channels_last, flip, windows);
   const at::OptionalDeviceGuard guard(at::device_of(pixels));
   return run_with_dtype(arguments, dtype, [&](auto* out) {
     check_launch(kName, launch_crop_resize(arguments.in, out, current_stream(pixels)));
@@ -158,7 +168,7 @@ TORCH_LIBRARY_FRAGMENT(placket, m) {
   m.def(
       "crop_resize(Tensor pixels, Tensor offsets, Tensor sizes, Tensor boxes, Tensor image_index, "
       "int height, int width, float[] mean, float[] std, ScalarType dtype=float, "
-      "bool channels_last=False, Tensor? flip=None) -> Tensor",
+      "bool channels_last=False, Tensor? flip=None, Tensor? windows=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(placket, CPU, m) { m.impl("crop_resize", crop_resize_cpu_op); }

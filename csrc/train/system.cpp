@@ -9,7 +9,7 @@ namespace {
 
 // A copy from pageable memory would wait for the device; from pinned memory it runs beside it.
 at::Tensor moved(const at::Tensor& tensor, at::Device device) {
-  if (!tensor.defined() || device.is_cpu()) return tensor;
+  if (!tensor.defined() || tensor.device() == device) return tensor;
   return tensor.pin_memory().to(device, /*non_blocking=*/true);
 }
 

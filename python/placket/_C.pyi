@@ -5,7 +5,7 @@ from typing import SupportsInt
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, device
 from torch.distributed import ProcessGroup
 from typing_extensions import Buffer, Never
 
@@ -174,6 +174,7 @@ class ImageList(metaclass=_Type):
         root: str,
         store: Store | None = ...,
         records: Sequence[int] = ...,
+        resident: ResidentPixels | None = ...,
     ) -> None: ...
     def __len__(self) -> int: ...
     def path(self, image: int) -> str: ...
@@ -256,6 +257,11 @@ class Report(metaclass=_Type):
     def images_per_second(self) -> float: ...
     @property
     def data_wait(self) -> float: ...
+
+class ResidentPixels(metaclass=_Type):
+    def __init__(self, store: Store, device: device) -> None: ...
+    @property
+    def pixels(self) -> Tensor: ...
 
 class RpfConfig(metaclass=_Type):
     """Configuration of RPF; see csrc/models/rpf.h."""

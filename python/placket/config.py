@@ -93,6 +93,8 @@ class DataConfig:
         box_margin: share of the box's sides added around it, where the set has boxes.
         on_error: "raise" for a training image that cannot be read, or "skip": another of its value takes its
             place, and ``skipped.json`` in the run folder lists it. Evaluation never skips.
+        resident: keep the pixels of ``root``, a store of pixels, in the memory of the training's device and
+            make batches there; see ``placket.data.Loader``. Changes no bit.
     """
 
     root: str = ""
@@ -106,6 +108,7 @@ class DataConfig:
     orientation: Literal["apply", "ignore"] = "apply"
     box_margin: float = 0.0
     on_error: Literal["raise", "skip"] = "raise"
+    resident: bool = False
 
 
 @dataclass(frozen=True)

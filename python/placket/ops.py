@@ -201,6 +201,7 @@ def crop_resize(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
     flip: Tensor | None = None,
+    windows: Tensor | None = None,
 ) -> Tensor:
     """Cut boxes out of 8-bit RGB images of any sizes, resize them as Pillow does in every bit, and normalise.
 
@@ -218,16 +219,30 @@ def crop_resize(
         dtype: float32 or bfloat16.
         channels_last: whether the crops lie in channels_last memory.
         flip: None, or ``[M]`` bool: crops to mirror.
+        windows: None for whole boxes, or ``[M, 4]`` int64: resized height, resized width, top, left. The box
+            is resized to those sides, at most 2**34, and the crop is what begins at (top, left) in it.
 
     Returns:
         ``[M, 3, height, width]``, ``(value / 255 - mean) / std``.
 
     Raises:
-        ValueError: on the CPU, when a box, index, offset or size is not valid. On CUDA such a crop is black,
-            since a check would wait for the device.
+        ValueError: on the CPU, when a box, window, index, offset or size is not valid. On CUDA such a crop is
+            black, since a check would wait for the device.
     """
     return torch.ops.placket.crop_resize(
-        pixels, offsets, sizes, boxes, image_index, height, width, mean, std, dtype, channels_last, flip
+        pixels,
+        offsets,
+        sizes,
+        boxes,
+        image_index,
+        height,
+        width,
+        mean,
+        std,
+        dtype,
+        channels_last,
+        flip,
+        windows,
     )
 
 
@@ -245,6 +260,7 @@ def _(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
     flip: Tensor | None = None,
+    windows: Tensor | None = None,
 ) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shape = (boxes.shape[0], 3, height, width)

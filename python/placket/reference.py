@@ -71,6 +71,7 @@ def crop_resize(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
     flip: Tensor | None = None,
+    windows: Tensor | None = None,
 ) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     crops = torch.empty((len(boxes), 3, height, width), dtype=dtype, memory_format=layout)
@@ -82,7 +83,8 @@ def crop_resize(
         top, left, bottom, right = max(y0, 0), max(x0, 0), max(min(y1, h), 0), max(min(x1, w), 0)
         if top < bottom and left < right:
             cut[top - y0 : bottom - y0, left - x0 : right - x0] = image[top:bottom, left:right]
-        crop = pillow_resize(cut, height, width)
+        full_height, full_width, y, x = (height, width, 0, 0) if windows is None else windows[i].tolist()
+        crop = pillow_resize(cut, full_height, full_width)[y : y + height, x : x + width]
         if flip is not None and flip[i]:
             crop = crop.flip(1)
         crops[i] = ((crop / 255 - torch.tensor(mean)) / torch.tensor(std)).movedim(2, 0)

@@ -31,6 +31,7 @@ from placket.config import (
 from placket.data import Dataset, Split
 from placket.data import open as open_data
 from placket.data.loader import causes_by_path, skips_unreadable
+from placket.data.resident import resident_pixels
 from placket.models import create_model, load
 from placket.nn import Rpf, Trunk
 from placket.runs import RunFolder
@@ -61,6 +62,8 @@ class Trainer:
         stage_index, first_step: the stage's place in a training of several, and the steps before it.
         on_error: "raise" for an image of ``split`` that cannot be read, or "skip": another that carries the
             value it was drawn for takes its place; ``skipped`` lists it.
+        resident: keep the pixels of the data set, a store of pixels, in the memory of the model's device and
+            make batches there; see ``placket.data.Loader``. Changes no bit.
         on_report: called with a report every ``trainer.report_every`` steps; what it raises ends ``run()``
             unchanged.
         on_evaluation: the same after each evaluation.
@@ -69,6 +72,7 @@ class Trainer:
 
     Raises:
         ValueError: a setting is out of range, unknown, or does not fit the model or the data.
+        DatasetError: the data set is no store of pixels to be resident.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Trainer:
         split: str = "train",
         evaluation: str | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        resident: bool = False,
         folder: Path | None = None,
         stage_index: int = 0,
         first_step: int = 0,
@@ -105,11 +110,12 @@ class Trainer:
         config.model_config = json.dumps(model.config_dict(), indent=2) + "\n"
         for key in ("seed", "bfloat16", "loader_threads", "report_every", "checkpoint_every"):
             setattr(config, key, getattr(settings, key))
+        pixels = resident_pixels(images, next(model.parameters()).device) if resident else None
         self._native = _C.Trainer(
             native_system(model, loss, settings.seed),
-            images.image_list(),
+            images.image_list(pixels),
             images.labels.to_native(),
-            None if evaluation is None else _evaluation_set(data.split(evaluation)),
+            None if evaluation is None else _evaluation_set(data.split(evaluation), pixels),
             config,
             report=on_report,
             evaluated=on_evaluation,
@@ -244,6 +250,7 @@ def train(
                 split=config.data.train,
                 evaluation=evaluation,
                 on_error=config.data.on_error,
+                resident=config.data.resident,
                 folder=folder.path,
                 stage_index=index,
                 first_step=first_step,
@@ -329,7 +336,7 @@ def _evaluate_every(trainer: TrainerConfig, stage: StageConfig, images: Split) -
     return max(1, epoch // max(1, stage.batch))
 
 
-def _evaluation_set(split: Split) -> _C.EvaluationSet:
+def _evaluation_set(split: Split, resident: _C.ResidentPixels | None) -> _C.EvaluationSet:
     if not len(split.queries) or not len(split.candidates):
         raise ValueError(
             f"{split.root}: split '{split.name}' must have query and candidate lists to be evaluated, "
@@ -339,7 +346,7 @@ def _evaluation_set(split: Split) -> _C.EvaluationSet:
         (rows[:, 0].tolist(), rows[:, 1].tolist(), rows[:, 2].tolist())
         for rows in (split.queries, split.candidates)
     )
-    return _C.EvaluationSet(split.image_list(), queries, candidates, len(split.schema))
+    return _C.EvaluationSet(split.image_list(resident), queries, candidates, len(split.schema))
 
 
 def _begin(folder: RunFolder, config: TrainConfig) -> None:
@@ -364,6 +371,8 @@ def _resume(folder: RunFolder, config: TrainConfig) -> _C.Checkpoint | None:
             "trainer.bfloat16",
             "trainer.evaluate_every",
         ):
+            continue
+        if key == "data.resident":
             continue
         if saved.get(key) != value:
             raise ValueError(

@@ -94,17 +94,25 @@ def test_crop_resize_equals_pillow(height: int, width: int, device: torch.device
     given = arguments(device, height, width) | {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     ours = bytes_of(ops.crop_resize(**given)).movedim(1, 3).cpu().numpy()
     pixels = given["pixels"].cpu().numpy()
-    for (i, *box), crop in zip(BOXES, ours, strict=True):
+    inside = windows(height, width, device)
+    parts = bytes_of(ops.crop_resize(**given, windows=inside)).movedim(1, 3).cpu().numpy()
+    for (i, *box), crop, part, window in zip(BOXES, ours, parts, inside.tolist(), strict=True):
         h, w = SIZES[i]
         begin = int(given["offsets"][i])
-        image = Image.fromarray(pixels[begin : begin + h * w * 3].reshape(h, w, 3))
-        expected = image.crop(tuple(box)).resize((width, height), Image.Resampling.BILINEAR)
+        image = Image.fromarray(pixels[begin : begin + h * w * 3].reshape(h, w, 3)).crop(tuple(box))
+        expected = image.resize((width, height), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(crop, np.asarray(expected), err_msg=f"box {box} of image {i}")
+        resized_height, resized_width, top, left = window
+        expected = image.resize((resized_width, resized_height), Image.Resampling.BILINEAR)
+        expected = expected.crop((left, top, left + width, top + height))
+        np.testing.assert_array_equal(part, np.asarray(expected), err_msg=f"{window} of box {box}, image {i}")
 
 
 def test_crop_resize_long_filters(device: torch.device):
     """More taps than the CUDA kernel keeps weights of, and more lines than one of its chunks."""
     given = arguments(device, 2, 3) | batch(device, [(150, 900)]) | crops(device, [(0, 0, 0, 900, 150)])
+    assert torch.equal(ops.crop_resize(**given), reference.crop_resize(**given))
+    given["windows"] = torch.tensor([[4, 9, 1, 5]], device=device)
     assert torch.equal(ops.crop_resize(**given), reference.crop_resize(**given))
 
 
@@ -144,12 +152,39 @@ def test_crop_resize_flip(device: torch.device):
     assert torch.equal(reference.crop_resize(**given, flip=flip), expected)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_crop_resize_registration(device: torch.device, opcheck, flip: bool):
+def windows(height: int, width: int, device: torch.device) -> Tensor:
+    """Of every box in turn: as it is, at the corners, inside a far larger and a hardly larger picture."""
+    kinds = [
+        (height, width, 0, 0),
+        (height + 5, width, 5, 0),
+        (height, width + 40, 0, 3),
+        (3 * height + 1, 2 * width + 7, height, width),
+        (height + 1, width + 90, 0, 90),
+    ]
+    return torch.tensor([kinds[i % len(kinds)] for i in range(len(BOXES))], device=device)
+
+
+@pytest.mark.parametrize(("height", "width"), [*OUTPUTS, (2, 40)])
+def test_crop_resize_windows(height: int, width: int, device: torch.device):
+    given = arguments(device, height, width)
+    inside = windows(height, width, device)
+    flip = torch.arange(len(BOXES), device=device) % 3 == 0
+    made = ops.crop_resize(**given, windows=inside, flip=flip)
+    assert torch.equal(made, reference.crop_resize(**given, windows=inside, flip=flip))
+    for i, (resized_height, resized_width, top, left) in enumerate(inside.tolist()):
+        one = {"boxes": given["boxes"][i : i + 1], "image_index": given["image_index"][i : i + 1]}
+        whole = ops.crop_resize(**(given | one | {"height": resized_height, "width": resized_width}))
+        expected = whole[0, :, top : top + height, left : left + width]
+        assert torch.equal(made[i], expected.flip(2) if flip[i] else expected)
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_crop_resize_registration(device: torch.device, opcheck, optional: bool):
     given = arguments(device)
-    flips = torch.ones(len(BOXES), dtype=torch.bool, device=device) if flip else None
-    dtype = torch.bfloat16 if flip else torch.float32
-    opcheck(torch.ops.placket.crop_resize.default, *given.values(), dtype, flip, flips)
+    flips = torch.ones(len(BOXES), dtype=torch.bool, device=device) if optional else None
+    inside = windows(16, 24, device) if optional else None
+    dtype = torch.bfloat16 if optional else torch.float32
+    opcheck(torch.ops.placket.crop_resize.default, *given.values(), dtype, optional, flips, inside)
 
 
 def test_crop_resize_compiles(device: torch.device):
@@ -196,6 +231,18 @@ def test_crop_resize_empties(device: torch.device):
         ),
         ({"boxes": torch.zeros(15, 4)}, TypeError, "boxes must be Long, got Float"),
         ({"flip": torch.zeros(15)}, TypeError, "flip must be Bool, got Float"),
+        ({"windows": torch.zeros(15, 4)}, TypeError, "windows must be Long, got Float"),
+        (
+            {"windows": torch.tensor([[20, 24, 0, 0]] * 14 + [[20, 24, 5, 0]])},
+            ValueError,
+            r"windows must be .* of 16 x 24 pixels inside .* got \[20, 24, 5, 0\] for box 14",
+        ),
+        ({"windows": torch.tensor([[16, 24, 0, -1]] * 15)}, ValueError, r"got \[16, 24, 0, -1\] for box 0"),
+        (
+            {"windows": torch.tensor([[(1 << 34) + 1, 24, 0, 0]] * 15)},
+            ValueError,
+            r"sides of at most 17179869184, got \[17179869185, 24, 0, 0\] for box 0",
+        ),
         ({"dtype": torch.float64}, TypeError, "dtype must be float32 or bfloat16, got Double"),
         ({"height": -1}, ValueError, "height and width must not be negative, got -1 and 24"),
         ({"mean": (0.0, 0.0)}, ValueError, r"mean must be 3 finite numbers, got \[0, 0\]"),
@@ -242,6 +289,10 @@ def test_crop_resize_cuda_makes_invalid_crops_black():
     assert torch.equal(made, black[:, None, None].expand_as(made))
     made = ops.crop_resize(**(given | {"offsets": given["offsets"] + (1 << 40)}))
     assert torch.equal(made, black[:, None, None].expand_as(made))
+    for window in ([20, 24, 5, 0], [16, 24, 0, -1], [15, 24, 0, 0], [(1 << 34) + 1, 24, 0, 0]):
+        outside = torch.tensor([window] * len(BOXES), device=device)
+        made = ops.crop_resize(**given, windows=outside)
+        assert torch.equal(made, black[:, None, None].expand_as(made))
 
 
 def test_crop_resize_is_deterministic(device: torch.device):

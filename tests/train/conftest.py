@@ -34,6 +34,7 @@ def make_model(drawn: AsenDataset) -> Callable[..., Rpf]:
         dropout: float = 0.1,
         size: int = SIZE,
         project_per_attribute: bool = False,
+        fit: str = "crop",
     ) -> Rpf:
         return placket.create_model(
             "rpf",
@@ -44,7 +45,7 @@ def make_model(drawn: AsenDataset) -> Callable[..., Rpf]:
             dropout=dropout,
             patch_size=32,
             project_per_attribute=project_per_attribute,
-            preprocess={"size": size},
+            preprocess={"size": size, "fit": fit},
             generator=torch.Generator().manual_seed(seed),
         )
 

@@ -160,6 +160,25 @@ class _Interrupts:
         return call
 
 
+def test_resident_pixels_change_no_bit(
+    drawn: AsenDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both stages with their evaluations, also where a run goes on without them."""
+    store = placket.data.pack(drawn, tmp_path / "drawn.store", size=40)
+    config = small_config(store.place)
+    resident = dataclasses.replace(config, data=dataclasses.replace(config.data, resident=True))
+    expected = placket.train(config, run=tmp_path / "mapped", progress=False)
+    found = placket.train(resident, run=tmp_path / "resident", progress=False)
+    assert found.best == expected.best
+    same_checkpoints(expected.folder, found.folder)
+    monkeypatch.setattr(RunFolder, "append_metrics", _Interrupts(5)(RunFolder.append_metrics))
+    with pytest.raises(KeyboardInterrupt):
+        placket.train(resident, run=tmp_path / "resumed", progress=False)
+    monkeypatch.undo()
+    placket.train(config, run=tmp_path / "resumed", resume=True, progress=False)
+    same_checkpoints(expected.folder, tmp_path / "resumed")
+
+
 def test_resume_without_a_run(drawn: AsenDataset, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"train: run must hold a run to resume, got .*config\.yaml"):
         placket.train(small_config(drawn.root), run=tmp_path / "no", resume=True)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import BOTH, STAGE, TRUNK
+from small_training import BOTH, SIZE, STAGE, TRUNK
 from torch import Tensor
 
 import placket
 from placket import _C, ops
-from placket.config import StageConfig, TrainerConfig
-from placket.data import AsenDataset, Loader
+from placket.config import RandomCropConfig, StageConfig, TrainerConfig
+from placket.data import AsenDataset, DatasetError, Loader
+from placket.data.store import StoreDataset
 from placket.nn import Pictures, Rpf
 from placket.train import Trainer
 
@@ -124,6 +125,51 @@ def test_resumes_from_state(
     resumed.run()
     assert resumed.done
     assert equal(whole, second)
+
+
+@pytest.fixture(scope="module")
+def packed(drawn: AsenDataset, tmp_path_factory: pytest.TempPathFactory) -> StoreDataset:
+    return placket.data.pack(drawn, tmp_path_factory.mktemp("packed") / "drawn.store", size=SIZE)
+
+
+@pytest.mark.parametrize(("stage", "patch"), [(STAGE, None), (BOTH, TRUNK)], ids=["region", "both"])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_resident_pixels_change_no_bit(
+    packed: StoreDataset, make_model: MakeModel, stage: StageConfig, patch: str | None, fit: str
+) -> None:
+    stage = dataclasses.replace(stage, crop_scale=0.5, random_crop=RandomCropConfig(4))
+    mapped, kept, resumed = (make_model(patch, fit=fit) for _ in range(3))
+    one = Trainer(mapped, packed, stage, trainer=QUIET, evaluation="valid")
+    other = Trainer(kept, packed, stage, trainer=QUIET, evaluation="valid", resident=True)
+    one.run(6)
+    other.run(4)
+    third = Trainer(resumed, packed, stage, trainer=QUIET, evaluation="valid", resident=True)
+    third.load_state(other.state())
+    for trainer, model in ((other, kept), (third, resumed)):
+        trainer.run(6 - trainer.steps_done)
+        assert equal(model, mapped)
+        assert trainer.evaluate().per_attribute == one.evaluate().per_attribute
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_resident_pixels_train_alike_on_cuda(
+    packed: StoreDataset, make_model: MakeModel, bfloat16: bool
+) -> None:
+    settings = dataclasses.replace(QUIET, bfloat16=bfloat16)
+    models = [make_model(TRUNK, dropout=0.0).cuda() for _ in range(2)]
+    mapped, kept = (
+        Trainer(model, packed, BOTH, trainer=settings, resident=resident)
+        for model, resident in zip(models, (False, True), strict=True)
+    )
+    # Of equal inputs and weights the first losses differ by the order of the device's sums at most.
+    assert kept.step() == pytest.approx(mapped.step(), rel=1e-2 if bfloat16 else 1e-4)
+    kept.run(3)
+
+
+def test_resident_training_needs_a_store_of_pixels(drawn: AsenDataset, make_model: MakeModel) -> None:
+    with pytest.raises(DatasetError, match=r"'train' must be of a store of pixels .* got loose files"):
+        Trainer(make_model(), drawn, STAGE, trainer=QUIET, resident=True)
 
 
 def test_a_state_of_another_stage_is_refused(drawn: AsenDataset, make_model: MakeModel) -> None:

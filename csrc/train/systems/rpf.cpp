@@ -331,7 +331,8 @@ class RpfSystem : public System {
     const Tensor crops = crop_resize(batch.pixels, batch.offsets, batch.sizes, boxes, views.images,
                                      options_.patch_size, options_.patch_size, mean_, std_,
                                      half ? at::kBFloat16 : at::kFloat,
-                                     /*channels_last=*/true, /*flip=*/std::nullopt);
+                                     /*channels_last=*/true, /*flip=*/std::nullopt,
+                                     /*windows=*/std::nullopt);
     const Tensor features =
         trunk_features(crops, patch_trunk_, config_.patch_trunk, mode(training));
     return rpf_patch_head(features, attribute_embedding_, views.attributes, patch_head_,

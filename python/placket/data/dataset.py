@@ -132,8 +132,8 @@ class Split:
         images = self.image_list()
         return [images.path(image) for image in range(len(self))]
 
-    def image_list(self) -> _C.ImageList:
-        """Return images and boxes as the C++ core takes them.
+    def image_list(self, resident: _C.ResidentPixels | None = None) -> _C.ImageList:
+        """Return images and boxes as the C++ core takes them, with their store's pixels on a device, or none.
 
         Raises:
             DatasetError: the list of filenames is absent.
@@ -149,6 +149,7 @@ class Split:
             root=os.path.abspath(self.root),
             store=self.store,
             records=() if self.places is None else self.places.tolist(),
+            resident=resident,
         )
 
     @property

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
+import torch
 
 from placket import _C
 from placket.data.columns import Labels
 from placket.data.dataset import DatasetError, Split
+from placket.data.resident import resident_pixels
 
 __all__ = ["Loader"]
 
@@ -19,6 +21,7 @@ class Loader:
 
     Images are read, decoded and prepared ahead on C++ threads, and a batch's tensors are theirs without a
     copy. What a batch holds depends on ``seed``, epoch and step only, never on ``threads`` or ``prefetch``.
+    With ``resident`` the images and pictures are made on that device and lie there, of equal bits.
 
     A batch of N images (a triplet batch of b triplets has N = 3b rows: anchors, positives, negatives) has
 
@@ -54,6 +57,7 @@ class Loader:
         threads: int = 2,
         prefetch: int = 2,
         on_error: Literal["raise", "skip"] = "raise",
+        resident: str | torch.device | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -88,12 +92,17 @@ class Loader:
             on_error: "raise" for an image that cannot be read, or "skip": the next image of the split that
                 can be read and carries the value the row was drawn for takes its place, always the same
                 one, and ``skipped`` lists it.
+            resident: a device, "cuda" or "cpu", whose memory keeps the pixels of the split's whole store as
+                long as the data set is open, for all loaders. Batches are cut and resized there, and only a
+                few numbers an image are copied. It needs ``interpolation`` "bilinear", ``arithmetic``
+                "pillow", and ``color_jitter``, ``grayscale``, ``blur`` and ``erasing`` off.
             rank: which part of each batch to load, from 0.
             world_size: number of parts; together they are the batch of one rank.
 
         Raises:
-            ValueError: an argument is out of range, or no attribute can give a triplet.
-            DatasetError: the split has no list of filenames.
+            ValueError: an argument is out of range, no attribute can give a triplet, or ``resident`` pixels
+                do not fit the device's memory or cannot be prepared as asked.
+            DatasetError: the split has no list of filenames, or is no store of pixels to be resident.
         """
         if sampler == "images":
             self._source = _C.image_source(
@@ -141,7 +150,7 @@ class Loader:
                 f"Loader: sampler must be 'images', 'triplets', 'classes' or 'identities', got '{sampler}'"
             )
         self._loader = _C.Loader(
-            split.image_list(),
+            split.image_list(None if resident is None else resident_pixels(split, resident)),
             split.labels.to_native(),
             self._source,
             preprocess=preprocess or _C.Preprocess(),
