@@ -31,8 +31,9 @@ namespace placket {
 // two rows (kernels/dot_scores.h), and what is ranked before each relevant row is counted. On CUDA
 // the scores are cuBLAS's (never TF32), whose last bits may depend on the block, and the lists are
 // sorted; each block waits for the device. Memory: the S scores of one block of queries, 4 S C
-// bytes for each. By default a block has as many queries as fit into 64 MiB, at least 16 and at
-// most 128 (on CUDA, whose sort needs about 100 bytes a score, as many as make 2^23 scores).
+// bytes for each query, and those of one query for each thread. By default a block has as many
+// queries as fit into 64 MiB, at least 24 and at most 120 (on CUDA, whose sort needs about 100
+// bytes a score, as many as make 2^23 scores).
 using RankMetrics = std::tuple<at::Tensor,   // average_precision [W, Q] float64
                                at::Tensor,   // expected_average_precision [W, Q] float64
                                at::Tensor,   // hits [W, Q, K] int64

@@ -415,8 +415,8 @@ def rank_metrics(
         excluded: None, or ``[Q]`` int64: a candidate row that is not ranked for the query, relevant or not
             (its own image, say), -1 for none.
         cutoffs: K ranks, each at least 1, for ``hits`` and ``precision_sum``.
-        block: of so many queries scores exist at a time, which takes 4 S C bytes each; None chooses so many
-            as 64 MiB hold, from 16 to 128 on the CPU.
+        block: of so many queries scores exist at a time, which takes 4 S C bytes each; None chooses as many
+            as 64 MiB hold, from 24 to 120 (on CUDA as many as make 2**23 scores).
 
     Returns:
         ``[W, Q]`` or ``[W, Q, K]`` each.

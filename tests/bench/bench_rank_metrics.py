@@ -96,7 +96,7 @@ def pytorch_sort(a: Attribute) -> Tensor:
 def torchmetrics_map(a: Attribute) -> Tensor:
     from torchmetrics.retrieval import RetrievalMAP
 
-    scores = product(a)
+    scores = product(a) + 2  # it takes a candidate of score 0 or less for irrelevant
     target = a.query_values[:, None] == a.candidate_values
     queries = torch.arange(len(scores), device=DEVICE)[:, None].expand_as(scores)
     metric = RetrievalMAP(empty_target_action="neg")
@@ -126,7 +126,9 @@ def pytorch_metric_learning(a: Attribute) -> Tensor:
 
     calculator = AccuracyCalculator(include=("mean_average_precision",), k=len(a.candidates), device=DEVICE)
     found = calculator.get_accuracy(a.queries, a.query_values, a.candidates, a.candidate_values)
-    return torch.tensor([found["mean_average_precision"]])
+    # It leaves out queries without a relevant candidate, which count as 0 here.
+    answered = torch.isin(a.query_values, a.candidate_values).double().mean()
+    return found["mean_average_precision"] * answered
 
 
 LIBRARIES: dict[str, tuple[Arm, tuple[str, ...]]] = {
@@ -143,12 +145,11 @@ def over(arm: Arm, attributes: list[Attribute]) -> Callable[[], list[Tensor]]:
 
 
 def same_means(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    # Two scores that differ in their last bit may change places and move a query's AP by about 1 / rank.
-    # pytorch-metric-learning leaves out queries without a relevant candidate, at most 12 of DARN's 448
-    # and DeepFashion's 915, and OML's sums are float32.
+    # Two scores that differ in their last bit may change places and move a query's AP by about 1 / rank; the
+    # libraries' sums are float32.
     for mine, other in zip(ours, theirs, strict=True):
         if other.dim() < 2:
-            torch.testing.assert_close(other.double().mean(), mine.mean(), atol=1e-5, rtol=0.05)
+            torch.testing.assert_close(other.double().mean(), mine.mean(), atol=1e-5, rtol=2e-3)
 
 
 def splits() -> list[Record]:
