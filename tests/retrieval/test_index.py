@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from placket.index import ENGINES, AttributeIndex, attribute_index
-from placket.index.engines import FlatEngine
 
 SPACES = {"neckline": 5, "sleeve length": 3}
 
@@ -41,10 +40,8 @@ def test_search_by_hand(tmp_path: Path):
     assert [h.id for h in index.search({"neckline": [0, 1]}, {"neckline": -1.0}, k=2)] == [7, "c"]
 
 
-@pytest.mark.parametrize("block", [1, 7, 65_536])
 @pytest.mark.parametrize("weights", [None, {"neckline": 0.5}, {"neckline": 2.0, "sleeve length": -1.0}])
-def test_search_is_the_exact_weighted_sum(tmp_path: Path, monkeypatch, weights, block):
-    monkeypatch.setattr(FlatEngine, "BLOCK", block)
+def test_search_is_the_exact_weighted_sum(tmp_path: Path, weights):
     index = filled(tmp_path / "a")
     queries = {"neckline": torch.randn(5), "sleeve length": torch.randn(3)}
     parts = {name: cosines(index, name, q.double().numpy()) for name, q in queries.items()}
@@ -57,8 +54,7 @@ def test_search_is_the_exact_weighted_sum(tmp_path: Path, monkeypatch, weights, 
         assert [h.scores[name] for h in hits] == pytest.approx(parts[name][order].tolist(), abs=1e-6)
 
 
-def test_ties_are_in_the_order_of_addition(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(FlatEngine, "BLOCK", 4)
+def test_ties_are_in_the_order_of_addition(tmp_path: Path):
     index = AttributeIndex.create(tmp_path / "a", {"s": 2})
     index.add(range(20), {"s": [[1, 1], [1, 0]] * 10})
     assert [h.id for h in index.search({"s": [1, 0]}, k=12)] == [*range(1, 20, 2), 0, 2]
