@@ -49,6 +49,25 @@ PLACKET_SIMD void widen(const BFloat16* values, int64_t count, float* wide) {
   for (int64_t i = 0; i < count; ++i) wide[i] = values[i];
 }
 
+// Four rows at a time, so that sums do not wait for each other.
+constexpr int64_t kRowsAtOnce = 4;
+PLACKET_SIMD void dots_of_four(const float* query, const BFloat16* const* rows, int64_t dims,
+                               float* dots) {
+  const BFloat16 *a = rows[0], *b = rows[1], *c = rows[2], *e = rows[3];
+  float sum_a = 0, sum_b = 0, sum_c = 0, sum_e = 0;
+#pragma omp simd reduction(+ : sum_a, sum_b, sum_c, sum_e)
+  for (int64_t d = 0; d < dims; ++d) {
+    sum_a += query[d] * a[d];
+    sum_b += query[d] * b[d];
+    sum_c += query[d] * c[d];
+    sum_e += query[d] * e[d];
+  }
+  dots[0] = sum_a;
+  dots[1] = sum_b;
+  dots[2] = sum_c;
+  dots[3] = sum_e;
+}
+
 // What a row of float32 becomes as codes of at most `levels`, and the length of what that loses.
 struct Rounded {
   float step;
@@ -187,15 +206,14 @@ void Screen::add_int8(const Space& space, int64_t begin, int64_t end, const RowS
   }
 }
 
-void Screen::add_bfloat16(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
-                          Scratch& scratch, float* upper) const {
-  const int64_t dims = space.codes.size(1), padded = space.padded, queries = end - begin;
+void Screen::widened_dots(const Space& space, int64_t begin, int64_t queries, const RowSpan& rows,
+                          Scratch& scratch) {
+  const int64_t dims = space.codes.size(1), padded = space.padded;
+  const auto* codes = data<BFloat16>(space.codes);
   // So many rows stay in the second-level cache as float32.
   constexpr int64_t kTileFloats = 1 << 15;
   const int64_t tile = std::max<int64_t>(kTileFloats / std::max<int64_t>(padded, 8) / 8, 1) * 8;
   scratch.rows.resize(tile * padded);
-  scratch.dots.resize(queries * rows.count);
-  const auto* codes = data<BFloat16>(space.codes);
   for (int64_t first = 0; first < rows.count; first += tile) {
     const int64_t count = std::min(tile, rows.count - first);
     for (int64_t i = 0; i < count; ++i) {
@@ -206,6 +224,30 @@ void Screen::add_bfloat16(const Space& space, int64_t begin, int64_t end, const 
     dot_scores_cpu(
         {data<float>(space.queries) + begin * padded, scratch.rows.data(), queries, count, padded},
         scratch.dots.data() + first, rows.count);
+  }
+}
+
+void Screen::add_bfloat16(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
+                          Scratch& scratch, float* upper) const {
+  const int64_t dims = space.codes.size(1), padded = space.padded, queries = end - begin;
+  const auto* codes = data<BFloat16>(space.codes);
+  scratch.dots.resize(queries * rows.count);
+  constexpr int64_t kFew = 4;
+  if (queries <= kFew) {
+    for (int64_t i = 0; i < rows.count; i += kRowsAtOnce) {
+      const BFloat16* four[kRowsAtOnce];
+      float dots[kRowsAtOnce];
+      for (int64_t r = 0; r < kRowsAtOnce; ++r) {
+        four[r] = codes + rows[std::min(i + r, rows.count - 1)] * dims;
+      }
+      for (int64_t q = 0; q < queries; ++q) {
+        dots_of_four(data<float>(space.queries) + (begin + q) * padded, four, dims, dots);
+        std::copy_n(dots, std::min(kRowsAtOnce, rows.count - i),
+                    scratch.dots.data() + q * rows.count + i);
+      }
+    }
+  } else {
+    widened_dots(space, begin, queries, rows, scratch);
   }
   const float* bounds = scratch.bounds.data();
   for (int64_t q = 0; q < queries; ++q) {

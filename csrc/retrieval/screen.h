@@ -66,6 +66,9 @@ class Screen {
   void add_bfloat16(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
                     Scratch& scratch, float* upper) const;
 
+  static void widened_dots(const Space& space, int64_t begin, int64_t queries, const RowSpan& rows,
+                           Scratch& scratch);
+
   std::vector<Space> spaces_;
   bool holds_ = true, refines_ = true;
 };
