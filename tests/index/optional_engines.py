@@ -23,6 +23,7 @@ FASTER = {
     "proxy.timeTickInterval": 20,
     "queryCoord.checkInterval": 50,
     "queryCoord.distPullInterval": 50,
+    "rootCoord.dmlChannelNum": 4,
     "log.level": "warn",
 }
 

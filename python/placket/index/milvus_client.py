@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
@@ -132,15 +133,35 @@ class Server:
                 f"got {error.message}"
             ) from error
 
+    @contextmanager
+    def closed_on_error(self) -> Iterator[Server]:
+        try:
+            yield self
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         self._threads.shutdown()
         if hasattr(self, "_client"):
             self._client.close()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Send a request, again where it failed for a reason that may pass; all of them may be sent twice."""
+        """Send a request, again where it failed for a reason that may pass; all of them may be sent twice.
+
+        Raises:
+            ConnectionError: it failed for such a reason in every attempt.
+            RuntimeError: the server refuses it.
+        """
         request = getattr(self._client, method)
-        return self._attempt(lambda: request(*args, timeout=self.options.timeout, **kwargs))
+        try:
+            return self._attempt(lambda: request(*args, timeout=self.options.timeout, **kwargs))
+        except (MilvusException, grpc.RpcError) as error:
+            kind = ConnectionError if _may_pass(error) else RuntimeError
+            said = error.message if isinstance(error, MilvusException) else error
+            raise kind(
+                f"AttributeIndex: server {self.options.uri} must carry out {method}, got {said}"
+            ) from error
 
     def each(self, do: Callable[[S], T], arguments: Iterable[S]) -> list[T]:
         """Do the same with several arguments, side by side; not within itself."""

@@ -18,7 +18,7 @@ and never changed. An item is put by adding its rows to the spaces, then its row
 says which rows are its own; the rows it had before are deleted last. So an item changes in all spaces at
 once, a writer killed half-way leaves the item as it was beside rows that nobody sees (``compact`` deletes
 them), and what is sent twice is there once. The items of one call appear one by one. A space is filled
-under another name and renamed when it is whole.
+under another name and renamed when it is whole; meanwhile nobody else may add items.
 
 Searching. Each space is asked for its best, and the weighted sum is made from these lists: exactly with the
 index type FLAT (``threshold``), from the ``candidates`` best of each space with any other. Vectors are
@@ -96,16 +96,16 @@ def create(path: Path, spaces: Mapping[str, int], options: Mapping[str, Any]) ->
     if "uri" not in given:
         raise ValueError("AttributeIndex.create: options of engine 'milvus' must hold uri, got none")
     chosen = Options(**given)
-    server = Server(chosen, token)
-    there = [name for name in server.collections() if server.owns(name)]
-    check(not there, f"collection '{chosen.collection}' must be new on {chosen.uri}; drop", there)
-    made = [
-        partial(server.make_space, server.space_name(number, name), name, dim)
-        for number, (name, dim) in enumerate(spaces.items())
-    ]
-    server.each(partial.__call__, [partial(server.make_items), *made])
-    write_manifest(path, "milvus", asdict(chosen), {})
-    return MilvusEngine(server)
+    with Server(chosen, token).closed_on_error() as server:
+        there = [name for name in server.collections() if server.owns(name)]
+        check(not there, f"collection '{chosen.collection}' must be new on {chosen.uri}; drop", there)
+        made = [
+            partial(server.make_space, server.space_name(number, name), name, dim)
+            for number, (name, dim) in enumerate(spaces.items())
+        ]
+        server.each(partial.__call__, [partial(server.make_items), *made])
+        write_manifest(path, "milvus", asdict(chosen), {})
+        return MilvusEngine(server)
 
 
 def load(path: Path, manifest: Mapping[str, Any], read_only: bool) -> MilvusEngine:
@@ -115,7 +115,8 @@ def load(path: Path, manifest: Mapping[str, Any], read_only: bool) -> MilvusEngi
         ConnectionError: the server does not answer.
         ValueError: what is on the server is not this index.
     """
-    return MilvusEngine(Server(Options(**manifest["options"]), None))
+    with Server(Options(**manifest["options"]), None).closed_on_error() as server:
+        return MilvusEngine(server)
 
 
 class MilvusEngine:
