@@ -6,18 +6,20 @@
 #include <immintrin.h>
 #endif
 
+#include "base/simd.h"
+
 namespace placket {
 namespace {
 
 constexpr int64_t kStepBytes = kPanelItems * kPanelStep;
 
-// The dimensions from `begin` on, a multiple of kPanelStep, and zeros up to a multiple of kInt8Pad.
+// The dimensions from `begin` on, a multiple of kPanelStep.
 void pack_rest(const int8_t* const* items, int64_t count, int64_t begin, int64_t dims,
                int8_t* panel) {
-  for (int64_t d = begin; d % kInt8Pad != 0 || d < dims; d += kPanelStep) {
+  for (int64_t d = begin; d < dims; d += kPanelStep) {
     int8_t* to = panel + d * kPanelItems;
     std::memset(to, 0, kStepBytes);
-    for (int64_t i = 0; i < count && d < dims; ++i) {
+    for (int64_t i = 0; i < count; ++i) {
       std::memcpy(to + i * kPanelStep, items[i] + d, std::min(kPanelStep, dims - d));
     }
   }
@@ -39,22 +41,10 @@ void scores_portable(const uint8_t* query, int64_t padded, const int8_t* panel, 
 #define PLACKET_AVX2 __attribute__((target("avx2")))
 #define PLACKET_UNROLL _Pragma("GCC unroll 8")  // GCC keeps arrays in registers only then
 
-// Nine sums of 8 items each, of the 16 registers there are.
+// Nine sums of 8 items each, of the 16 registers there are. Two products are added in 16 bits,
+// where 2 * 127 * 128 has room.
 constexpr int kTileQueries = 3;
 constexpr int kVectors = kPanelItems / 8;
-
-// Products of eight dimensions, two sums of four in 16 bits, where 4 * 63 * 128 has room.
-PLACKET_AVX2 inline __m256i products(__m256i low, __m256i high, const int8_t* panel) {
-  const auto* items = reinterpret_cast<const __m256i*>(panel);
-  return _mm256_add_epi16(_mm256_maddubs_epi16(low, _mm256_loadu_si256(items)),
-                          _mm256_maddubs_epi16(high, _mm256_loadu_si256(items + kVectors)));
-}
-
-PLACKET_AVX2 inline __m256i four_everywhere(const uint8_t* query) {
-  int32_t four;
-  std::memcpy(&four, query, sizeof four);
-  return _mm256_set1_epi32(four);
-}
 
 PLACKET_AVX2 void scores_avx2(const uint8_t* const* queries, int64_t padded, const int8_t* panel,
                               int32_t* const* scores) {
@@ -67,14 +57,20 @@ PLACKET_AVX2 void scores_avx2(const uint8_t* const* queries, int64_t padded, con
     PLACKET_UNROLL
     for (int i = 0; i < kVectors; ++i) sums[q][i] = _mm256_setzero_si256();
   }
-  for (int64_t d = 0; d < padded; d += 2 * kPanelStep, panel += 2 * kStepBytes) {
+  for (int64_t d = 0; d < padded; d += kPanelStep, panel += kStepBytes) {
+    __m256i items[kVectors];
+    PLACKET_UNROLL
+    for (int i = 0; i < kVectors; ++i) {
+      items[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel) + i);
+    }
     PLACKET_UNROLL
     for (int q = 0; q < kTileQueries; ++q) {
-      const __m256i low = four_everywhere(query[q] + d);
-      const __m256i high = four_everywhere(query[q] + d + kPanelStep);
+      int32_t four;
+      std::memcpy(&four, query[q] + d, sizeof four);
+      const __m256i value = _mm256_set1_epi32(four);
       PLACKET_UNROLL
       for (int i = 0; i < kVectors; ++i) {
-        const __m256i pairs = products(low, high, panel + 32 * i);
+        const __m256i pairs = _mm256_maddubs_epi16(value, items[i]);
         sums[q][i] = _mm256_add_epi32(sums[q][i], _mm256_madd_epi16(pairs, ones));
       }
     }
@@ -88,11 +84,14 @@ PLACKET_AVX2 void scores_avx2(const uint8_t* const* queries, int64_t padded, con
   }
 }
 
-// 32 dimensions of 8 items.
-PLACKET_AVX2 void transpose_avx2(const int8_t* const* items, int64_t d, int8_t* panel) {
+// 32 dimensions of 8 items. `ahead` is where items lie that will be wanted next; the processor does
+// not foresee so many at once.
+PLACKET_AVX2 void transpose_avx2(const int8_t* const* items, int64_t d, int64_t ahead,
+                                 int8_t* panel) {
   __m256i row[8], four[8];
   for (int i = 0; i < 8; ++i) {
     row[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(items[i] + d));
+    _mm_prefetch(reinterpret_cast<const char*>(items[i] + d + ahead), _MM_HINT_T0);
   }
   for (int i = 0; i < 8; i += 4) {
     const __m256i a = _mm256_unpacklo_epi32(row[i], row[i + 1]);
@@ -122,7 +121,7 @@ void pack_int8_panel(const int8_t* const* items, int64_t count, int64_t dims, in
     const int64_t done = dims / 32 * 32;
     for (int64_t d = 0; d < done; d += 32) {
       for (int64_t i = 0; i < kPanelItems; i += 8) {
-        transpose_avx2(items + i, d, panel + d * kPanelItems + i * kPanelStep);
+        transpose_avx2(items + i, d, kPanelItems * dims, panel + d * kPanelItems + i * kPanelStep);
       }
     }
     pack_rest(items, count, done, dims, panel);
@@ -154,6 +153,13 @@ void int8_scores(const uint8_t* queries, int64_t query_count, int64_t padded, co
   for (int64_t q = 0; q < query_count; ++q) {
     scores_portable(queries + q * padded, padded, panel, scores + q * stride);
   }
+}
+
+// The cast keeps the product within what one instruction does.
+PLACKET_SIMD int32_t int8_dot(const int16_t* query, const int8_t* item, int64_t dims) {
+  int32_t sum = 0;
+  for (int64_t d = 0; d < dims; ++d) sum += int32_t(query[d]) * int32_t(int16_t(item[d]));
+  return sum;
 }
 
 }  // namespace placket

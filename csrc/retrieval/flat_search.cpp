@@ -174,9 +174,10 @@ class Settling {
     std::sort(waiting_.begin(), waiting_.end());
     size_t done = 0;
     // The first rows of all are scored at once, so that there is something to reach.
-    while (done < waiting_.size() && std::isinf(best_.least())) done = score(done, scratch);
+    constexpr float kNothing = -std::numeric_limits<float>::infinity();
+    while (done < waiting_.size() && best_.least() == kNothing) done = score(done, scratch);
     std::vector<uint64_t> rest(waiting_.begin() + done, waiting_.end());
-    if (screen_.coarse()) {
+    if (screen_.refines()) {
       waiting_.clear();
       for (const uint64_t key : rest) {
         if (score_of(key) < best_.least()) break;

@@ -16,8 +16,8 @@
 namespace placket {
 namespace {
 
-constexpr int kOffset = 32;  // makes codes of queries, in [-31, 31], unsigned
-constexpr float kLevels = 31;
+constexpr int kOffset = 64;  // makes codes of queries, in [-63, 63], unsigned
+constexpr float kLevels = 63;
 
 // With rows, queries and weights below kMostNorm an operation underflows by less than 2^-126, and
 // what follows multiplies that by less than 2^66.
@@ -49,23 +49,25 @@ PLACKET_SIMD void widen(const BFloat16* values, int64_t count, float* wide) {
   for (int64_t i = 0; i < count; ++i) wide[i] = values[i];
 }
 
-PLACKET_SIMD float dot_codes(const float* query, const int8_t* codes, int64_t dims) {
-  constexpr int64_t kLanes = 16;
-  float lanes[kLanes] = {};
-  int64_t d = 0;
-  for (; d + kLanes <= dims; d += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += query[d + l] * float(codes[d + l]);
+// What a row of float32 becomes as codes of at most `levels`, and the length of what that loses.
+struct Rounded {
+  float step;
+  double lost;
+};
+template <class Code>
+Rounded round_query(const float* query, int64_t dims, float levels, int offset, Code* codes) {
+  float most = 0;
+  for (int64_t d = 0; d < dims; ++d) most = std::max(most, std::abs(query[d]));
+  float step = most / levels;
+  if (step < kLeastStep) step = 0;
+  double square = 0;
+  for (int64_t d = 0; d < dims; ++d) {
+    const float code = step > 0 ? std::nearbyint(query[d] / step) : 0.0f;
+    const double error = double(query[d]) - double(step) * code;
+    square += error * error;
+    codes[d] = Code(int(code) + offset);
   }
-  float sum = 0;
-  for (; d < dims; ++d) sum += query[d] * float(codes[d]);
-  for (const float lane : lanes) sum += lane;
-  return sum;
-}
-
-float dot_codes(const float* query, const BFloat16* codes, int64_t dims) {
-  float sum = 0;
-  for (int64_t d = 0; d < dims; ++d) sum += query[d] * float(codes[d]);
-  return sum;
+  return {step, std::sqrt(square)};
 }
 
 // To [3, rows.count].
@@ -86,61 +88,50 @@ Screen::Screen(at::TensorList queries, at::TensorList codes, at::TensorList boun
   const auto spaces = int64_t(queries.size());
   const double rounding = double(2 * dims + 4 * spaces + 64) * 0x1p-24;
   for (int64_t s = 0; s < spaces; ++s) {
-    Space space = {queries[s].contiguous(), {}, codes[s], bounds[s], 0, {}, {}};
-    set_terms(space, double(float(weights[s])), rounding);
+    Space space;
+    space.codes = codes[s];
+    space.bounds = bounds[s];
+    set_terms(space, queries[s].contiguous(), double(float(weights[s])), rounding);
     spaces_.push_back(std::move(space));
-    coarse_ |= codes[s].scalar_type() == at::kChar;
+    refines_ &= codes[s].scalar_type() == at::kChar;
   }
 }
 
-void Screen::set_terms(Space& space, double weight, double rounding) {
-  const at::Tensor& queries = space.queries;
+void Screen::set_terms(Space& space, const at::Tensor& queries, double weight, double rounding) {
   const int64_t count = queries.size(0), dims = queries.size(1);
   const bool int8 = space.codes.scalar_type() == at::kChar;
-  uint8_t* codes = nullptr;
   if (int8) {
-    space.padded = (dims + kInt8Pad - 1) / kInt8Pad * kInt8Pad;
-    space.packed = at::empty({place(count) + 1, space.padded}, queries.options().dtype(at::kByte));
-    codes = mutable_data<uint8_t>(space.packed);
-    std::fill_n(codes, space.packed.numel(), uint8_t{1});
+    space.padded = (dims + kPanelStep - 1) / kPanelStep * kPanelStep;
+    space.packed.assign((place(count) + 1) * space.padded, 1);
+    space.fine.resize(count * dims);
+    space.fine_terms.resize(count);
   } else {
-    space.packed = dot_rows(queries);
-    space.padded = space.packed.size(1);
+    space.queries = dot_rows(queries);
+    space.padded = space.queries.size(1);
   }
   space.terms.resize(count);
-  space.fine.resize(count);
   for (int64_t q = 0; q < count; ++q) {
     const float* query = data<float>(queries) + q * dims;
-    float most = 0;
-    double square = 0, lost = 0;
-    for (int64_t d = 0; d < dims; ++d) {
-      most = std::max(most, std::abs(query[d]));
-      square += double(query[d]) * query[d];
-    }
-    const double norm = std::sqrt(square);
+    double square = 0;
+    for (int64_t d = 0; d < dims; ++d) square += double(query[d]) * query[d];
+    const double norm = std::sqrt(square), size = std::abs(weight) * kUp;
     // Also false for NaN.
-    if (!(norm <= kMostNorm && std::abs(weight) <= kMostNorm &&
-          norm * std::abs(weight) <= kMostNorm)) {
+    if (!(norm <= kMostNorm && size <= kMostNorm && norm * size <= kMostNorm)) {
       holds_ = false;
       return;
     }
-    float step = 1;
-    if (int8) {
-      step = most / kLevels;
-      if (step < kLeastStep) step = 0;
-      uint8_t* row = codes + place(q) * space.padded;
-      for (int64_t d = 0; d < dims; ++d) {
-        const float code = step > 0 ? std::nearbyint(query[d] / step) : 0.0f;
-        const double error = double(query[d]) - double(step) * code;
-        lost += error * error;
-        row[d] = uint8_t(int(code) + kOffset);
-      }
+    const auto terms = [&](const Rounded& rounded) {
+      const double lost = rounded.lost + rounding * (norm + rounded.lost);
+      return Terms{float(weight * rounded.step), float(size * norm), float(size * lost)};
+    };
+    if (!int8) {
+      space.terms[q] = terms({1, 0});
+      continue;
     }
-    lost = std::sqrt(lost);
-    const double size = std::abs(weight) * kUp;
-    space.terms[q] = {float(weight * step), float(size * norm),
-                      float(size * (lost + rounding * (norm + lost)))};
-    space.fine[q] = {float(weight), float(size * norm), float(size * rounding * norm)};
+    uint8_t* packed = space.packed.data() + place(q) * space.padded;
+    space.terms[q] = terms(round_query(query, dims, kLevels, kOffset, packed));
+    const auto levels = float(int8_dot_most(dims));
+    space.fine_terms[q] = terms(round_query(query, dims, levels, 0, space.fine.data() + q * dims));
   }
 }
 
@@ -148,12 +139,10 @@ float Screen::refined(int64_t query, int64_t row) const {
   float upper = kUnderflow * float(spaces_.size());
   for (const Space& space : spaces_) {
     const int64_t dims = space.codes.size(1);
-    const float* q = data<float>(space.queries) + query * dims;
-    const float dot = space.codes.scalar_type() == at::kChar
-                          ? dot_codes(q, data<int8_t>(space.codes) + row * dims, dims)
-                          : dot_codes(q, data<BFloat16>(space.codes) + row * dims, dims);
+    const auto* codes = data<int8_t>(space.codes) + row * dims;
+    const auto dot = float(int8_dot(space.fine.data() + query * dims, codes, dims));
     const float* bounds = data<float>(space.bounds) + 3 * row;
-    const Terms& terms = space.fine[query];
+    const Terms& terms = space.fine_terms[query];
     upper += terms.step * (bounds[0] * dot) + (terms.spread * bounds[1] + terms.slope * bounds[2]);
   }
   return upper;
@@ -185,7 +174,7 @@ void Screen::add_int8(const Space& space, int64_t begin, int64_t end, const RowS
     const int8_t* items[kPanelItems];
     for (int64_t i = 0; i < count; ++i) items[i] = codes + rows[first + i] * dims;
     pack_int8_panel(items, count, dims, scratch.panel.data());
-    int8_scores(data<uint8_t>(space.packed) + place(begin) * padded, queries + 1, padded,
+    int8_scores(space.packed.data() + place(begin) * padded, queries + 1, padded,
                 scratch.panel.data(), scratch.sums.data() + first, stride);
   }
   const int32_t* ones = scratch.sums.data() + queries * stride;
@@ -201,17 +190,23 @@ void Screen::add_int8(const Space& space, int64_t begin, int64_t end, const RowS
 void Screen::add_bfloat16(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
                           Scratch& scratch, float* upper) const {
   const int64_t dims = space.codes.size(1), padded = space.padded, queries = end - begin;
-  scratch.rows.resize(rows.count * padded);
+  // So many rows stay in the second-level cache as float32.
+  constexpr int64_t kTileFloats = 1 << 15;
+  const int64_t tile = std::max<int64_t>(kTileFloats / std::max<int64_t>(padded, 8) / 8, 1) * 8;
+  scratch.rows.resize(tile * padded);
   scratch.dots.resize(queries * rows.count);
   const auto* codes = data<BFloat16>(space.codes);
-  for (int64_t i = 0; i < rows.count; ++i) {
-    float* to = scratch.rows.data() + i * padded;
-    widen(codes + rows[i] * dims, dims, to);
-    std::fill(to + dims, to + padded, 0.0f);
+  for (int64_t first = 0; first < rows.count; first += tile) {
+    const int64_t count = std::min(tile, rows.count - first);
+    for (int64_t i = 0; i < count; ++i) {
+      float* to = scratch.rows.data() + i * padded;
+      widen(codes + rows[first + i] * dims, dims, to);
+      std::fill(to + dims, to + padded, 0.0f);
+    }
+    dot_scores_cpu(
+        {data<float>(space.queries) + begin * padded, scratch.rows.data(), queries, count, padded},
+        scratch.dots.data() + first, rows.count);
   }
-  dot_scores_cpu({data<float>(space.packed) + begin * padded, scratch.rows.data(), queries,
-                  rows.count, padded},
-                 scratch.dots.data(), rows.count);
   const float* bounds = scratch.bounds.data();
   for (int64_t q = 0; q < queries; ++q) {
     const Terms& terms = space.terms[begin + q];

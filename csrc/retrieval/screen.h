@@ -11,7 +11,7 @@ namespace placket {
 
 // Upper bounds of the scores of RowScorer from rows in fewer bits (`quantize`).
 //
-// Of one space, with q^ the query in 6 bits (q itself where rows are bfloat16) and x^ the row's
+// Of one space, with q^ the query in 7 bits (q itself where rows are bfloat16) and x^ the row's
 // codes times their scale, by Cauchy-Schwarz
 //
 //   <q, x> = <q^, x^> + <q, x - x^> + <q - q^, x^> <= <q^, x^> + |q| residual + |q - q^| norm,
@@ -41,8 +41,8 @@ class Screen {
   void upper_bounds(int64_t begin, int64_t end, const RowSpan& rows, Scratch& scratch,
                     float* upper) const;
 
-  // A smaller bound for more work, from the query as it is, where some rows are int8.
-  bool coarse() const { return coarse_; }
+  // A smaller bound for more work, from more bits of the query. Only where all codes are int8.
+  bool refines() const { return refines_; }
   float refined(int64_t query, int64_t row) const;
 
  private:
@@ -51,21 +51,23 @@ class Screen {
     float step, spread, slope;
   };
   struct Space {
-    at::Tensor queries;  // [Q, D] float32
-    at::Tensor packed;   // [Q, padded] float32, or uint8 with a row of ones after each block
     at::Tensor codes, bounds;
     int64_t padded;
-    std::vector<Terms> terms, fine;  // [Q]
+    std::vector<Terms> terms;     // [Q]
+    at::Tensor queries;           // [Q, padded] float32, for bfloat16 rows; for int8 rows:
+    std::vector<uint8_t> packed;  // [Q, padded], a row of ones after each block
+    std::vector<int16_t> fine;    // [Q, D]
+    std::vector<Terms> fine_terms;
   };
 
-  void set_terms(Space& space, double weight, double rounding);
+  void set_terms(Space& space, const at::Tensor& queries, double weight, double rounding);
   void add_int8(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
                 Scratch& scratch, float* upper) const;
   void add_bfloat16(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
                     Scratch& scratch, float* upper) const;
 
   std::vector<Space> spaces_;
-  bool holds_ = true, coarse_ = false;
+  bool holds_ = true, refines_ = true;
 };
 
 }  // namespace placket

@@ -93,13 +93,10 @@ def main() -> int:
                 print(f"  {100 * kept:.2f} % of the items fulfil it, {len(found)} hits")
         array = "rows" if given.storage == "float32" else "codes"
         read = [torch.from_numpy(s.vectors[n].array(array)) for s in index._engine.segments for n in spaces]
-        # Sums of 64-bit words run at the speed of the memory.
-        words = [part.view(torch.uint8).flatten().view(torch.int64) for part in read]
-        timed(
-            f"reading the {sum(w.nbytes for w in words) / 1e9:.2f} GB once",
-            lambda: [w.sum() for w in words],
-            9,
-        )
+        # Sums of float32 run at the speed of the memory; what these bytes mean is nothing to them.
+        words = [part.view(torch.uint8).flatten().view(torch.float32) for part in read]
+        size = sum(word.nbytes for word in words) / 1e9
+        timed(f"reading the {size:.2f} GB once", lambda: [word.sum() for word in words], 9)
     return int(opening >= 0.1)
 
 

@@ -116,6 +116,21 @@ def test_metadata_of_a_data_set_with_everything(
     assert [hit.id for hit in found] == ["img/valid009.jpg"]
 
 
+def test_image_that_is_listed_again_is_an_item_of_its_own(
+    data: placket.data.Dataset, model: Rpf, tmp_path: Path
+) -> None:
+    split = data.split("valid")
+    names = [split.filenames[i] for i in (0, 1, 0, 2, 0, 1)] + list(split.filenames[6:])
+    boxes = np.tile([0, 0, 48, 56], (18, 1))
+    boxes[2] = 0, 0, 30, 30
+    shared = dataclasses.replace(split, filenames=Texts(names), boxes=boxes)
+    with build(model, shared, tmp_path / "a", images=range(6), block=2) as index:
+        expected = [names[0], names[1], f"{names[0]}#2", names[3], f"{names[0]}#3", f"{names[1]}#2"]
+        assert list(index.ids()) == expected
+        assert index.get(f"{names[0]}#2").metadata["box"] == [0, 0, 30, 30]
+        assert add_images(index, shared, images=range(6), model=model) == 0
+
+
 def test_search_by_photograph(data: placket.data.Dataset, model: Rpf, tmp_path: Path) -> None:
     split = data.split("valid")
     image = split.paths[4]

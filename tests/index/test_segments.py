@@ -48,11 +48,8 @@ def filled(folder: Path, count: int = 30) -> AttributeIndex:
 
 def everything(index: AttributeIndex) -> dict[Any, Any]:
     """All that an index holds, in its order."""
-    found = {}
-    for id in index.ids():
-        item = index.get(id)
-        found[id] = (item.metadata, {name: row.tobytes() for name, row in item.vectors.items()})
-    return found
+    items = index._engine.get(list(index.ids()))
+    return {i.id: (i.metadata, {name: row.tobytes() for name, row in i.vectors.items()}) for i in items}
 
 
 def ask(folder: Path) -> list[Any]:
@@ -294,7 +291,7 @@ def write(index: AttributeIndex, step: int) -> None:
         rows = np.random.default_rng(step).normal(size=(len(known), 4))
         index.add_space(f"space{step}", 4, known, rows)
     elif action == "remove":
-        index.remove(source.sample(known, min(3, len(known))))
+        index.remove(source.sample(known, len(known) // 4))
     elif action == "compact":
         index.compact()
     else:

@@ -101,8 +101,9 @@ def add_images(
 ) -> int:
     """Embed images and add them to an index that ``build`` made; those that are in it are left out.
 
-    The ids are the file names in the data set. The metadata are ``path``, ``labels`` (attribute to list of
-    values) and, where the data set has them, ``box`` (x0, y0, x1, y1 in pixels), ``product`` (a number),
+    The ids are the file names in the data set; where one is listed again, with another box for example, it is
+    ``name#2``, ``name#3`` in the order of the split. The metadata are ``path``, ``labels`` (attribute to list
+    of values) and, where the data set has them, ``box`` (x0, y0, x1, y1 in pixels), ``product`` (a number),
     ``domain`` ("shop" or "consumer") and ``caption``.
 
     Args:
@@ -126,15 +127,19 @@ def add_images(
     model = _own(index, model)
     names = model.schema.names
     every = np.arange(len(split)) if images is None else np.asarray(images, dtype=np.int64)
-    paths, added = split.image_list(), 0
+    paths, again, added = split.image_list(), _repeated(split.filenames), 0
+
+    def id_of(row: int) -> str:
+        return split.filenames[row] + again.get(row, "")
+
     for begin in range(0, len(every), block):
         part = every[begin : begin + block]
-        known = index.contains([split.filenames[int(row)] for row in part])
+        known = index.contains([id_of(row) for row in part.tolist()])
         for row in part[known].tolist():
-            held = index.get(split.filenames[row]).metadata.get("path")
+            held = index.get(id_of(row)).metadata.get("path")
             if held != paths.path(row):
                 raise ValueError(
-                    f"add_images: ids must be of one image each, got '{split.filenames[row]}' "
+                    f"add_images: ids must be of one image each, got '{id_of(row)}' "
                     f"for {paths.path(row)} and {held}"
                 )
         rows = part[~known]
@@ -143,7 +148,7 @@ def add_images(
             embedded = embed_pairs(model, split, *pairs, threads=threads, bfloat16=bfloat16)
             vectors = embedded.view(len(rows), len(names), -1).numpy()
             index.add(
-                [split.filenames[row] for row in rows.tolist()],
+                [id_of(row) for row in rows.tolist()],
                 {name: vectors[:, i] for i, name in enumerate(names)},
                 [_described(split, row, paths.path(row), captions) for row in rows.tolist()],
             )
@@ -190,6 +195,20 @@ def search_image(
         k=k,
         where=where,
     )
+
+
+def _repeated(filenames: Sequence[str]) -> dict[int, str]:
+    """Return what the ids of images whose name was there before end in, by their numbers."""
+    # Hashes, since a million names in a set are a hundred megabytes.
+    hashes = np.fromiter(map(hash, filenames), np.int64, len(filenames))
+    _, place, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    times: dict[str, int] = {}
+    endings = {}
+    for row in np.flatnonzero(counts[place] > 1).tolist():
+        times[filenames[row]] = times.get(filenames[row], 0) + 1
+        if times[filenames[row]] > 1:
+            endings[row] = f"#{times[filenames[row]]}"
+    return endings
 
 
 def _own(index: AttributeIndex, model: Rpf | None) -> Rpf:

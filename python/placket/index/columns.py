@@ -47,7 +47,7 @@ class Columns:
     """The columns of some rows of metadata.
 
     Args:
-        arrays: those of ``Columns.pack``, in memory or in a file; each is read when it is first asked for.
+        arrays: those of ``Columns.arrays``, in memory or in a file; each is read when it is first asked for.
         rows: how many rows there are.
     """
 
