@@ -209,7 +209,8 @@ def test_more_than_a_server_returns_at_once(make: Make, monkeypatch: pytest.Monk
 def test_hits_are_those_of_the_flat_engine_in_every_bit(make: Make, tmp_path: Path) -> None:
     engine = make()
     vectors = _put(engine, 400)
-    flat = flat_engine.create(tmp_path, SPACES, {})
+    (tmp_path / "flat").mkdir()
+    flat = flat_engine.create(tmp_path / "flat", SPACES, {})
     flat.put(range(400), vectors, [{"n": i} for i in range(400)])
     queries = {name: rows[:5] for name, rows in vectors.items()}
     weights = {"neckline": 0.7, "sleeve length": -0.3}

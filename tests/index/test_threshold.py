@@ -81,6 +81,7 @@ class Lists:
             np.testing.assert_array_equal(best.rows, expected.rows)
             np.testing.assert_array_equal(best.scores, expected.scores)
             np.testing.assert_array_equal(best.cosines, expected.cosines)
+        assert not self.asked_for_all or deepest < 10**9
 
 
 def _random(items: int, spaces: int, queries: int = 3, seed: int = 0) -> Array:
@@ -126,10 +127,38 @@ def test_lists_may_be_off_by_the_slack(noise: float) -> None:
     Lists(cosines, [1.0, 0.5, -2.0], noise).check(10, slack=noise)
 
 
+@pytest.mark.parametrize("spaces", [1, 3])
+def test_item_whose_listed_cosines_are_too_low_is_found(spaces: int) -> None:
+    slack = 0.01
+    cosines = np.full((1, 50, spaces), 0.5 + 0.1 * slack, np.float32)
+    cosines[0, 7] = 0.4999 + slack
+    lists = Lists(cosines, [1.0] * spaces)
+    lists.listed = cosines.astype(np.float64) - 0.1 * slack
+    lists.listed[0, 7] = 0.4999
+    lists.check(1, slack=slack)
+
+
+def test_item_that_is_in_one_list_only_is_found() -> None:
+    rng = np.random.default_rng(2)
+    # 200 are near in the first space and 200 in the second, each far in the other.
+    first = np.stack([np.linspace(0.99, 0.6, 200), np.full(200, -1.0)], axis=1)
+    second = np.stack([np.full(200, -1.0), np.linspace(0.99, 0.5, 200)], axis=1)
+    cosines = rng.permutation(np.concatenate([first, second]))[None].astype(np.float32)
+    near = np.flatnonzero(cosines[0, :, 0] > 0.8)
+    order = near[np.argsort(cosines[0, near, 0])]
+    # The best is behind 90 others of its list, just below the end of the other, and just before the second.
+    cosines[0, order[0]] = 0.8, 0.4999
+    cosines[0, order[-1]] = 0.99, 0.305
+    lists = Lists(cosines, [1.0, 1.0])
+    lists.check(1, first=199)
+    assert lists.deepest_asked == 199
+
+
 def test_items_that_are_no_more_take_no_place() -> None:
     cosines = _random(200, 2)
     best = Lists(cosines, [1.0, 1.0]).brute_force(10)[0].rows
-    Lists(cosines, [1.0, 1.0], gone=best[::2]).check(10)
+    for k in (10, 198):
+        Lists(cosines, [1.0, 1.0], gone=best[::2]).check(k)
 
 
 def test_correlated_lists_need_few_scores() -> None:

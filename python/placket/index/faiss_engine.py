@@ -107,8 +107,8 @@ class FaissEngine(LocalEngine):
         return self._loaded[arrays]
 
     def _index(self, space: str, vectors: Arrays) -> Mapping[str, Stream] | None:
-        rows = vectors.array("rows")
-        if _option(self._options, "factory", space) == "Flat" or len(rows) < FEWEST:
+        factory = _option(self._options, "factory", space)
+        if factory == "Flat" or len(rows := vectors.array("rows")) < FEWEST:
             return None
         index = _new_index(self._options, space, rows.shape[1])
         if not index.is_trained:
