@@ -92,7 +92,7 @@ def query_expansion(queries: Tensor, candidates: Tensor, *, k: int = 5, alpha: f
         raise ValueError(f"query_expansion: k must be from 1 to {len(candidates)}, got {k}")
     if alpha < 0:
         raise ValueError(f"query_expansion: alpha must be at least 0, got {alpha}")
-    scores, rows = ops.flat_search(queries.float(), candidates.float(), k)
+    scores, rows = _search(queries.float(), candidates.float(), k)
     added = torch.einsum("qk,qkd->qd", scores.clamp(min=0) ** alpha, candidates.float()[rows])
     return F.normalize(queries.float() + added, dim=1)
 
@@ -129,7 +129,7 @@ def attribute_rerank(
         raise ValueError("attribute_rerank: weights must name at least one space, got none")
     if not 1 <= k <= len(candidates[first]):
         raise ValueError(f"attribute_rerank: k must be from 1 to {len(candidates[first])}, got {k}")
-    _, rows = ops.flat_search(queries[first].float(), candidates[first].float(), k)
+    _, rows = _search(queries[first].float(), candidates[first].float(), k)
     scores = torch.zeros(rows.shape, device=rows.device)
     for space, weight in weights.items():
         scores += weight * torch.einsum("qd,qkd->qk", queries[space].float(), candidates[space].float()[rows])
@@ -146,9 +146,15 @@ def _check_rows(caller: str, **rows: Tensor) -> None:
             raise ValueError(f"{caller}: {name} must have L2-normalised rows [n, D], got {got}")
 
 
+def _search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Scores and rows of the k best, ``[Q, min(k, N)]``."""
+    scores, rows, _ = ops.flat_search([queries], [database], [1.0], k=k)
+    return scores, rows
+
+
 def _neighbours(every: Tensor, k: int) -> Integers:
     """Each image itself, then the k nearest others, ``[N, k + 1]``."""
-    _, found = ops.flat_search(every, every, min(k + 1, len(every)))
+    _, found = _search(every, every, k + 1)
     rows = found.numpy()
     own = np.arange(len(rows))[:, None]
     # Itself need not be among the first where others are equal to it.
