@@ -23,7 +23,7 @@ import pytest
 from placket.index import AttributeIndex, segments
 
 SPACES = {"neckline": 5, "sleeve": 3}
-ALL_KILLS = os.environ.get("PLACKET_ALL_KILLS") == "1"
+LONG = os.environ.get("PLACKET_LONG_TESTS") == "1"
 """Whether the writer is killed at all 200 of its writes, which takes minutes, or at some."""
 fork = multiprocessing.get_context("fork")
 
@@ -313,7 +313,7 @@ def write_for_ever(folder: Path, steps: Connection) -> None:
 
 
 def test_kill_leaves_the_last_committed_state(tmp_path: Path) -> None:
-    kills, moments = (200 if ALL_KILLS else 8), random.Random(4)
+    kills, moments = (200 if LONG else 8), random.Random(4)
     AttributeIndex.create(tmp_path / "killed", SPACES).close()
     mirror = AttributeIndex.create(tmp_path / "mirror", SPACES)
     step = 0
