@@ -49,6 +49,11 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         yield create
 
 
+def skip_on_a_server(request: pytest.FixtureRequest, slow: bool) -> None:
+    if slow and request.node.callspec.params["make"] == "milvus" and not LONG:
+        pytest.skip("takes minutes on a server (PLACKET_LONG_TESTS=1)")
+
+
 def reopened(index: AttributeIndex) -> AttributeIndex:
     index.save()
     index.close()
@@ -152,8 +157,7 @@ def agrees(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_history_agrees_with_the_model(make: Make, seed: int, request: pytest.FixtureRequest) -> None:
-    if seed > 0 and request.node.callspec.params["make"] == "milvus" and not LONG:
-        pytest.skip("takes minutes on a server (PLACKET_LONG_TESTS=1)")
+    skip_on_a_server(request, seed > 0)
     source, spaces = Source(seed), dict(SPACES)
     index, model = make(), Model(spaces)
     random, names = source.random, iter(range(1000))
@@ -210,7 +214,11 @@ def test_history_agrees_with_the_model(make: Make, seed: int, request: pytest.Fi
 
 
 @pytest.mark.parametrize("where", CONDITIONS)
-def test_conditions_select_the_same_items(make: Make, where: str | None) -> None:
+def test_conditions_select_the_same_items(
+    make: Make, where: str | None, request: pytest.FixtureRequest
+) -> None:
+    # test_milvus_where.py asks the server for many conditions of one index.
+    skip_on_a_server(request, where != CONDITIONS[-1])
     source, index, model = Source(5), make(), Model(SPACES)
     for _ in range(2):
         count = 30
