@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference_where import holds
-from test_columns import _EXPRESSIONS, _NUMBERS, _VALUES
+from test_metadata_columns import _EXPRESSIONS, _NUMBERS, _VALUES
 
 from placket.index import milvus_where
 from placket.index.milvus_where import conditions, literal, translate
