@@ -23,6 +23,15 @@ def test_names_ids_and_counts() -> None:
     assert SCHEMA["neckline"].index("v-neck") == 1
 
 
+def test_weights() -> None:
+    assert SCHEMA.weights() == {"neckline": 1.0, "sleeve": 1.0}
+    assert list(SCHEMA.weights([1, "neckline"])) == ["sleeve", "neckline"]
+    assert SCHEMA.weights({"sleeve": 0.5}) == {"sleeve": 0.5}
+    assert SCHEMA.weights([]) == {}
+    with pytest.raises(ValueError, match="got 'slee'; closest is 'sleeve'"):
+        SCHEMA.weights({"slee": 1.0})
+
+
 def test_round_trip_through_json() -> None:
     assert AttributeSchema.from_dict(json.loads(json.dumps(SCHEMA.to_dict()))) == SCHEMA
     assert (

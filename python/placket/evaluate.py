@@ -340,12 +340,10 @@ def _blocks(embed: Embed) -> tuple[Embed, Embed]:
 
 def _weights(model: Rpf, attributes: Mapping[str, float] | Sequence[str] | None) -> dict[int, float]:
     """Weights of the model's attribute spaces by id."""
-    if attributes is None:
-        return dict.fromkeys(range(len(model.schema)), 1.0)
-    given = attributes if isinstance(attributes, Mapping) else dict.fromkeys(attributes, 1.0)
-    if not given:
+    weights = model.schema.weights(attributes)
+    if not weights:
         raise ValueError("evaluate: attributes must name at least one, got none")
-    return {model.schema.index(name): float(weight) for name, weight in given.items()}
+    return {model.schema.index(name): weight for name, weight in weights.items()}
 
 
 def _products(

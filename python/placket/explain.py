@@ -151,14 +151,12 @@ def explain(
         RuntimeError: an image cannot be read; the text names file and cause.
         ValueError: an attribute is not of the model.
     """
-    wanted = model.schema.names if weights is None else weights
-    weighted = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 1.0)
-    names = [model.schema.names[i] for i in model.schema.indices(weighted)]
+    weighted = model.schema.weights(weights)
     images = [image] if other is None else [image, other]
     return Explanation(
         tuple(os.fspath(each) for each in images),
-        dict(zip(names, weighted.values(), strict=True)),
-        tuple(look(model, each, names) for each in images),
+        weighted,
+        tuple(look(model, each, list(weighted)) for each in images),
     )
 
 

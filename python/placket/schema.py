@@ -71,6 +71,18 @@ class AttributeSchema:
         """Return the ids of several attributes."""
         return [self.index(attribute) for attribute in attributes]
 
+    def weights(
+        self, attributes: Mapping[str, float] | Iterable[str | int] | None = None
+    ) -> dict[str, float]:
+        """Return the weights of attributes by name: those given, 1 where none is; of all by default.
+
+        Raises:
+            ValueError: there is no such attribute; the text names the closest.
+        """
+        given = self.names if attributes is None else attributes
+        pairs = given.items() if isinstance(given, Mapping) else [(attribute, 1.0) for attribute in given]
+        return {self.names[self.index(attribute)]: float(weight) for attribute, weight in pairs}
+
     def to_dict(self) -> dict[str, Any]:
         """Return what ``from_dict`` reads, ready for JSON."""
         return {"attributes": [{"name": a.name, "values": list(a.values)} for a in self.attributes]}

@@ -185,16 +185,9 @@ def search_image(
         RuntimeError: the image cannot be read; the text names file and cause.
     """
     model = _own(index, model)
-    wanted = model.schema.names if weights is None else weights
-    weighted = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 1.0)
-    names = [model.schema.names[i] for i in model.schema.indices(weighted)]
-    embeddings: NDArray[np.float32] = embed_image(model, image, names, box).numpy()
-    return index.search(
-        dict(zip(names, embeddings, strict=True)),
-        dict(zip(names, weighted.values(), strict=True)),
-        k=k,
-        where=where,
-    )
+    weighted = model.schema.weights(weights)
+    embeddings: NDArray[np.float32] = embed_image(model, image, list(weighted), box).numpy()
+    return index.search(dict(zip(weighted, embeddings, strict=True)), weighted, k=k, where=where)
 
 
 def _repeated(filenames: Sequence[str]) -> dict[int, str]:
