@@ -2,7 +2,7 @@
 
 #include <pybind11/stl.h>
 
-#include "models/rpf.h"
+#include "models/network.h"
 #include "models/trunk.h"
 
 namespace placket {
@@ -44,21 +44,18 @@ py::list to_python(const TensorSpecs& specs) {
 }  // namespace
 
 void bind_models(py::module_& m) {
-  py::class_<RpfConfig>(m, "RpfConfig")
+  py::class_<NetworkConfig>(m, "NetworkConfig")
       .def(py::init<>())
-      .def_readwrite("attributes", &RpfConfig::attributes)
-      .def_readwrite("trunk", &RpfConfig::trunk)
-      .def_readwrite("patch_trunk", &RpfConfig::patch_trunk)
-      .def_readwrite("attribute_dim", &RpfConfig::attribute_dim)
-      .def_readwrite("embedding_dim", &RpfConfig::embedding_dim)
-      .def_readwrite("hidden_dim", &RpfConfig::hidden_dim)
-      .def_readwrite("heads", &RpfConfig::heads)
-      .def_readwrite("dropout", &RpfConfig::dropout)
-      .def_readwrite("project_background", &RpfConfig::project_background)
-      .def_readwrite("project_per_attribute", &RpfConfig::project_per_attribute);
+      .def_readwrite("attributes", &NetworkConfig::attributes)
+      .def_readwrite("trunk", &NetworkConfig::trunk)
+      .def_readwrite("head", &NetworkConfig::head)
+      .def_readwrite("patch_trunk", &NetworkConfig::patch_trunk)
+      .def_readwrite("patch_head", &NetworkConfig::patch_head);
   m.def(
-      "rpf_spec", [](const RpfConfig& config) { return to_python(rpf_spec(config)); },
+      "network_spec", [](const NetworkConfig& config) { return to_python(network_spec(config)); },
       py::arg("config"));
+  m.def("head_embedding_dim", &head_embedding_dim, py::arg("head"));
+  m.def("head_attends", &head_attends, py::arg("head"));
   m.def(
       "trunk_spec", [](const std::string& trunk) { return to_python(trunk_spec(trunk)); },
       py::arg("trunk"));

@@ -6,7 +6,7 @@
 
 #include "bindings/gil.h"
 #include "train/losses.h"
-#include "train/systems/rpf.h"
+#include "train/systems/attribute.h"
 #include "train/trainer.h"
 
 namespace placket {
@@ -100,16 +100,17 @@ void bind_configs(py::module_& m) {
       .def_readwrite("run", &TrainerConfig::run)
       .def_readwrite("model_config", &TrainerConfig::model_config);
 
-  py::class_<RpfOptions>(m, "RpfOptions")
+  py::class_<AttributeOptions>(m, "AttributeOptions")
       .def(py::init<>())
-      .def_readwrite("margin", &RpfOptions::margin)
-      .def_readwrite("temperature", &RpfOptions::temperature)
-      .def_readwrite("alpha", &RpfOptions::alpha)
-      .def_readwrite("contrast_temperature", &RpfOptions::contrast_temperature)
-      .def_readwrite("classify_scale", &RpfOptions::classify_scale)
-      .def_readwrite("region_weight", &RpfOptions::region_weight)
-      .def_readwrite("box_threshold", &RpfOptions::box_threshold)
-      .def_readwrite("patch_size", &RpfOptions::patch_size);
+      .def_readwrite("margin", &AttributeOptions::margin)
+      .def_readwrite("temperature", &AttributeOptions::temperature)
+      .def_readwrite("alpha", &AttributeOptions::alpha)
+      .def_readwrite("contrast_temperature", &AttributeOptions::contrast_temperature)
+      .def_readwrite("classify_scale", &AttributeOptions::classify_scale)
+      .def_readwrite("align_margin", &AttributeOptions::align_margin)
+      .def_readwrite("region_weight", &AttributeOptions::region_weight)
+      .def_readwrite("box_threshold", &AttributeOptions::box_threshold)
+      .def_readwrite("patch_size", &AttributeOptions::patch_size);
 }
 
 void bind_systems(py::module_& m) {
@@ -119,12 +120,12 @@ void bind_systems(py::module_& m) {
       .def("begin_encoding", &System::begin_encoding, py::arg("branches"));
 
   m.def(
-      "rpf_system",
-      [](const RpfConfig& config, const RpfOptions& options,
+      "attribute_system",
+      [](const NetworkConfig& config, const AttributeOptions& options,
          const std::map<std::string, at::Tensor>& tensors, const std::vector<int64_t>& values,
          const Preprocess& preprocess, uint64_t seed) {
         return std::shared_ptr<System>(
-            make_rpf_system(config, options, tensors, values, preprocess, seed));
+            make_attribute_system(config, options, tensors, values, preprocess, seed));
       },
       py::arg("config"), py::arg("options"), py::arg("tensors"), py::arg("values"),
       py::arg("preprocess"), py::arg("seed") = 0);

@@ -105,7 +105,7 @@ class EfficientNetLite : public TrunkModel {
 
 }  // namespace
 
-std::unique_ptr<TrunkModel> make_efficientnet_lite(TrunkSettings& settings) {
+std::unique_ptr<TrunkModel> make_efficientnet_lite(Description& settings) {
   const std::string stage = settings.choice("stage", "32", {"4", "8", "16", "32", "head"});
   const bool head = stage == "head";
   return std::make_unique<EfficientNetLite>(head ? 32 : std::stoll(stage), head);

@@ -102,7 +102,7 @@ class ResNet : public TrunkModel {
 
 }  // namespace
 
-std::unique_ptr<TrunkModel> make_resnet(TrunkSettings& settings) {
+std::unique_ptr<TrunkModel> make_resnet(Description& settings) {
   const double width = settings.number("width", 1.0, 1.0 / 64, 16);
   const bool bottleneck = settings.name() == "resnet50";
   const Depths depths = settings.name() == "resnet18" ? Depths{2, 2, 2} : Depths{3, 4, 6};

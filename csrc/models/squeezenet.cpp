@@ -65,7 +65,7 @@ class SqueezeNet : public TrunkModel {
 
 }  // namespace
 
-std::unique_ptr<TrunkModel> make_squeezenet(TrunkSettings& settings) {
+std::unique_ptr<TrunkModel> make_squeezenet(Description& settings) {
   return std::make_unique<SqueezeNet>(std::stoll(settings.choice("stage", "16", {"4", "8", "16"})));
 }
 

@@ -17,110 +17,11 @@ using at::Tensor;
 
 namespace {
 
-std::string join(const std::vector<std::string>& words) {
-  std::string text;
-  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
-  return text;
-}
-
-std::vector<std::string> split(const std::string& text, char separator) {
-  std::vector<std::string> parts;
-  size_t begin = 0;
-  for (;;) {
-    const size_t end = text.find(separator, begin);
-    parts.push_back(text.substr(begin, end - begin));
-    if (end == std::string::npos) return parts;
-    begin = end + 1;
-  }
-}
-
-template <class T>
-bool parse(const std::string& text, T& value) {
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc() && end == text.data() + text.size();
-}
-
-}  // namespace
-
-TrunkSettings::TrunkSettings(std::string description) : description_(std::move(description)) {
-  const std::vector<std::string> parts = split(description_, ',');
-  name_ = parts.front();
-  for (size_t i = 1; i < parts.size(); ++i) {
-    const size_t equals = parts[i].find('=');
-    if (equals == std::string::npos || equals == 0) {
-      fail("setting", "have the form key=value", "'" + parts[i] + "'");
-    }
-    const std::string key = parts[i].substr(0, equals);
-    for (const auto& [known, value] : given_) {
-      if (known == key) fail("setting", "be given once", "a second '" + parts[i] + "'");
-    }
-    given_.emplace_back(key, parts[i].substr(equals + 1));
-  }
-}
-
-const std::string* TrunkSettings::find(const std::string& key) {
-  asked_.push_back(key);
-  for (const auto& [given, value] : given_) {
-    if (given == key) return &value;
-  }
-  return nullptr;
-}
-
-int64_t TrunkSettings::integer(const std::string& key, int64_t fallback, int64_t minimum) {
-  const std::string* text = find(key);
-  int64_t value = fallback;
-  if ((text != nullptr && !parse(*text, value)) || value < minimum) {
-    fail(key, "be an integer of at least " + std::to_string(minimum),
-         text != nullptr ? "'" + *text + "'" : "nothing");
-  }
-  return value;
-}
-
-double TrunkSettings::number(const std::string& key, double fallback, double minimum,
-                             double maximum) {
-  const std::string* text = find(key);
-  if (text == nullptr) return fallback;
-  double value = 0;
-  if (!parse(*text, value) || !(value >= minimum && value <= maximum)) {
-    std::ostringstream condition;
-    condition << "be a number from " << minimum << " to " << maximum;
-    fail(key, condition.str(), "'" + *text + "'");
-  }
-  return value;
-}
-
-std::string TrunkSettings::choice(const std::string& key, const std::string& fallback,
-                                  const std::vector<std::string>& choices) {
-  const std::string* text = find(key);
-  if (text == nullptr) return fallback;
-  if (std::find(choices.begin(), choices.end(), *text) == choices.end()) {
-    fail(key, "be one of " + join(choices), "'" + *text + "'");
-  }
-  return *text;
-}
-
-void TrunkSettings::refuse_unknown_keys() const {
-  for (const auto& [key, value] : given_) {
-    if (std::find(asked_.begin(), asked_.end(), key) == asked_.end()) {
-      fail("setting", "be one of " + join(asked_), "'" + key + "'");
-    }
-  }
-}
-
-void TrunkSettings::fail(const std::string& what, const std::string& condition,
-                         const std::string& value) const {
-  TORCH_CHECK_VALUE(false, "trunk: ", what, " must ", condition, ", got ", value, " in '",
-                    description_, "'");
-  std::abort();
-}
-
-namespace {
-
 // A trunk that the caller computes (any module that gives [B, C, h, w]): it has a name and a number
 // of channels here, and no weights.
 class ModuleTrunk : public TrunkModel {
  public:
-  explicit ModuleTrunk(TrunkSettings& settings) : channels_(settings.integer("channels", 0, 1)) {}
+  explicit ModuleTrunk(Description& settings) : channels_(settings.integer("channels", 0, 1)) {}
 
   TensorSpecs spec() const override { return {}; }
   int64_t channels() const override { return channels_; }
@@ -134,14 +35,14 @@ class ModuleTrunk : public TrunkModel {
   int64_t channels_;
 };
 
-std::unique_ptr<TrunkModel> make_module_trunk(TrunkSettings& settings) {
+std::unique_ptr<TrunkModel> make_module_trunk(Description& settings) {
   return std::make_unique<ModuleTrunk>(settings);
 }
 
 struct TrunkKind {
   const char* name;    // as an error lists it
   const char* prefix;  // of the names it answers to; the name itself where null
-  std::unique_ptr<TrunkModel> (*make)(TrunkSettings&);
+  std::unique_ptr<TrunkModel> (*make)(Description&);
 };
 
 constexpr TrunkKind kTrunks[] = {
@@ -161,7 +62,7 @@ struct Trunk {
 };
 
 Trunk make_trunk(const std::string& description) {
-  TrunkSettings settings(description);
+  Description settings("trunk", description);
   std::vector<std::string> names;
   for (const TrunkKind& kind : kTrunks) {
     const bool matches = kind.prefix != nullptr ? settings.name().starts_with(kind.prefix)

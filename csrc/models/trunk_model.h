@@ -1,10 +1,8 @@
 #pragma once
 
 #include <memory>
-#include <string>
-#include <utility>
-#include <vector>
 
+#include "models/description.h"
 #include "models/layers.h"
 #include "models/trunk.h"
 
@@ -23,35 +21,9 @@ class TrunkModel {
   }
 };
 
-// A trunk's description taken apart. Each question names a key, so that what was never asked for is
-// an unknown key; errors are ValueError.
-class TrunkSettings {
- public:
-  explicit TrunkSettings(std::string description);
-
-  const std::string& name() const { return name_; }
-  int64_t integer(const std::string& key, int64_t fallback, int64_t minimum);
-  double number(const std::string& key, double fallback, double minimum, double maximum);
-  std::string choice(const std::string& key, const std::string& fallback,
-                     const std::vector<std::string>& choices);
-  void refuse_unknown_keys() const;
-
-  // Throws "trunk: <what> must <condition>, got <value> in '<description>'".
-  [[noreturn]] void fail(const std::string& what, const std::string& condition,
-                         const std::string& value) const;
-
- private:
-  const std::string* find(const std::string& key);
-
-  std::string description_;
-  std::string name_;
-  std::vector<std::pair<std::string, std::string>> given_;
-  std::vector<std::string> asked_;
-};
-
-std::unique_ptr<TrunkModel> make_resnet(TrunkSettings& settings);
-std::unique_ptr<TrunkModel> make_squeezenet(TrunkSettings& settings);
-std::unique_ptr<TrunkModel> make_efficientnet_lite(TrunkSettings& settings);
-std::unique_ptr<TrunkModel> make_vit(TrunkSettings& settings);
+std::unique_ptr<TrunkModel> make_resnet(Description& settings);
+std::unique_ptr<TrunkModel> make_squeezenet(Description& settings);
+std::unique_ptr<TrunkModel> make_efficientnet_lite(Description& settings);
+std::unique_ptr<TrunkModel> make_vit(Description& settings);
 
 }  // namespace placket

@@ -116,7 +116,7 @@ class Vit : public TrunkModel {
 
 }  // namespace
 
-std::unique_ptr<TrunkModel> make_vit(TrunkSettings& settings) {
+std::unique_ptr<TrunkModel> make_vit(Description& settings) {
   VitConfig config;
   if (settings.name() == "vit") {
     config.width = settings.integer("width", config.width, 1);
@@ -141,7 +141,7 @@ std::unique_ptr<TrunkModel> make_vit(TrunkSettings& settings) {
     config.image = std::stoll(match[3]);
   }
   config.dropout = settings.number("dropout", 0.0, 0.0, 1.0);
-  config.norm = settings.choice("norm", "false", {"false", "true"}) == "true";
+  config.norm = settings.boolean("norm", false);
   if (config.width % config.heads != 0) {
     settings.fail("width", "be divisible by heads, " + std::to_string(config.heads),
                   std::to_string(config.width));

@@ -263,29 +263,25 @@ class ResidentPixels(metaclass=_Type):
     @property
     def pixels(self) -> Tensor: ...
 
-class RpfConfig(metaclass=_Type):
-    """Configuration of RPF; see csrc/models/rpf.h."""
+class NetworkConfig(metaclass=_Type):
+    """See csrc/models/network.h."""
 
     attributes: int
     trunk: str
+    head: str
     patch_trunk: str
-    attribute_dim: int
-    embedding_dim: int
-    hidden_dim: int
-    heads: int
-    dropout: float
-    project_background: bool
-    project_per_attribute: bool
+    patch_head: str
     def __init__(self) -> None: ...
 
 # Name, shape, initializer, scale, whether it is a buffer.
 
-class RpfOptions(metaclass=_Type):
+class AttributeOptions(metaclass=_Type):
     margin: float
     temperature: float
     alpha: float
     contrast_temperature: float
     classify_scale: float
+    align_margin: float
     region_weight: float
     box_threshold: float
     patch_size: int
@@ -474,12 +470,14 @@ def prepare_image(
     pixels: ArrayLike, box: Sequence[SupportsInt] | None = ..., preprocess: Preprocess = ...
 ) -> Batch: ...
 def rate_factor(schedule: Schedule, step: int, steps_per_epoch: int, steps: int) -> float: ...
-def rpf_spec(config: RpfConfig) -> list[_Spec]:
-    """The tensors of RPF, in the order its operators take them."""
+def head_attends(head: str) -> bool: ...
+def head_embedding_dim(head: str) -> int: ...
+def network_spec(config: NetworkConfig) -> list[_Spec]:
+    """The tensors of a network: the attribute table, then each branch's trunk and head."""
 
-def rpf_system(
-    config: RpfConfig,
-    options: RpfOptions,
+def attribute_system(
+    config: NetworkConfig,
+    options: AttributeOptions,
     tensors: dict[str, Tensor],
     values: Sequence[int],
     preprocess: Preprocess,

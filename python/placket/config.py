@@ -40,36 +40,35 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the model is made of; see ``placket.nn.Rpf``.
+    """What the model is made of; see the method's class, ``placket.models.METHODS[name]``.
+
+    An option of None is left to the method; one that the method does not have is an error.
 
     Attributes:
-        name: ``"rpf"``.
+        name: of the method: ``"rpf"``.
         trunk: description of the region branch's trunk.
         patch: the same of the patch branch, from the first stage that trains it; None leaves it out.
         trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load_trunk`` takes it;
             None: random. ``patch_weights`` may be "region": the region branch's trunk as it then is.
         start: a checkpoint's folder to start the first stage from instead.
-        embedding_dim, hidden_dim, heads: None derives them from the trunks.
-        project_per_attribute: not in the paper: the region branch projects the features of each attribute by
-            a weight of its own, where the published one is shared by all.
     """
 
     name: str = "rpf"
     trunk: str = "resnet50"
-    patch: str | None = "vit_base_patch16_224,dropout=0.1"
+    patch: str | None = None
     trunk_weights: str | None = None
     patch_weights: str | None = None
     start: str | None = None
-    attribute_dim: int = 512
+    attribute_dim: int | None = None
     embedding_dim: int | None = None
     hidden_dim: int | None = None
     heads: int | None = None
-    dropout: float = 0.1
-    project_background: bool = False
-    project_per_attribute: bool = False
-    patch_size: int = 224
-    box_threshold: float = 0.1
-    region_weight: float = 0.3
+    dropout: float | None = None
+    project_background: bool | None = None
+    project_per_attribute: bool | None = None
+    patch_size: int | None = None
+    box_threshold: float | None = None
+    region_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +120,7 @@ class LossConfig:
         alpha: weight of the backgrounds in ``region_patch``.
         contrast_temperature: of ``region_contrast`` and ``patch_contrast``.
         classify_scale: of ``region_classify`` and ``patch_classify``.
+        align_margin: of ``region_patch_align``.
     """
 
     margin: float = 0.2
@@ -128,6 +128,7 @@ class LossConfig:
     alpha: float = 12.0
     contrast_temperature: float = 0.1
     classify_scale: float = 16.0
+    align_margin: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,8 @@ class StageConfig:
         name: unique among the stages; ``stages/<name>`` of the run is its best checkpoint.
         branches: which learn, of "region" and "patch"; evaluation embeds with these and the region branch.
         losses: weight of each loss by name: ``triplet_region``, ``triplet_patch``, ``region_patch``,
-            ``region_contrast``, ``patch_contrast``, ``region_classify``, ``patch_classify``.
+            ``region_patch_align``, ``region_contrast``, ``patch_contrast``, ``region_classify``,
+            ``patch_classify`` (csrc/train/systems/attribute.h).
         rates: learning rate by prefix of the parameters' names; the longest that fits counts, 0 freezes.
         weight_decay: of Adam's L2 term, or with ``decoupled_decay`` AdamW's.
         batch_norm: whose statistics BatchNorm takes in training: "grouped" each triplet role's apart (the

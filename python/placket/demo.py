@@ -21,7 +21,7 @@ from placket.data import open as open_data
 from placket.evaluate import evaluate
 from placket.explain import look
 from placket.index import AttributeIndex, Hit, build
-from placket.nn import Rpf
+from placket.nn import AttributeNetwork
 from placket.protocols import Result, attention_peaks, pointing
 from placket.runs import RunFolder, write_json
 from placket.train import train
@@ -126,7 +126,7 @@ def run(
 
 
 @torch.inference_mode()
-def attention_maps(model: Rpf, split: Split) -> torch.Tensor:
+def attention_maps(model: AttributeNetwork, split: Split) -> torch.Tensor:
     """Return the region branch's attention ``[N, A, h, w]`` of every image under every attribute."""
     loader = Loader(
         split, batch=64, shuffle=False, drop_last=False, preprocess=Preprocess(**model.preprocess)
@@ -139,7 +139,7 @@ def attention_maps(model: Rpf, split: Split) -> torch.Tensor:
 
 
 def evaluate_pointing(
-    model: Rpf, data: Dataset, split: str, attention: torch.Tensor
+    model: AttributeNetwork, data: Dataset, split: str, attention: torch.Tensor
 ) -> tuple[dict[str, float], float]:
     """Return how often attention is greatest inside the attribute's true region.
 
@@ -191,7 +191,7 @@ def _write_page(
     rows: Sequence[dict[str, object]],
     points: dict[str, float],
     overall: float,
-    model: Rpf,
+    model: AttributeNetwork,
     data: Dataset,
     index: AttributeIndex,
 ) -> None:
@@ -226,7 +226,9 @@ def _write_page(
     report.write_report(page, "From region to patch: RPF on generated garments", sections)
 
 
-def _gallery(name: str, model: Rpf, data: Dataset, index: AttributeIndex, queries: int = 3) -> report.Section:
+def _gallery(
+    name: str, model: AttributeNetwork, data: Dataset, index: AttributeIndex, queries: int = 3
+) -> report.Section:
     """Some queries of an attribute: attention, box, crop, and the first ten hits."""
     test, attribute = data.split("test"), data.schema.index(name)
     rows = test.queries[test.queries[:, 1] == attribute]

@@ -16,7 +16,7 @@ from placket import _C
 from placket.data import Dataset, Loader, Split, Street2ShopDataset, Texts, read_image
 from placket.data.columns import Ints, Labels
 from placket.data.dataset import SPLITS
-from placket.nn import Pictures, Rpf
+from placket.nn import AttributeNetwork, Pictures
 from placket.protocols import (
     PROTOCOLS,
     Blocks,
@@ -39,7 +39,7 @@ Integers = NDArray[np.int64]
 
 
 def evaluate(
-    model: Rpf,
+    model: AttributeNetwork,
     data: Dataset,
     split: str = "test",
     protocol: str = "asfr-map-all/v1",
@@ -119,7 +119,7 @@ def evaluate(
 
 
 def embed_split(
-    model: Rpf,
+    model: AttributeNetwork,
     split: Split,
     *,
     attributes: Sequence[str | int] | None = None,
@@ -145,7 +145,7 @@ def embed_split(
 
 @torch.inference_mode()
 def embed_image(
-    model: Rpf,
+    model: AttributeNetwork,
     image: str | os.PathLike[str],
     attributes: Sequence[str | int],
     box: Sequence[int] | None = None,
@@ -174,7 +174,7 @@ def embed_image(
 
 
 def embed_pairs(
-    model: Rpf,
+    model: AttributeNetwork,
     split: Split,
     images: NDArray[np.int64],
     attributes: NDArray[np.int64],
@@ -210,7 +210,7 @@ def embed_pairs(
 
 @torch.no_grad()
 def _embed_in_python(
-    model: Rpf,
+    model: AttributeNetwork,
     split: Split,
     images: Integers,
     attributes: Integers,
@@ -338,7 +338,9 @@ def _blocks(embed: Embed) -> tuple[Embed, Embed]:
     return partial(block, 0), partial(block, 1)
 
 
-def _weights(model: Rpf, attributes: Mapping[str, float] | Sequence[str] | None) -> dict[int, float]:
+def _weights(
+    model: AttributeNetwork, attributes: Mapping[str, float] | Sequence[str] | None
+) -> dict[int, float]:
     """Weights of the model's attribute spaces by id."""
     weights = model.schema.weights(attributes)
     if not weights:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from placket import _C, ops, report
 from placket.data import read_image
-from placket.nn import Pictures, Rpf
+from placket.nn import AttributeNetwork, Pictures
 
 __all__ = ["Explanation", "Look", "attention_overlay", "explain", "look", "table", "write_explanation"]
 
@@ -56,7 +56,7 @@ class Look:
 
 @torch.inference_mode()
 def look(
-    model: Rpf,
+    model: AttributeNetwork,
     image: str | os.PathLike[str],
     attributes: Sequence[str | int],
     box: Sequence[int] | None = None,
@@ -70,8 +70,11 @@ def look(
         box: x0, y0, x1, y1 of the garment in pixels, x1 and y1 exclusive; the whole image without one.
 
     Raises:
+        ValueError: the model has no attention.
         RuntimeError: the image cannot be read; the text names file and cause.
     """
+    if not model.attends:
+        raise ValueError(f"look: model must attend to positions to be looked at, got {model.name}")
     preprocess = _C.Preprocess(**model.preprocess)
     picture = read_image(image, upright=preprocess.orientation == "apply")
     batch = _C.prepare_image(picture, box, preprocess)
@@ -80,7 +83,7 @@ def look(
     device = next(model.parameters()).device
     ids = torch.tensor([model.schema.indices(attributes)], device=device)
     out = model(batch.images.to(device), ids, Pictures.of(batch, device))
-    attention = out.attention[0].float().cpu()
+    attention = out.attention[0].float().cpu()  # [K, h, w]
     found = ops.region_box(attention, batch.sizes.expand(len(attention), 2), model.config.box_threshold)
     boxes = (found + torch.tensor([left, top, left, top])).tolist()
     return [
@@ -134,7 +137,7 @@ class Explanation:
 
 
 def explain(
-    model: Rpf,
+    model: AttributeNetwork,
     image: str | os.PathLike[str],
     other: str | os.PathLike[str] | None = None,
     weights: Mapping[str, float] | Sequence[str] | None = None,

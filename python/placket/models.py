@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -9,29 +10,43 @@ import torch
 from torch import nn
 
 from placket import checkpoint
-from placket.nn import Rpf
+from placket.nn import AttributeNetwork, Rpf
 from placket.schema import AttributeSchema
 
-__all__ = ["create_model", "load"]
+__all__ = ["METHODS", "create_model", "load", "takes_patch"]
+
+METHODS: dict[str, type[AttributeNetwork]] = {method.name: method for method in (Rpf,)}
 
 
-def create_model(name: str, *, schema: AttributeSchema, **options: Any) -> Rpf:
+def create_model(name: str, *, schema: AttributeSchema, **options: Any) -> AttributeNetwork:
     """Make a model with initial weights.
 
     Example:
         ``create_model("rpf", schema=data.schema, trunk="resnet50", patch="vit_base_patch16_224")``
 
     Args:
-        name: ``"rpf"``.
+        name: of the method, one of ``METHODS``.
         schema: the attributes it shall know.
-        options: of the model's class; see ``placket.nn.Rpf``.
+        options: of the method's class, ``METHODS[name]``.
 
     Raises:
-        ValueError: there is no model of this name.
+        ValueError: there is no method of this name, or it has no such option.
     """
-    if name != "rpf":
-        raise ValueError(f"create_model: name must be one of rpf, got '{name}'")
-    return Rpf(schema, **options)
+    method = _method("create_model: name", name)
+    known = [key for key in inspect.signature(method).parameters if key != "schema"]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"create_model: options of {name} must be among {', '.join(known)}, got '{key}'")
+    return method(schema, **options)
+
+
+def takes_patch(name: str) -> bool:
+    """Whether the method has a patch branch.
+
+    Raises:
+        ValueError: there is no method of this name.
+    """
+    return "patch" in inspect.signature(_method("model: name", name)).parameters
 
 
 def load(
@@ -40,7 +55,7 @@ def load(
     device: str | torch.device = "cpu",
     trunk: nn.Module | None = None,
     patch: nn.Module | None = None,
-) -> Rpf:
+) -> AttributeNetwork:
     """Read a model from a checkpoint's folder, in evaluation mode.
 
     Args:
@@ -53,10 +68,14 @@ def load(
             unknown, or of another shape.
     """
     config = checkpoint.read_config(directory)
-    name = config["model"]["name"]
-    if name != "rpf":
-        raise ValueError(f"load: model in '{directory}' must be one of rpf, got '{name}'")
+    method = _method(f"load: model in '{directory}'", config["model"]["name"])
     with torch.device("meta"):
-        model = Rpf.from_config(config, trunk, patch)
+        model = method.from_config(config, trunk, patch)
     checkpoint.fill(model, checkpoint.read_tensors(directory), str(directory))
     return model.eval().to(device)
+
+
+def _method(what: str, name: str) -> type[AttributeNetwork]:
+    if name not in METHODS:
+        raise ValueError(f"{what} must be one of {', '.join(METHODS)}, got '{name}'")
+    return METHODS[name]

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from placket import baselines, weights
 from placket.data import Augment, Dataset, Loader, Preprocess
-from placket.nn import Rpf, Trunk
+from placket.nn import AttributeNetwork, Trunk
 from placket.protocols import Result, Similarity, asfr_map_all, embed_from
 
 __all__ = ["compare", "pixels", "rows"]
 
 
 def compare(
-    model: Rpf,
+    model: AttributeNetwork,
     data: Dataset,
     split: str = "test",
     *,
@@ -134,7 +134,7 @@ def pixels(data: Dataset, split: str = "test") -> Result:
     return asfr_map_all(part.queries, part.candidates, embed_from(embeddings), data.schema)
 
 
-def _trunk(model: Rpf, source: str | None, generator: torch.Generator) -> Trunk:
+def _trunk(model: AttributeNetwork, source: str | None, generator: torch.Generator) -> Trunk:
     trunk = Trunk(model.config.trunk, generator)
     if source is not None:
         weights.load_trunk(trunk, source)

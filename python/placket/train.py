@@ -32,8 +32,8 @@ from placket.data import Dataset, Split
 from placket.data import open as open_data
 from placket.data.loader import causes_by_path, skips_unreadable
 from placket.data.resident import resident_pixels
-from placket.models import create_model, load
-from placket.nn import Rpf, Trunk
+from placket.models import create_model, load, takes_patch
+from placket.nn import AttributeNetwork, Trunk
 from placket.runs import RunFolder
 
 __all__ = ["TrainResult", "Trainer", "native_system", "train"]
@@ -77,7 +77,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Rpf,
+        model: AttributeNetwork,
         data: Dataset,
         stage: StageConfig | None = None,
         *,
@@ -197,7 +197,7 @@ class TrainResult:
     steps: int
     best: dict[str, float | None]
 
-    def model(self, stage: str | None = None, device: str = "cpu") -> Rpf:
+    def model(self, stage: str | None = None, device: str = "cpu") -> AttributeNetwork:
         """Read the best model of the last stage, or of a named one."""
         return load(self.folder / ("best" if stage is None else f"stages/{stage}"), device=device)
 
@@ -273,7 +273,7 @@ def train(
     return result
 
 
-def native_system(model: Rpf, loss: LossConfig | None = None, seed: int = 0) -> _C.System:
+def native_system(model: AttributeNetwork, loss: LossConfig | None = None, seed: int = 0) -> _C.System:
     """Return the C++ side of a model; it holds the model's own tensors.
 
     Raises:
@@ -283,13 +283,13 @@ def native_system(model: Rpf, loss: LossConfig | None = None, seed: int = 0) -> 
         raise ValueError(
             "Trainer: trunks must be built-in ones, got a module of the caller's; train it in a Python loop"
         )
-    options = _C.RpfOptions()
+    options = _C.AttributeOptions()
     for key, value in dataclasses.asdict(loss or LossConfig()).items():
         setattr(options, key, value)
     for key in ("region_weight", "box_threshold", "patch_size"):
         setattr(options, key, getattr(model.config, key))
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return _C.rpf_system(
+    return _C.attribute_system(
         model.config.native(),
         options,
         tensors,
@@ -299,7 +299,7 @@ def native_system(model: Rpf, loss: LossConfig | None = None, seed: int = 0) -> 
     )
 
 
-def is_native(model: Rpf) -> bool:
+def is_native(model: AttributeNetwork) -> bool:
     """Whether the trunks are built-in ones, which C++ can run."""
     trunks = [model.region.trunk] + ([model.patch.trunk] if model.config.patch_trunk else [])
     return all(isinstance(trunk, Trunk) for trunk in trunks)
@@ -400,7 +400,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> Rpf:
+def _stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> AttributeNetwork:
     """Make the model of a stage with the weights it begins with."""
     settings = config.model
     generator = torch.Generator().manual_seed(config.trainer.seed)
@@ -432,16 +432,25 @@ def _stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> R
     return model.to(config.trainer.device)
 
 
-def _make_model(config: TrainConfig, data: Dataset, generator: torch.Generator, *, with_patch: bool) -> Rpf:
+def _make_model(
+    config: TrainConfig, data: Dataset, generator: torch.Generator, *, with_patch: bool
+) -> AttributeNetwork:
     settings: ModelConfig = config.model
     skip = ("name", "patch", "trunk_weights", "patch_weights", "start")
-    options = {key: value for key, value in dataclasses.asdict(settings).items() if key not in skip}
+    options = {
+        key: value
+        for key, value in dataclasses.asdict(settings).items()
+        if key not in skip and value is not None
+    }
+    if with_patch:
+        options["patch"] = settings.patch
+    elif takes_patch(settings.name):
+        options["patch"] = None
     keys = ("size", "fit", "target_ratio", "interpolation", "arithmetic", "orientation", "box_margin")
     preprocess = {key: getattr(config.data, key) for key in keys}
     return create_model(
         settings.name,
         schema=data.schema,
-        patch=settings.patch if with_patch else None,
         preprocess=preprocess,
         generator=generator,
         **options,

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from placket import checkpoint
-from placket.nn import Rpf, Trunk
+from placket.nn import AttributeNetwork, Rpf, Trunk
 from placket.schema import AttributeSchema
 
 __all__ = ["WeightReport", "convert", "load_rpf", "load_trunk", "read"]
@@ -135,7 +135,9 @@ def _first_sentence(error: Exception) -> str:
     return " ".join(str(error).split()).split(". ")[0]
 
 
-def load_trunk(model: Trunk | Rpf, source: str | os.PathLike[str], *, branch: str = "region") -> WeightReport:
+def load_trunk(
+    model: Trunk | AttributeNetwork, source: str | os.PathLike[str], *, branch: str = "region"
+) -> WeightReport:
     """Give a trunk the weights of a source.
 
     Args:
@@ -211,7 +213,7 @@ def convert(
     return report
 
 
-def _trunk_of(model: Trunk | Rpf, branch: str) -> Trunk:
+def _trunk_of(model: Trunk | AttributeNetwork, branch: str) -> Trunk:
     if isinstance(model, Trunk):
         return model
     if branch not in ("region", "patch"):
@@ -425,7 +427,10 @@ def _trunk_reason(name: str) -> str:
 
 
 def _give(
-    module: Trunk | Rpf, found: Mapping[str, _Found], source: _Source, reason: Callable[[str], str]
+    module: Trunk | AttributeNetwork,
+    found: Mapping[str, _Found],
+    source: _Source,
+    reason: Callable[[str], str],
 ) -> WeightReport:
     """Copy the tensors into the module, after checking all of them."""
     state = module.state_dict()

@@ -63,8 +63,9 @@ class Head:
         return torch.stack(regions, 1)
 
     def ours(self, features: Tensor) -> Tensor:
-        return torch.ops.placket.rpf_region_head(
-            features, self.table, self.attributes, list(self.weights.values())
+        head = f"rpf_region,attribute_dim={self.table.shape[1]}"
+        return torch.ops.placket.attribute_head(
+            features, self.table, self.attributes, list(self.weights.values()), head
         )[0]
 
     def plain(self, features: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from placket import AttributeSchema, create_model, reference
-from placket.nn import Pictures, Rpf, RpfOutput, TensorSpec, Trunk, crop_input, joint_embedding
+from placket.nn import NetworkOutput, Pictures, Rpf, TensorSpec, Trunk, crop_input, joint_embedding
 from placket.nn.spec_module import SpecModule
 
 SCHEMA = AttributeSchema.of({name: ["no", "yes"] for name in ("neckline", "sleeve", "hem")})
@@ -26,6 +26,22 @@ def make(patch: str | None = None, seed: int = 0, trunk: str = TRUNK, **options:
         "rpf", schema=SCHEMA, trunk=trunk, patch=patch, attribute_dim=24, patch_size=32, heads=4,
         generator=generator, **options,
     )  # fmt: skip
+
+
+def region_head(
+    model: Rpf, features: Tensor, table: Tensor, ids: Tensor, background: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Region, background and attention, in the order of the reference."""
+    region, attention, rest = torch.ops.placket.attribute_head(
+        features, table, ids, model.region.head.tensors(), model.config.head, background
+    )
+    return region, rest, attention
+
+
+def patch_head(model: Rpf, features: Tensor, table: Tensor, ids: Tensor) -> Tensor:
+    weights = model.patch.head.tensors()
+    out = torch.ops.placket.attribute_head(features, table, ids[:, None], weights, model.config.patch_head)
+    return out[0].squeeze(1)
 
 
 def named(module: nn.Module) -> dict[str, Tensor]:
@@ -61,9 +77,7 @@ def test_region_head_equals_formulas(project_background: bool, project_per_attri
         nn.init.normal_(parameter, std=0.3)
     ids = torch.tensor([2, 0, 1])
     head, table = model.region.head, model.attribute_embedding.weight
-    outputs = torch.ops.placket.rpf_region_head(
-        features, table, ids[:, None], head.tensors(), 0.1, project_background, background=True
-    )
+    outputs = region_head(model, features, table, ids[:, None], background=True)
     expected = reference.rpf_region_head(features, table, ids, named(head), project_background)
     for ours, theirs in zip(outputs, expected, strict=True):
         torch.testing.assert_close(ours.squeeze(1), theirs)
@@ -85,12 +99,8 @@ def test_region_head_under_the_same_attributes_equals_formulas(project_per_attri
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.3)
     ids = [2, 0]
-    shared = torch.ops.placket.rpf_region_head(
-        features, table, torch.tensor(ids), head.tensors(), 0.1, True, background=True
-    )
-    each = torch.ops.placket.rpf_region_head(
-        features, table, torch.tensor([ids] * 3), head.tensors(), 0.1, True, background=True
-    )
+    shared = region_head(model, features, table, torch.tensor(ids), background=True)
+    each = region_head(model, features, table, torch.tensor([ids] * 3), background=True)
     columns = [
         reference.rpf_region_head(features, table, torch.full((3,), i), named(head), True) for i in ids
     ]
@@ -114,9 +124,7 @@ def test_region_head_with_more_attributes_than_positions_equals_formulas(embeddi
     head, table = model.region.head, model.attribute_embedding.weight
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.3)
-    region, background, attention = torch.ops.placket.rpf_region_head(
-        features, table, torch.arange(3), head.tensors(), 0.1, True
-    )
+    region, background, attention = region_head(model, features, table, torch.arange(3))
     assert background.numel() == 0
     for i in range(3):
         expected = reference.rpf_region_head(features, table, torch.full((3,), i), named(head), True)
@@ -143,9 +151,7 @@ def test_projection_of_each_attribute_is_its_own() -> None:
     assert changed.tolist() == [[False, True, False]] * 2
     table = torch.randn(2, 24)
     with pytest.raises(ValueError, match=r"one projection for each of the 2 attributes, got \[3, 64, 64\]"):
-        torch.ops.placket.rpf_region_head(
-            torch.randn(1, 64, 2, 2), table, torch.tensor([0]), model.region.head.tensors()
-        )
+        region_head(model, torch.randn(1, 64, 2, 2), table, torch.tensor([0]))
 
 
 def test_patch_head_equals_formulas() -> None:
@@ -156,7 +162,7 @@ def test_patch_head_equals_formulas() -> None:
         nn.init.normal_(parameter, std=0.3)
     ids = torch.tensor([2, 0, 1])
     table = model.attribute_embedding.weight
-    ours = torch.ops.placket.rpf_patch_head(features, table, ids, head.tensors(), 4)
+    ours = patch_head(model, features, table, ids)
     expected = reference.rpf_patch_head(features, table, ids, named(head), 4)
     torch.testing.assert_close(ours, expected)
     parameters = [*head.parameters(), table]
@@ -179,9 +185,7 @@ def test_float32_within_1e_5_of_the_formulas(project_per_attribute: bool) -> Non
         patch_expected = reference.rpf_patch_head(
             model.patch.trunk(crops), table, ids, named(model.patch.head), 4
         )
-        every = torch.ops.placket.rpf_region_head(
-            model.region.trunk(images), table, torch.arange(3), model.region.head.tensors()
-        )[0]
+        every = region_head(model, model.region.trunk(images), table, torch.arange(3))[0]
     torch.testing.assert_close(every[range(3), ids], region, rtol=0, atol=1e-5)
     joint = joint_embedding(out.region, patch, 0.3)
     for ours, expected in (
@@ -332,7 +336,7 @@ def test_any_module_can_be_the_trunk() -> None:
     assert create_model("rpf", schema=SCHEMA, trunk=trunk, patch=None).embedding_dim == 10
 
 
-def region_output(model: Rpf, images: Tensor, ids: Tensor) -> RpfOutput:
+def region_output(model: Rpf, images: Tensor, ids: Tensor) -> NetworkOutput:
     return model(images, ids, patch=False)
 
 
@@ -404,8 +408,12 @@ def test_data_parallel_gives_the_same_gradient(tmp_path_factory: pytest.TempPath
     ("call", "message"),
     [
         (
-            lambda: create_model("asen", schema=SCHEMA),
-            "create_model: name must be one of rpf, got 'asen'",
+            lambda: create_model("rpn", schema=SCHEMA),
+            "create_model: name must be one of rpf",
+        ),
+        (
+            lambda: make(margin=0.2),
+            "create_model: options of rpf must be among trunk, patch,",
         ),
         (
             lambda: make()(torch.randn(2, 3, 32, 32), ["hem", "slevee"]),
@@ -418,11 +426,11 @@ def test_data_parallel_gives_the_same_gradient(tmp_path_factory: pytest.TempPath
         (
             lambda: make(PATCH, embedding_dim=48),
             (
-                "rpf: embedding_dim must be the 64 channels of trunk 'resnet18,width=0.25' unless "
-                "project_background is true, got 48"
+                "rpf_region: embedding_dim must be the 64 channels of the map unless project_background is "
+                "true, got 48"
             ),
         ),
-        (lambda: make(region_weight=1.5), "rpf: region_weight must be from 0 to 1, got 1.5"),
+        (lambda: make(region_weight=1.5), "network: region_weight must be from 0 to 1, got 1.5"),
         (
             lambda: create_model("rpf", schema=SCHEMA, trunk=nn.Flatten(), patch=None),
             "trunk: output must have shape [B, C, h, w], got [1, 12288]",
@@ -431,7 +439,7 @@ def test_data_parallel_gives_the_same_gradient(tmp_path_factory: pytest.TempPath
             lambda: create_model("rpf", schema=SCHEMA, trunk=Downsample(), patch=None)(
                 torch.randn(2, 3, 32, 32), 0, groups=2
             ),
-            "rpf: groups must be 1 with a module of the caller's as trunk, got 2",
+            "network: groups must be 1 with a module of the caller's as trunk, got 2",
         ),
     ],
 )

@@ -16,7 +16,7 @@ from placket.index.attribute_index import AttributeIndex, Hit
 from placket.index.engines import read_manifest
 from placket.index.model import check_model, keep_model, load_model
 from placket.index.where import Expression
-from placket.nn import Rpf
+from placket.nn import AttributeNetwork
 
 __all__ = ["add_images", "build", "search_image"]
 
@@ -24,7 +24,7 @@ _DOMAINS = ("shop", "consumer")
 
 
 def build(
-    model: Rpf,
+    model: AttributeNetwork,
     split: Split,
     directory: str | os.PathLike[str],
     *,
@@ -97,7 +97,7 @@ def add_images(
     threads: int = 2,
     bfloat16: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    model: Rpf | None = None,
+    model: AttributeNetwork | None = None,
 ) -> int:
     """Embed images and add them to an index that ``build`` made; those that are in it are left out.
 
@@ -167,7 +167,7 @@ def search_image(
     box: Sequence[int] | None = None,
     k: int = 10,
     where: str | Expression | None = None,
-    model: Rpf | None = None,
+    model: AttributeNetwork | None = None,
 ) -> list[Hit]:
     """Search an index that ``build`` made by a photograph.
 
@@ -204,7 +204,7 @@ def _repeated(filenames: Sequence[str]) -> dict[int, str]:
     return endings
 
 
-def _own(index: AttributeIndex, model: Rpf | None) -> Rpf:
+def _own(index: AttributeIndex, model: AttributeNetwork | None) -> AttributeNetwork:
     if model is None:
         return load_model(index.path)
     check_model(model, index.path)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from placket import checkpoint, models
-from placket.nn import Rpf
+from placket.nn import AttributeNetwork
 from placket.runs import write_text
 
 __all__ = ["check_model", "keep_model", "load_model", "verify_model"]
@@ -20,7 +20,7 @@ _FILES = (checkpoint.CONFIG, checkpoint.WEIGHTS)
 _SUMS = "SHA256SUMS"
 
 
-def keep_model(model: Rpf, index: Path) -> None:
+def keep_model(model: AttributeNetwork, index: Path) -> None:
     """Write a model to ``<index>/model``.
 
     Raises:
@@ -42,7 +42,7 @@ def keep_model(model: Rpf, index: Path) -> None:
         )
 
 
-def check_model(model: Rpf, index: Path) -> None:
+def check_model(model: AttributeNetwork, index: Path) -> None:
     """Refuse a model of another kind, schema or preprocessing than the one in the index, where there is one.
 
     Its weights are not compared.
@@ -55,7 +55,7 @@ def check_model(model: Rpf, index: Path) -> None:
         )
 
 
-def load_model(index: Path, device: str | torch.device = "cpu") -> Rpf:
+def load_model(index: Path, device: str | torch.device = "cpu") -> AttributeNetwork:
     """Read the model of an index.
 
     Raises:
@@ -91,7 +91,7 @@ def verify_model(index: Path) -> list[str]:
     return problems
 
 
-def _config(model: Rpf) -> Any:
+def _config(model: AttributeNetwork) -> Any:
     """Return the configuration as ``checkpoint.read_config`` would."""
     return json.loads(json.dumps(model.config_dict()))
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from placket.nn.rpf import Pictures, Rpf, RpfConfig, RpfOutput, crop_input, joint_embedding
+from placket.nn.network import (
+    AttributeNetwork,
+    NetworkConfig,
+    NetworkOutput,
+    Pictures,
+    crop_input,
+    joint_embedding,
+)
+from placket.nn.rpf import Rpf, RpfConfig
 from placket.nn.spec_module import SpecModule, TensorSpec
 from placket.nn.trunk import Trunk
 
 __all__ = [
+    "AttributeNetwork",
+    "NetworkConfig",
+    "NetworkOutput",
     "Pictures",
     "Rpf",
     "RpfConfig",
-    "RpfOutput",
     "SpecModule",
     "TensorSpec",
     "Trunk",

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from placket import _C, checkpoint, ops
-from placket.nn.spec_module import SpecModule, TensorSpec
-from placket.nn.trunk import IMAGENET_MEAN, IMAGENET_STD, Trunk, channels_of
+from placket import _C
+from placket.nn.network import AttributeNetwork, NetworkConfig, describe, describe_trunk
 from placket.schema import AttributeSchema
 
 
 @dataclass(frozen=True)
-class RpfConfig:
+class RpfConfig(NetworkConfig):
     """What an RPF is made of. The defaults are the published ones.
 
     Attributes:
-        attributes: how many the model knows.
-        trunk: description of the region branch's trunk, ``"module,channels=C"`` for a caller's own module.
-        patch_trunk: the same of the patch branch; empty for the region branch alone.
         attribute_dim: width of the attribute table and of the region branch's attention.
         embedding_dim: of each branch's embedding.
         hidden_dim: of both branches' MLP.
@@ -37,14 +30,12 @@ class RpfConfig:
             weight of its own, ``region.head.pooled_proj.weight [A, E, C]``. Not in the paper: its one weight
             ``[E, C]`` for all attributes lets the directions that one attribute needs into the cosines of
             the others.
-        patch_size: side of the crops in pixels.
-        box_threshold: share of the attention map's range above which a position counts as region.
-        region_weight: share (beta) of the region branch in the joint similarity, 0 to 1.
     """
 
     attributes: int = 8
     trunk: str = "resnet50"
     patch_trunk: str = "vit_base_patch16_224,dropout=0.1"
+    region_weight: float = 0.3
     attribute_dim: int = 512
     embedding_dim: int = 1024
     hidden_dim: int = 512
@@ -52,61 +43,34 @@ class RpfConfig:
     dropout: float = 0.1
     project_background: bool = False
     project_per_attribute: bool = False
-    patch_size: int = 224
-    box_threshold: float = 0.1
-    region_weight: float = 0.3
 
-    def __post_init__(self) -> None:
-        if self.patch_size < 1:
-            raise ValueError(f"rpf: patch_size must be at least 1, got {self.patch_size}")
-        if not 0 <= self.box_threshold < 1:
-            raise ValueError(f"rpf: box_threshold must be in [0, 1), got {self.box_threshold}")
-        if not 0 <= self.region_weight <= 1:
-            raise ValueError(f"rpf: region_weight must be from 0 to 1, got {self.region_weight}")
+    @property
+    def head(self) -> str:
+        """Return the description of the region-aware head."""
+        return describe(
+            "rpf_region",
+            attribute_dim=self.attribute_dim,
+            embedding_dim=self.embedding_dim,
+            hidden_dim=self.hidden_dim,
+            dropout=self.dropout,
+            project_background=self.project_background,
+            project_per_attribute=self.project_per_attribute,
+        )
 
-    def native(self) -> _C.RpfConfig:
-        """Return the part that the C++ core knows."""
-        config = _C.RpfConfig()
-        for field in dataclasses.fields(self):
-            if hasattr(config, field.name):
-                setattr(config, field.name, getattr(self, field.name))
-        return config
-
-
-class RpfOutput(NamedTuple):
-    """What RPF makes of images; ``*`` is ``[B]`` or ``[B, K]``, as the attributes were given."""
-
-    embedding: Tensor  #: ``[*, D]`` L2-normalised: of both branches, or of the region branch alone
-    region: Tensor  #: ``[*, E]`` region embedding, not normalised
-    patch: Tensor | None  #: ``[*, E]`` patch embedding, not normalised
-    background: Tensor | None  #: ``[*, E]`` what the attention leaves out
-    attention: Tensor  #: ``[*, h, w]``, sums to 1
-    box: Tensor | None  #: ``[*, 4]`` int64 x0 y0 x1 y1 of the crop, x1 y1 exclusive
+    @property
+    def patch_head(self) -> str:
+        """Return the description of the patch-aware head."""
+        return describe(
+            "rpf_patch",
+            attribute_dim=self.attribute_dim,
+            embedding_dim=self.embedding_dim,
+            hidden_dim=self.hidden_dim,
+            heads=self.heads,
+            dropout=self.dropout,
+        )
 
 
-class Pictures(NamedTuple):
-    """The images at full resolution, from which the patch branch cuts its crops."""
-
-    pixels: Tensor  #: uint8, the images' ``[h, w, 3]`` bytes one after another
-    offsets: Tensor  #: ``[B]`` int64, first byte of each
-    sizes: Tensor  #: ``[B, 2]`` int64, height and width
-
-    @staticmethod
-    def of(batch: _C.Batch, device: torch.device) -> Pictures:
-        """Return the pictures that a batch was loaded with (``keep_pixels``), on a device."""
-        return Pictures(batch.pixels.to(device), batch.offsets.to(device), batch.sizes.to(device))
-
-
-class Branch(nn.Module):
-    """A trunk and the head on its map."""
-
-    def __init__(self, trunk: nn.Module, head: SpecModule) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.head = head
-
-
-class Rpf(nn.Module):
+class Rpf(AttributeNetwork):
     """Region-aware branch and, unless ``patch`` is None, patch-aware branch.
 
     Args:
@@ -122,14 +86,14 @@ class Rpf(nn.Module):
         heads: of the cross-attention; None takes one for each 64 channels of the patch trunk.
         dropout, project_background, project_per_attribute, patch_size, box_threshold, region_weight: see
             ``RpfConfig``.
-        preprocess: from decoded image to input, kept with the model: ``size, fit, target_ratio,
-            interpolation, arithmetic, orientation, box_margin, mean, std``; missing keys take 224,
-            ``"crop"``, 1.25, ``"bilinear"``, ``"pillow"``, ``"apply"``, 0 and the trunk's own mean and std.
-        generator: of the initial values; None takes torch's default generator, hence ``torch.manual_seed``.
+        preprocess, generator: see ``AttributeNetwork``.
 
     Raises:
         ValueError: a trunk's description or a size does not fit.
     """
+
+    name = "rpf"
+    config_type = RpfConfig
 
     def __init__(
         self,
@@ -152,14 +116,12 @@ class Rpf(nn.Module):
         preprocess: Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        description = _describe(trunk, trunk_channels)
-        patch_description = "" if patch is None else _describe(patch, patch_channels)
+        description = describe_trunk(trunk, trunk_channels)
+        patch_description = "" if patch is None else describe_trunk(patch, patch_channels)
         embedding_dim = embedding_dim or _C.trunk_channels(description)
         if heads is None:
             heads = max(1, _C.trunk_channels(patch_description) // 64) if patch_description else 1
-        self.schema = schema
-        self.config = RpfConfig(
+        config = RpfConfig(
             attributes=len(schema),
             trunk=description,
             patch_trunk=patch_description,
@@ -174,267 +136,4 @@ class Rpf(nn.Module):
             box_threshold=box_threshold,
             region_weight=region_weight,
         )
-        specs = [TensorSpec(*spec) for spec in _C.rpf_spec(self.config.native())]
-
-        def part(prefix: str) -> SpecModule:
-            own = [s._replace(name=s.name.removeprefix(prefix)) for s in specs if s.name.startswith(prefix)]
-            return SpecModule(own, generator)
-
-        self.attribute_embedding = part("attribute_embedding.")
-        self.region = Branch(_make_trunk(trunk, generator), part("region.head."))
-        if patch is not None:
-            self.patch = Branch(_make_trunk(patch, generator), part("patch.head."))
-        self.preprocess = {
-            "size": 224,
-            "fit": "crop",
-            "target_ratio": 1.25,
-            "interpolation": "bilinear",
-            "arithmetic": "pillow",
-            "orientation": "apply",
-            "box_margin": 0.0,
-            "mean": list(getattr(self.region.trunk, "mean", IMAGENET_MEAN)),
-            "std": list(getattr(self.region.trunk, "std", IMAGENET_STD)),
-            **(preprocess or {}),
-        }
-
-    @property
-    def embedding_dim(self) -> int:
-        """D of ``RpfOutput.embedding``."""
-        return self.config.embedding_dim * (2 if self.config.patch_trunk else 1)
-
-    def forward(
-        self,
-        images: Tensor,
-        attributes: Tensor | str | int | Sequence[str | int],
-        pictures: Pictures | None = None,
-        *,
-        patch: bool = True,
-        background: bool | None = None,
-        groups: int = 1,
-    ) -> RpfOutput:
-        """Embed images under attributes.
-
-        Args:
-            images: ``[B, 3, H, W]``, normalised.
-            attributes: the attribute of every image; or one for each image, ``[B]``; or K for each image,
-                ``[B, K]``. Names or ids.
-            pictures: the images at full resolution, for the patch branch's crops. Without them the crops are
-                cut from ``images`` themselves, bilinear and without antialiasing.
-            patch: whether to run the patch branch, where the model has one.
-            background: whether to compute the background embedding; None does in training mode.
-            groups: in training, BatchNorm's statistics of this many equal parts of the batch are kept apart:
-                with anchors, positives and negatives one after another, 3 gives what three forward passes
-                would.
-        """
-        ids = self._ids(attributes, images)
-        out = self._embed(
-            images,
-            ids if ids.dim() == 2 else ids.unsqueeze(1),
-            pictures,
-            patch,
-            self.training if background is None else background,
-            groups,
-        )
-        if ids.dim() == 1:
-            out = RpfOutput(*[None if x is None else x.squeeze(1) for x in out])  # type: ignore[arg-type]
-        return out
-
-    def encode(
-        self, images: Tensor, attributes: Sequence[str | int], pictures: Pictures | None = None
-    ) -> Tensor:
-        """Return the embeddings ``[B, K, D]`` of images under each of K attributes; the trunk runs once."""
-        ids = torch.tensor(self.schema.indices(attributes), device=images.device)
-        return self._embed(images, ids, pictures, True, False, 1).embedding
-
-    def encode_all(self, images: Tensor, pictures: Pictures | None = None) -> Tensor:
-        """Return the embeddings ``[B, A, D]`` of every image under every attribute; the trunk runs once."""
-        return self.encode(images, range(len(self.schema)), pictures)
-
-    def patch_embedding(self, crops: Tensor, attributes: Tensor, groups: int = 1) -> Tensor:
-        """Return the patch embeddings ``[V, E]`` of crops ``[V, 3, S, S]`` under attributes ``[V]``."""
-        config = self.config
-        embedding = torch.ops.placket.rpf_patch_head(
-            _features(self.patch.trunk, crops, groups),
-            self.attribute_embedding.weight,
-            attributes,
-            self.patch.head.tensors(),
-            config.heads,
-            config.dropout,
-            self.training,
-        )
-        return cast(Tensor, embedding)
-
-    def config_dict(self, preprocess: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the content of a checkpoint's ``config.json``.
-
-        Args:
-            preprocess: what goes there instead of ``model.preprocess``.
-        """
-        return {
-            "format": checkpoint.FORMAT,
-            "model": {"name": "rpf", **dataclasses.asdict(self.config)},
-            "schema": self.schema.to_dict(),
-            "preprocess": dict(self.preprocess if preprocess is None else preprocess),
-        }
-
-    @staticmethod
-    def from_config(
-        config: Mapping[str, Any], trunk: nn.Module | None = None, patch: nn.Module | None = None
-    ) -> Rpf:
-        """Make the model that ``config_dict`` describes; ``trunk`` and ``patch`` are a caller's modules."""
-        schema = AttributeSchema.from_dict(config["schema"])
-        fields = {key: value for key, value in config["model"].items() if key != "name"}
-        known = {field.name for field in dataclasses.fields(RpfConfig)}
-        if fields.keys() != known:
-            raise ValueError(
-                f"load: model must have the keys {', '.join(sorted(known))}, got {', '.join(sorted(fields))}"
-            )
-        if (attributes := fields.pop("attributes")) != len(schema):
-            raise ValueError(f"load: attributes must be the {len(schema)} of the schema, got {attributes}")
-        fields["patch"] = fields.pop("patch_trunk") or None
-        for key, module in (("trunk", trunk), ("patch", patch)):
-            description = fields[key]
-            if isinstance(description, str) and description.startswith("module,"):
-                if module is None:
-                    raise ValueError(f"load: {key} must be the module that the model was made with, got none")
-                fields[f"{key}_channels"] = _C.trunk_channels(description)
-                fields[key] = module
-            elif module is not None:
-                raise ValueError(f"load: {key} must be left out for a model with trunk '{description}'")
-        return Rpf(schema, **fields, preprocess=config["preprocess"])
-
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write ``model.safetensors`` and ``config.json``, which ``placket.load`` reads."""
-        checkpoint.save(directory, self.state_dict(), self.config_dict())
-
-    def _ids(self, attributes: Tensor | str | int | Sequence[str | int], images: Tensor) -> Tensor:
-        if isinstance(attributes, (str, int)):
-            attributes = [attributes] * images.shape[0]
-        if not isinstance(attributes, Tensor):
-            attributes = torch.tensor(self.schema.indices(attributes), device=images.device)
-        if attributes.dim() not in (1, 2) or attributes.shape[0] != images.shape[0]:
-            raise ValueError(
-                f"rpf: attributes must have shape [B] or [B, K] with B = {images.shape[0]}, "
-                f"got {list(attributes.shape)}"
-            )
-        return attributes
-
-    def _embed(
-        self,
-        images: Tensor,
-        ids: Tensor,
-        pictures: Pictures | None,
-        use_patch: bool,
-        use_background: bool,
-        groups: int,
-    ) -> RpfOutput:
-        """Embed under ids ``[B, K]``, or ``[K]``: the same for every image, and projected once."""
-        config = self.config
-        region, background, attention = torch.ops.placket.rpf_region_head(
-            _features(self.region.trunk, images, groups),
-            self.attribute_embedding.weight,
-            ids,
-            self.region.head.tensors(),
-            config.dropout,
-            config.project_background,
-            use_background,
-            self.training,
-        )
-        patch = box = None
-        if use_patch and config.patch_trunk:
-            flat_box, crops = self._crops(images, attention.detach(), pictures)
-            views = attention.shape[:2]
-            patch = self.patch_embedding(crops, ids.expand(views).reshape(-1), groups).view(*views, -1)
-            box = flat_box.view(*views, 4)
-        return RpfOutput(
-            joint_embedding(region, patch, config.region_weight),
-            region,
-            patch,
-            background if use_background else None,
-            attention,
-            box,
-        )
-
-    def _crops(self, images: Tensor, attention: Tensor, pictures: Pictures | None) -> tuple[Tensor, Tensor]:
-        """Boxes ``[V, 4]`` and crops ``[V, 3, S, S]`` of maps ``[B, K, h, w]``, V = B K."""
-        size = self.config.patch_size
-        count, per_image = attention.shape[:2]
-        image_index = torch.arange(count, device=images.device).repeat_interleave(per_image)
-        if pictures is None:
-            sizes = torch.tensor(images.shape[2:], device=images.device).expand(count, 2)
-        else:
-            sizes = pictures.sizes
-        maps = attention.flatten(0, 1).float()
-        box = ops.region_box(maps, sizes[image_index], self.config.box_threshold)
-        if pictures is None:
-            return box, crop_input(images, box, image_index, size)
-        crops = ops.crop_resize(
-            pictures.pixels,
-            pictures.offsets,
-            pictures.sizes,
-            box,
-            image_index,
-            size,
-            size,
-            self.preprocess["mean"],
-            self.preprocess["std"],
-        )
-        return box, crops.to(images.dtype)
-
-
-def joint_embedding(region: Tensor, patch: Tensor | None, region_weight: float) -> Tensor:
-    """Join the branches so that the dot product is ``beta cos(region) + (1 - beta) cos(patch)``.
-
-    Args:
-        region: ``[..., E]``.
-        patch: ``[..., E]``, or None: the result is the normalised region embedding.
-        region_weight: beta, from 0 to 1.
-
-    Returns:
-        ``[..., 2 E]``, L2-normalised: ``[sqrt(beta) r, sqrt(1 - beta) p]`` of the normalised embeddings.
-    """
-    region = F.normalize(region, dim=-1)
-    if patch is None:
-        return region
-    return torch.cat(
-        [region * region_weight**0.5, F.normalize(patch, dim=-1) * (1 - region_weight) ** 0.5], -1
-    )
-
-
-def crop_input(images: Tensor, box: Tensor, image_index: Tensor, size: int) -> Tensor:
-    """Cut boxes from input tensors: bilinear, without antialiasing, the border repeated outside.
-
-    Args:
-        images: ``[B, 3, H, W]``.
-        box: ``[V, 4]``, x0 y0 x1 y1 in pixels of the input, x1 y1 exclusive.
-        image_index: ``[V]``, the image of each box.
-        size: side of the crops.
-    """
-    height, width = images.shape[2:]
-    centres = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) / size
-    x0, y0, x1, y1 = box.to(images.dtype).unsqueeze(2).unbind(1)
-    x = (x0 + centres * (x1 - x0)) * (2 / width) - 1
-    y = (y0 + centres * (y1 - y0)) * (2 / height) - 1
-    shape = (-1, size, size)
-    grid = torch.stack([x.unsqueeze(1).expand(shape), y.unsqueeze(2).expand(shape)], dim=-1)
-    return F.grid_sample(images[image_index], grid, padding_mode="border", align_corners=False)
-
-
-def _describe(trunk: str | nn.Module, channels: int | None) -> str:
-    if isinstance(trunk, Trunk):
-        return trunk.name
-    if isinstance(trunk, str):
-        return trunk
-    return f"module,channels={channels or channels_of(trunk)}"
-
-
-def _make_trunk(trunk: str | nn.Module, generator: torch.Generator | None) -> nn.Module:
-    return Trunk(trunk, generator) if isinstance(trunk, str) else trunk
-
-
-def _features(trunk: nn.Module, images: Tensor, groups: int) -> Tensor:
-    if isinstance(trunk, Trunk):
-        return cast(Tensor, trunk(images, groups))
-    if groups != 1:
-        raise ValueError(f"rpf: groups must be 1 with a module of the caller's as trunk, got {groups}")
-    return cast(Tensor, trunk(images))
+        super().__init__(schema, config, trunk, patch, preprocess, generator)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from placket.nn.rpf import joint_embedding
+from placket.nn import joint_embedding
 from placket.protocols._ranking import rank
 from placket.protocols.asfr import Embed, asfr_map_all, single_label_lists, triples
 from placket.protocols.result import Result

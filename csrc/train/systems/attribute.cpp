@@ -1,4 +1,4 @@
-#include "train/systems/rpf.h"
+#include "train/systems/attribute.h"
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
@@ -22,18 +22,12 @@ namespace {
 using at::Tensor;
 
 const std::vector<std::string> kBranches = {"region", "patch"};
-const std::vector<std::string> kLosses = {"triplet_region",  "triplet_patch",  "region_patch",
-                                          "region_contrast", "patch_contrast", "region_classify",
-                                          "patch_classify"};
+const std::vector<std::string> kLosses = {"triplet_region",     "triplet_patch",   "region_patch",
+                                          "region_patch_align", "region_contrast", "patch_contrast",
+                                          "region_classify",    "patch_classify"};
 
+const std::string kTable = "attribute_embedding.weight";
 constexpr int64_t kRegionView = 224;  // the published one, which boxes are counted in
-
-// What one forward pass of the region branch gives, for K attributes of each image.
-struct Regions {
-  Tensor embedding;   // [N, K, E]
-  Tensor background;  // [N, K, E] or undefined
-  Tensor attention;   // [N, K, h, w]
-};
 
 // Images under one attribute each: view v is row images[v] under attributes[v].
 struct Views {
@@ -42,22 +36,22 @@ struct Views {
   Tensor values;      // [V] int64, -1 where the image has none of that attribute
 };
 
-class RpfSystem : public System {
+class AttributeSystem : public System {
  public:
-  RpfSystem(const RpfConfig& config, const RpfOptions& options,
-            const std::map<std::string, Tensor>& tensors, const std::vector<int64_t>& values,
-            const Preprocess& preprocess, uint64_t seed)
+  AttributeSystem(const NetworkConfig& config, const AttributeOptions& options,
+                  const std::map<std::string, Tensor>& tensors, const std::vector<int64_t>& values,
+                  const Preprocess& preprocess, uint64_t seed)
       : config_(config), options_(options), values_(values) {
     std::copy(preprocess.mean.begin(), preprocess.mean.end(), mean_.begin());
     std::copy(preprocess.std.begin(), preprocess.std.end(), std_.begin());
     TORCH_CHECK_VALUE(int64_t(values.size()) == config.attributes,
-                      "RpfSystem: values must have one entry for each of the model's ",
+                      "AttributeSystem: values must have one entry for each of the model's ",
                       config.attributes, " attributes, got ", values.size());
-    for (const TensorSpec& spec : rpf_spec(config)) {
+    for (const TensorSpec& spec : network_spec(config)) {
       const auto found = tensors.find(spec.name);
-      TORCH_CHECK_VALUE(found != tensors.end(), "RpfSystem: no tensor named '", spec.name,
+      TORCH_CHECK_VALUE(found != tensors.end(), "AttributeSystem: no tensor named '", spec.name,
                         "' among ", tensors.size(), " given");
-      TORCH_CHECK_VALUE(found->second.sizes() == at::IntArrayRef(spec.shape), "RpfSystem: '",
+      TORCH_CHECK_VALUE(found->second.sizes() == at::IntArrayRef(spec.shape), "AttributeSystem: '",
                         spec.name, "' must have shape ", at::IntArrayRef(spec.shape), ", got ",
                         found->second.sizes());
       (spec.buffer ? buffers_ : parameters_).emplace_back(spec.name, found->second);
@@ -117,7 +111,7 @@ class RpfSystem : public System {
         every_attribute ? config_.attributes : views.attributes.size(0) / host.images.size(0);
     const Tensor attributes =
         every_attribute ? all_attributes_ : views.attributes.view({host.images.size(0), per_image});
-    const Regions regions =
+    const HeadOutput regions =
         region_forward(batch.images, attributes, trains("region."), weight("region_patch") > 0);
     // Place of each view among the rows of `regions`.
     const Tensor own = every_attribute ? views.images * per_image + views.attributes
@@ -139,9 +133,13 @@ class RpfSystem : public System {
     add("region_patch", [&] {
       return region_patch(region, patch, rows_of(regions.background, own), views, context);
     });
+    add("region_patch_align", [&] {
+      const Tensor cosine = (unit_rows(region) * unit_rows(patch)).sum(1);
+      return (options_.align_margin - cosine).clamp_min(0).mean();
+    });
     add("patch_contrast", [&] { return contrast(patch, views.attributes, views.values, context); });
     add("patch_classify", [&] {
-      return classify(patch, centres_[1].second, views.attributes, views.values, context);
+      return classify(patch, centres_.back().second, views.attributes, views.values, context);
     });
     return out;
   }
@@ -155,8 +153,8 @@ class RpfSystem : public System {
     const Tensor own = to_device(wanted);
     const Views views = {to_device(wanted.div(per_image, "floor")),
                          to_device(flat.index_select(0, wanted)), Tensor()};
-    const Regions regions = region_forward(batch.images, to_device(attributes.clamp_min(0)),
-                                           /*training=*/false, /*background=*/false);
+    const HeadOutput regions = region_forward(batch.images, to_device(attributes.clamp_min(0)),
+                                              /*training=*/false, /*background=*/false);
     const Tensor region = unit_rows(rows_of(regions.embedding, own));
     if (!uses("patch")) return region;
     const Tensor patch =
@@ -168,12 +166,18 @@ class RpfSystem : public System {
  private:
   void gather_weights() {
     region_trunk_ = weights("region.trunk.", trunk_spec(config_.trunk));
-    region_head_ = weights("region.head.", rpf_region_head_spec(config_));
-    attribute_embedding_ = weights("attribute_embedding.", {{"weight", {}}}).front();
+    region_head_ = weights("region.head.", head_spec(config_.head, sizes(config_.trunk)));
+    const bool has_table = parameters_.front().first == kTable;
+    if (has_table) table_ = weights("", {{kTable, {}}}).front();
     if (!config_.patch_trunk.empty()) {
       patch_trunk_ = weights("patch.trunk.", trunk_spec(config_.patch_trunk));
-      patch_head_ = weights("patch.head.", rpf_patch_head_spec(config_));
+      patch_head_ =
+          weights("patch.head.", head_spec(config_.patch_head, sizes(config_.patch_trunk)));
     }
+  }
+
+  HeadSizes sizes(const std::string& trunk) const {
+    return {trunk_channels(trunk), config_.attributes};
   }
 
   void make_classes() {
@@ -188,8 +192,10 @@ class RpfSystem : public System {
   }
 
   void make_centres(uint64_t seed) {
-    for (const char* name : {"region_centres", "patch_centres"}) {
-      Tensor centres = at::empty({owners_.size(0), config_.embedding_dim}, at::kFloat);
+    for (const auto& [name, head] : {std::pair("region_centres", config_.head),
+                                     std::pair("patch_centres", config_.patch_head)}) {
+      if (head.empty()) continue;
+      Tensor centres = at::empty({owners_.size(0), head_embedding_dim(head)}, at::kFloat);
       RandomStream random(seed, kRandomInitialise, centres_.size());
       float* values = centres.mutable_data_ptr<float>();
       // Only the direction of a centre counts, so a cube serves as well as a ball.
@@ -222,6 +228,11 @@ class RpfSystem : public System {
       const std::string branch = name.find("patch") == std::string::npos ? "region" : "patch";
       TORCH_CHECK_VALUE(contains(stage.branches, branch), "stage: loss '", name, "' needs branch '",
                         branch, "' among the branches that train");
+      TORCH_CHECK_VALUE(
+          !name.starts_with("region_patch") ||
+              head_embedding_dim(config_.head) == head_embedding_dim(config_.patch_head),
+          "stage: loss '", name, "' needs embeddings of one width from both branches, got ",
+          head_embedding_dim(config_.head), " and ", head_embedding_dim(config_.patch_head));
     }
   }
 
@@ -310,14 +321,15 @@ class RpfSystem : public System {
             /*groups=*/stage_.batch_norm == "grouped" ? 3 : 1};
   }
 
-  Regions region_forward(const Tensor& images, const Tensor& attributes, bool training,
-                         bool background) const {
+  // For K attributes of each image.
+  HeadOutput region_forward(const Tensor& images, const Tensor& attributes, bool training,
+                            bool background) const {
     const at::AutoGradMode grad(training && at::GradMode::is_enabled());
     const Tensor features = trunk_features(images, region_trunk_, config_.trunk, mode(training));
-    const auto [region, back, attention] =
-        rpf_region_head(features, attribute_embedding_, attributes, region_head_, config_.dropout,
-                        config_.project_background, background, training);
-    return {region, back, attention.detach()};
+    HeadOutput out = attribute_head(features, table_, attributes, region_head_, config_.head,
+                                    background, mode(training));
+    if (out.attention.defined()) out.attention = out.attention.detach();
+    return out;
   }
 
   // `attention` [V, h, w]
@@ -335,8 +347,9 @@ class RpfSystem : public System {
                                      /*windows=*/std::nullopt);
     const Tensor features =
         trunk_features(crops, patch_trunk_, config_.patch_trunk, mode(training));
-    return rpf_patch_head(features, attribute_embedding_, views.attributes, patch_head_,
-                          config_.heads, config_.dropout, training);
+    return attribute_head(features, table_, views.attributes.unsqueeze(1), patch_head_,
+                          config_.patch_head, /*background=*/false, mode(training))
+        .embedding.squeeze(1);
   }
 
   Tensor triplet(const Tensor& embedding) const {
@@ -371,7 +384,7 @@ class RpfSystem : public System {
 
   Tensor classify_all(const Tensor& embedding, const Tensor& labels,
                       const StepContext& context) const {
-    return classify(embedding.flatten(0, 1), centres_[0].second,
+    return classify(embedding.flatten(0, 1), centres_.front().second,
                     all_attributes_.repeat(labels.size(0)), labels.flatten(), context);
   }
 
@@ -388,8 +401,8 @@ class RpfSystem : public System {
         options_.temperature, options_.alpha);
   }
 
-  RpfConfig config_;
-  RpfOptions options_;
+  NetworkConfig config_;
+  AttributeOptions options_;
   std::vector<int64_t> values_;
   std::array<double, 3> mean_, std_;
   at::Device device_ = at::kCPU;
@@ -399,17 +412,18 @@ class RpfSystem : public System {
   Tensor class_offsets_;   // [A]
   Tensor owners_;          // [classes] attribute of each
   Tensor all_attributes_;  // [A]
-  Tensor attribute_embedding_;
+  Tensor table_;           // of attributes; undefined where no head reads one
   std::vector<Tensor> region_trunk_, region_head_, patch_trunk_, patch_head_;
 };
 
 }  // namespace
 
-std::unique_ptr<System> make_rpf_system(const RpfConfig& config, const RpfOptions& options,
-                                        const std::map<std::string, Tensor>& tensors,
-                                        const std::vector<int64_t>& values,
-                                        const Preprocess& preprocess, uint64_t seed) {
-  return std::make_unique<RpfSystem>(config, options, tensors, values, preprocess, seed);
+std::unique_ptr<System> make_attribute_system(const NetworkConfig& config,
+                                              const AttributeOptions& options,
+                                              const std::map<std::string, Tensor>& tensors,
+                                              const std::vector<int64_t>& values,
+                                              const Preprocess& preprocess, uint64_t seed) {
+  return std::make_unique<AttributeSystem>(config, options, tensors, values, preprocess, seed);
 }
 
 }  // namespace placket

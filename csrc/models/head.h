@@ -1,0 +1,58 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+
+#include "models/tensor_spec.h"
+#include "models/trunk.h"
+
+namespace placket {
+
+// A head turns the map of a trunk into embeddings of attributes. Shapes: B images, K attributes of
+// each, A attributes known, C channels of the map, P = h w positions, E embedding. It is described
+// by one string, "name[,key=value...]":
+//
+//   rpf_region   RPF's region-aware branch: attribute_dim=512, embedding_dim=1024, hidden_dim=512,
+//                dropout=0.1, project_background=false, project_per_attribute=false
+//   rpf_patch    RPF's patch-aware branch: attribute_dim=512, embedding_dim=1024, hidden_dim=512,
+//                heads=12, dropout=0.1; attributes [B, 1] only
+//
+// The equations are in the file of each. An unknown name or key is an error that lists the known
+// ones.
+struct HeadSizes {
+  int64_t channels = 0;    // C
+  int64_t attributes = 0;  // A
+};
+
+struct HeadOutput {
+  at::Tensor embedding;   // [B, K, E], not normalised
+  at::Tensor attention;   // [B, K, h, w], sums to 1 over positions; undefined: the head has none
+  at::Tensor background;  // [B, K, E] of what the attention leaves out; undefined unless asked for
+};
+
+TensorSpecs head_spec(const std::string& head, const HeadSizes& sizes);
+
+// E.
+int64_t head_embedding_dim(const std::string& head);
+
+// Width of the attribute table that it reads, which the branches of a network share; 0: it reads
+// none.
+int64_t head_table_dim(const std::string& head);
+
+// Whether it attends to positions, as a branch must whose regions another one looks at.
+bool head_attends(const std::string& head);
+
+// Registered as placket::attribute_head(Tensor features, Tensor? table, Tensor attributes,
+// Tensor(a!)[] weights, str head, bool background, bool training, bool batch_statistics, int
+// groups) -> (Tensor embedding, Tensor attention, Tensor background), a composite operator: it
+// decomposes when traced. There what is undefined is an empty tensor.
+HeadOutput attribute_head(
+    const at::Tensor& features,    // [B, C, h, w]
+    const at::Tensor& table,       // [A, table_dim]; undefined where the head reads none
+    const at::Tensor& attributes,  // [B, K] int64, or [K]: the same attributes for every image
+    at::TensorList weights,        // in the order of head_spec; running statistics change in place
+    const std::string& head, bool background, const Mode& mode);
+
+}  // namespace placket

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <string>
+
+#include "models/head.h"
+#include "models/trunk.h"
+
+namespace placket {
+
+// The networks of attribute-specific retrieval: a region branch (ASEN++: global), whose head embeds
+// the whole image under an attribute, and maybe a patch branch (ASEN++: local), whose trunk sees
+// the crop that the first one's attention gives.
+struct NetworkConfig {
+  int64_t attributes = 8;  // A
+  std::string trunk = "resnet50";
+  std::string head = "rpf_region";
+  std::string patch_trunk;  // empty: region branch only
+  std::string patch_head;
+};
+
+// Names: attribute_embedding.weight [A, table_dim] where a head reads it; region.trunk.*,
+// region.head.*; patch.trunk.*, patch.head.*. Both heads read the same table; what does not fit is
+// a ValueError.
+TensorSpecs network_spec(const NetworkConfig& config);
+
+}  // namespace placket
