@@ -81,6 +81,7 @@ void bind_configs(py::module_& m) {
       .def_readwrite("negative_by_value", &StageConfig::negative_by_value)
       .def_readwrite("exclude_shared", &StageConfig::exclude_shared)
       .def_readwrite("views_per_image", &StageConfig::views_per_image)
+      .def_readwrite("new_attributes", &StageConfig::new_attributes)
       .def_readwrite("augment", &StageConfig::augment);
 
   py::class_<TrainerConfig>(m, "TrainerConfig")

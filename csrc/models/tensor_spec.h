@@ -25,6 +25,9 @@ struct TensorSpec {
   Initializer initializer = Initializer::kZeros;
   double scale = 1.0;
   bool buffer = false;  // not trained: BatchNorm's running statistics
+  // The dimension whose rows belong to one attribute each, in their order; -1: all share the
+  // tensor.
+  int64_t attribute_dim = -1;
 };
 
 using TensorSpecs = std::vector<TensorSpec>;

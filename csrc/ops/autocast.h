@@ -3,6 +3,8 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <vector>
+
 namespace placket {
 
 // Below this guard a call lands on the operator itself, not on its Autocast kernel again.
@@ -15,6 +17,11 @@ class BelowAutocast {
 inline at::Tensor at_least_float32(const at::Tensor& tensor) {
   const bool low = tensor.scalar_type() == at::kBFloat16 || tensor.scalar_type() == at::kHalf;
   return low ? tensor.to(at::kFloat) : tensor;
+}
+inline std::vector<at::Tensor> at_least_float32(at::TensorList tensors) {
+  std::vector<at::Tensor> result;
+  for (const at::Tensor& tensor : tensors) result.push_back(at_least_float32(tensor));
+  return result;
 }
 
 }  // namespace placket

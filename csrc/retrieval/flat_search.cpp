@@ -378,24 +378,18 @@ Hits flat_search_compressed_cuda(TensorList queries, TensorList database, Tensor
   return flat_search_cuda(queries, database, weights, keep, k);
 }
 
-std::vector<Tensor> in_float32(TensorList tensors) {
-  std::vector<Tensor> result;
-  for (const Tensor& tensor : tensors) result.push_back(at_least_float32(tensor));
-  return result;
-}
-
 Hits flat_search_autocast(TensorList queries, TensorList database, Weights weights,
                           const Keep& keep, int64_t k) {
   const BelowAutocast below;
-  return flat_search(in_float32(queries), in_float32(database), weights, keep, k);
+  return flat_search(at_least_float32(queries), at_least_float32(database), weights, keep, k);
 }
 
 Hits flat_search_compressed_autocast(TensorList queries, TensorList database, TensorList codes,
                                      TensorList bounds, Weights weights, const Keep& keep,
                                      int64_t k) {
   const BelowAutocast below;
-  return flat_search_compressed(in_float32(queries), in_float32(database), codes, bounds, weights,
-                                keep, k);
+  return flat_search_compressed(at_least_float32(queries), at_least_float32(database), codes,
+                                bounds, weights, keep, k);
 }
 
 }  // namespace

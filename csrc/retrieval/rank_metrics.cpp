@@ -396,13 +396,9 @@ RankMetrics rank_metrics_autocast(at::TensorList queries, at::TensorList candida
                                   const MaybeTensor& excluded, at::IntArrayRef cutoffs,
                                   std::optional<int64_t> block) {
   const BelowAutocast below;
-  const auto widen = [](at::TensorList tensors) {
-    std::vector<Tensor> wide;
-    for (const Tensor& tensor : tensors) wide.push_back(at_least_float32(tensor));
-    return wide;
-  };
-  return rank_metrics(widen(queries), widen(candidates), at_least_float32(weights), query_groups,
-                      group_offsets, group_rows, excluded, cutoffs, block);
+  return rank_metrics(at_least_float32(queries), at_least_float32(candidates),
+                      at_least_float32(weights), query_groups, group_offsets, group_rows, excluded,
+                      cutoffs, block);
 }
 
 RankMetrics rank_metrics_of_scores_autocast(const Tensor& scores, const Tensor& query_groups,

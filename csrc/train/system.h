@@ -39,6 +39,9 @@ struct StageConfig {
   bool negative_by_value = true;
   bool exclude_shared = false;
   int64_t views_per_image = 1;  // images: attributes of each image that the patch branch looks at
+  // Other than 0: the last so many attributes alone learn, by what belongs to them alone in tensors
+  // of the model; all else stays as it is to the bit.
+  int64_t new_attributes = 0;
   Augment augment;
 };
 

@@ -310,6 +310,7 @@ class StageConfig(metaclass=_Type):
     negative_by_value: bool
     exclude_shared: bool
     views_per_image: int
+    new_attributes: int
     images_of_class: int
     augment: Augment
     def __init__(self) -> None: ...

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 from placket import data, index, nn, ops, reference, weights  # noqa: E402  (the operators must be registered first)
 from placket.config import TrainConfig, load_config  # noqa: E402
 from placket.evaluate import embed_image, embed_split, evaluate  # noqa: E402
+from placket.extension import extend  # noqa: E402
 from placket.index import AttributeIndex  # noqa: E402
 from placket.models import create_model, load  # noqa: E402
 from placket.schema import Attribute, AttributeSchema  # noqa: E402
@@ -29,6 +30,7 @@ __all__ = [
     "embed_image",
     "embed_split",
     "evaluate",
+    "extend",
     "index",
     "load",
     "load_config",

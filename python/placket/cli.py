@@ -215,6 +215,16 @@ def _index_add(options: Namespace) -> None:
         print(f"{options.index}: {added} images added{left}, {len(index)} in all")
 
 
+def _index_extend(options: Namespace) -> None:
+    import placket
+
+    model = placket.load(options.checkpoint, device=options.device)
+    split = placket.data.open(options.data).split(options.split)
+    with placket.AttributeIndex.load(options.index) as index, _progress() as show:
+        names = placket.index.extend(index, model, split, progress=show)
+        print(f"{options.index}: {len(index)} images in the further spaces {', '.join(names) or '(none)'}")
+
+
 def _index_remove(options: Namespace) -> None:
     from placket import AttributeIndex
 
@@ -536,6 +546,11 @@ def _add_index_add(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
 
 
+def _add_index_extend(parser: ArgumentParser) -> None:
+    parser.add_argument("index", type=Path, help=_INDEX)
+    _add_model_and_data(parser)
+
+
 def _add_index_remove(parser: ArgumentParser) -> None:
     parser.add_argument("index", type=Path, help=_INDEX)
     parser.add_argument("ids", nargs="+", metavar="ID", help="of the items to remove")
@@ -650,6 +665,12 @@ _COMMANDS: Mapping[str, _Command] = {
         "embed the images of another split or data set with the index's model and add them",
         "placket index add runs/first/index data/more --split train",
         _add_index_add,
+    ),
+    "index extend": _Command(
+        _index_extend,
+        "add the attributes that the index's model was extended by, without a change to the others",
+        "placket index extend runs/first/index runs/more/best data/garments",
+        _add_index_extend,
     ),
     "index remove": _Command(
         _index_remove,

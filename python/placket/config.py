@@ -50,7 +50,8 @@ class ModelConfig:
         patch: the same of the patch branch, from the first stage that trains it; None leaves it out.
         trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load_trunk`` takes it;
             None: random. ``patch_weights`` may be "region": the region branch's trunk as it then is.
-        start: a checkpoint's folder to start the first stage from instead.
+        start: a checkpoint's folder to start the first stage from instead. Where that stage has
+            ``new_attributes``, the model is the checkpoint's, and the other settings here mean nothing.
     """
 
     name: str = "rpf"
@@ -206,6 +207,8 @@ class StageConfig:
             images.
         exclude_shared: draw no negative that carries the anchor's value too.
         views_per_image: without triplets, how many attributes of each image the patch branch looks at.
+        new_attributes: other than 0, the last so many attributes alone learn, by what is theirs alone in the
+            model, and all else stays as it is to the bit; see ``placket.extend``.
         flip: probability of a horizontal flip.
         crop_scale: least share of the area that a random resized crop keeps; 1 switches it off.
         color_jitter, grayscale, blur, erasing, random_crop: further random changes, all off by default;
@@ -228,6 +231,7 @@ class StageConfig:
     negative_by_value: bool = True
     exclude_shared: bool = False
     views_per_image: int = 1
+    new_attributes: int = 0
     flip: float = 0.0
     crop_scale: float = 1.0
     color_jitter: ColorJitterConfig = field(default_factory=ColorJitterConfig)

@@ -97,15 +97,11 @@ def evaluate(
     if protocol.startswith("asfr-"):
         if attributes is not None:
             raise ValueError(f"evaluate: attributes must be None with {protocol}, got {attributes}")
-        if data.schema != model.schema:
-            raise ValueError(
-                f"evaluate: data must have the model's attributes and values, {_counts(model.schema)}, "
-                f"got {_counts(data.schema)}"
-            )
-        part = data.split(split)
+        part = data.split(split).under(model.schema)
         if protocol == "asfr-multilabel/v1":
-            return _multilabel(data, part, embed, allow_missing)
-        return _map_all(data, part, embed, tune_region, allow_missing)
+            return _multilabel(part, embed, allow_missing)
+        valid = None if tune_region is None else data.split("valid").under(model.schema)
+        return _map_all(part, embed, valid, tune_region == "per attribute", allow_missing)
     if protocol in ("c2s-topk/v1", "inshop-recall/v1"):
         weights = _weights(model, attributes)
         within = isinstance(data, Street2ShopDataset) if by_category is None else by_category
@@ -262,40 +258,42 @@ def _part(split: Split, images: Integers) -> Split:
 _EmbedPairs = Callable[[Split, Integers, Integers], Tensor]
 
 
-def _map_all(data: Dataset, part: Split, embed: _EmbedPairs, tune: str | None, allow_missing: bool) -> Result:
-    queries, candidates, missing = _lists(data, part, allow_missing)
+def _map_all(
+    part: Split, embed: _EmbedPairs, valid: Split | None, per_attribute: bool, allow_missing: bool
+) -> Result:
+    """Evaluate a split; with ``valid`` by the weight of the region branch that is best there."""
+    queries, candidates, missing = _lists(part, allow_missing)
     found = _embed_rows(part, np.concatenate([queries, candidates]), embed)
-    if tune is None:
-        return asfr_map_all(queries, candidates, found, data.schema, missing=missing)
-    valid = data.split("valid")
-    asked, offered, _ = _lists(data, valid, allow_missing)
+    if valid is None:
+        return asfr_map_all(queries, candidates, found, part.schema, missing=missing)
+    asked, offered, _ = _lists(valid, allow_missing)
     known = _embed_rows(valid, np.concatenate([asked, offered]), embed)
     return asfr_joint(
         Blocks(asked, offered, *_blocks(known)),
         Blocks(queries, candidates, *_blocks(found)),
-        data.schema,
-        per_attribute=tune == "per attribute",
+        part.schema,
+        per_attribute=per_attribute,
         missing=missing,
     )
 
 
-def _multilabel(data: Dataset, part: Split, embed: _EmbedPairs, allow_missing: bool) -> Result:
+def _multilabel(part: Split, embed: _EmbedPairs, allow_missing: bool) -> Result:
     labels = part.labels
     rows = np.stack([labels.images(), labels.attribute, labels.value], axis=1).astype(np.int64)
     if not len(rows):
         raise ValueError(
-            f"evaluate: split must have labels, got '{part.name}' of {data.root} without; "
+            f"evaluate: split must have labels, got '{part.name}' of {part.root} without; "
             f"put label_{part.name}.txt beside the other lists"
         )
     rows, missing = _present(part, rows, allow_missing)
-    return asfr_multilabel(rows, _embed_rows(part, rows, embed), data.schema, missing=missing)
+    return asfr_multilabel(rows, _embed_rows(part, rows, embed), part.schema, missing=missing)
 
 
-def _lists(data: Dataset, part: Split, allow_missing: bool) -> tuple[Integers, Integers, int]:
+def _lists(part: Split, allow_missing: bool) -> tuple[Integers, Integers, int]:
     """Query and candidate lists without images that are not there, and how many are not."""
     if not len(part.queries) or not len(part.candidates):
         raise ValueError(
-            f"evaluate: split must have query and candidate lists, got '{part.name}' of {data.root} without"
+            f"evaluate: split must have query and candidate lists, got '{part.name}' of {part.root} without"
         )
     rows = np.concatenate([part.queries, part.candidates]).astype(np.int64)
     asks = np.arange(len(rows)) < len(part.queries)
@@ -451,8 +449,3 @@ def _photo_columns(part: Split, images: Integers, within: bool) -> Photos:
         sequences = part.sequences[images].astype(np.int64)
     numbers = images + (SPLITS.index(part.name) << 32)
     return Photos(numbers, part.identities[images].astype(np.int64), categories, sequences)
-
-
-def _counts(schema: object) -> str:
-    attributes = getattr(schema, "attributes", ())
-    return ", ".join(f"{attribute.name} ({len(attribute.values)})" for attribute in attributes)

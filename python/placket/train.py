@@ -32,6 +32,7 @@ from placket.data import Dataset, Split
 from placket.data import open as open_data
 from placket.data.loader import causes_by_path, skips_unreadable
 from placket.data.resident import resident_pixels
+from placket.extension import extend
 from placket.models import create_model, load, takes_patch
 from placket.nn import AttributeNetwork, Trunk
 from placket.runs import RunFolder
@@ -54,7 +55,7 @@ class Trainer:
 
     Args:
         model: with trunks of this package; on the device to train on.
-        data: the data set.
+        data: the data set; its attributes are some of the model's, with the same values.
         stage, loss, trainer: see ``placket.config``.
         split: to learn from.
         evaluation: split whose lists are evaluated; None for never.
@@ -72,7 +73,8 @@ class Trainer:
 
     Raises:
         ValueError: a setting is out of range, unknown, or does not fit the model or the data.
-        DatasetError: the data set is no store of pixels to be resident.
+        DatasetError: the data set has an attribute that the model does not, or is no store of pixels to be
+            resident.
     """
 
     def __init__(
@@ -98,7 +100,9 @@ class Trainer:
         self.stage = stage or StageConfig()
         self.first_step = first_step
         settings = trainer or TrainerConfig()
-        self._images = images = data.split(split)
+        first = len(model.schema) - self.stage.new_attributes if self.stage.new_attributes else 0
+        self._images = images = data.split(split).under(model.schema, first)
+        held_out = None if evaluation is None else data.split(evaluation).under(model.schema, first)
         config = _C.TrainerConfig()
         config.stage = _native_stage(self.stage)
         config.stage_index = stage_index
@@ -115,7 +119,7 @@ class Trainer:
             native_system(model, loss, settings.seed),
             images.image_list(pixels),
             images.labels.to_native(),
-            None if evaluation is None else _evaluation_set(data.split(evaluation), pixels),
+            None if held_out is None else _evaluation_set(held_out, pixels),
             config,
             report=on_report,
             evaluated=on_evaluation,
@@ -238,7 +242,7 @@ def train(
         stage_index = int(start.metadata["stage_index"])
         first_step = int(start.metadata["first_step"])
     evaluation = None if config.trainer.evaluate_every == 0 else config.data.evaluation
-    with _Log(folder, data, config, progress) as log:
+    with _Log(folder, config, progress) as log:
         for index, stage in enumerate(config.stages[stage_index:], stage_index):
             model = _stage_model(config, data, index, folder.path)
             trainer = Trainer(
@@ -404,6 +408,8 @@ def _stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> A
     """Make the model of a stage with the weights it begins with."""
     settings = config.model
     generator = torch.Generator().manual_seed(config.trainer.seed)
+    if config.stages[index].new_attributes:
+        return _extended_model(config, data, index, run, generator)
     with_patch = any("patch" in stage.branches for stage in config.stages[: index + 1])
     model = _make_model(config, data, generator, with_patch=with_patch)
     start = settings.start if index == 0 else run / "stages" / config.stages[index - 1].name
@@ -429,6 +435,28 @@ def _stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> A
                 f"got '{settings.patch}'"
             )
         model.patch.trunk.load_state_dict(model.region.trunk.state_dict())
+    return model.to(config.trainer.device)
+
+
+def _extended_model(
+    config: TrainConfig, data: Dataset, index: int, run: Path, generator: torch.Generator
+) -> AttributeNetwork:
+    """Make the model of a stage that teaches a trained one further attributes of the data."""
+    stage = config.stages[index]
+    start = config.model.start if index == 0 else run / "stages" / config.stages[index - 1].name
+    if start is None:
+        raise ValueError(
+            f"config: model.start must be a checkpoint for stage '{stage.name}' to extend, got none"
+        )
+    model = load(start)
+    fresh = {a.name: a.values for a in data.schema.attributes if a.name not in model.schema.names}
+    if fresh:
+        if stage.new_attributes != len(fresh):
+            raise ValueError(
+                f"config: new_attributes of stage '{stage.name}' must be {len(fresh)}, as many as {start} "
+                f"does not know ({', '.join(fresh)}), got {stage.new_attributes}"
+            )
+        model = extend(model, fresh, generator=generator)
     return model.to(config.trainer.device)
 
 
@@ -465,9 +493,8 @@ def _best(folder: Path) -> float | None:
 class _Log(AbstractContextManager["_Log"]):
     """Where reports go: ``metrics.jsonl``, TensorBoard, and a progress bar."""
 
-    def __init__(self, folder: RunFolder, data: Dataset, config: TrainConfig, progress: bool | None) -> None:
+    def __init__(self, folder: RunFolder, config: TrainConfig, progress: bool | None) -> None:
         self._folder = folder
-        self._attributes = data.schema.names
         self._bar: tqdm[Any] | None = None
         self._first_step = 0
         self._stage = ""
@@ -508,9 +535,11 @@ class _Log(AbstractContextManager["_Log"]):
             self._bar.update(report.step - self._first_step - self._bar.n)
 
     def evaluated(self, evaluation: _C.Evaluation) -> None:
+        assert self._trainer is not None
+        names = self._trainer.model.schema.names
         per_attribute = {
             name: 100 * value
-            for name, value in zip(self._attributes, evaluation.per_attribute, strict=True)
+            for name, value in zip(names, evaluation.per_attribute, strict=True)
             if value == value  # NaN: no queries
         }
         overall = 100 * evaluation.overall

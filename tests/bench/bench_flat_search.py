@@ -9,7 +9,7 @@ structure, are the hardest for the bounds of compressed rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 
@@ -65,45 +65,45 @@ def same_scores(ours: tuple[Tensor, ...], theirs: tuple[np.ndarray, np.ndarray])
     assert recall >= 0.999, f"recall {recall}"
 
 
-def run() -> list[Record]:
+def run() -> Iterator[Record]:
     faiss.omp_set_num_threads(torch.get_num_threads())
-    name = f"faiss {version('faiss-cpu')}"
     read, product = bandwidth(), multiply_adds()
     print(f"this machine reads {read / 1e9:.1f} GB/s and multiplies {2 * product / 1e9:.0f} GFLOP/s")
-    records = []
     for length, dims in SHAPES:
         for uniform in (False, True):
-            random = torch.Generator().manual_seed(0)
-            database = vectors(length, dims, uniform, random)
-            index = faiss.IndexFlatIP(dims)
-            for part in database.split(65_536):
-                index.add(part.numpy())
-            forms = {"float32": None} | {
-                str(dtype).removeprefix("torch."): ops.quantize(database, dtype)
-                for dtype in (torch.bfloat16, torch.int8)
-            }
-            for batch in BATCHES:
-                q = vectors(batch, dims, uniform, random)
-                exact = ops.flat_search([q], [database], [1.0], None, K)
-                for form, packed in forms.items():
-                    if packed is None:
-                        ours = partial(ops.flat_search, [q], [database], [1.0], None, K)
-                        size = database.nbytes
-                    else:
-                        codes, bounds = [packed[0]], [packed[1]]
-                        ours = partial(
-                            ops.flat_search_compressed, [q], [database], codes, bounds, [1.0], None, K
-                        )
-                        size = packed[0].nbytes + packed[1].nbytes
-                        assert all(map(torch.equal, ours(), exact)), "compressed rows have other hits"
-                    floor = max(size / read, batch * length * dims / product if packed is None else 0)
-                    kind = "uniform" if uniform else "clustered"
-                    title = f"flat_search, {length} x {dims} {kind} {form}, {batch} queries"
-                    pairs = 21 if length * dims * batch < 1e10 else 5
-                    peers = {name: partial(index.search, q.numpy(), K)}
-                    records.append(compare(title, ours, peers, pairs, same_scores, 1e3 * floor))
-    return records
+            yield from run_shape(length, dims, uniform, read, product)
+
+
+def run_shape(length: int, dims: int, uniform: bool, read: float, product: float) -> Iterator[Record]:
+    """Compare on one database, which is gone before the next is made: the largest take half of 24 GB."""
+    random = torch.Generator().manual_seed(0)
+    database = vectors(length, dims, uniform, random)
+    index = faiss.IndexFlatIP(dims)
+    for part in database.split(65_536):
+        index.add(part.numpy())
+    forms = {"float32": None} | {
+        str(dtype).removeprefix("torch."): ops.quantize(database, dtype)
+        for dtype in (torch.bfloat16, torch.int8)
+    }
+    for batch in BATCHES:
+        q = vectors(batch, dims, uniform, random)
+        exact = ops.flat_search([q], [database], [1.0], None, K)
+        for form, packed in forms.items():
+            if packed is None:
+                ours = partial(ops.flat_search, [q], [database], [1.0], None, K)
+                size = database.nbytes
+            else:
+                codes, bounds = [packed[0]], [packed[1]]
+                ours = partial(ops.flat_search_compressed, [q], [database], codes, bounds, [1.0], None, K)
+                size = packed[0].nbytes + packed[1].nbytes
+                assert all(map(torch.equal, ours(), exact)), "compressed rows have other hits"
+            floor = max(size / read, batch * length * dims / product if packed is None else 0)
+            kind = "uniform" if uniform else "clustered"
+            title = f"flat_search, {length} x {dims} {kind} {form}, {batch} queries"
+            pairs = 21 if length * dims * batch < 1e10 else 5
+            peers = {f"faiss {version('faiss-cpu')}": partial(index.search, q.numpy(), K)}
+            yield compare(title, ours, peers, pairs, same_scores, 1e3 * floor)
 
 
 if __name__ == "__main__":
-    run()
+    list(run())

@@ -27,12 +27,13 @@ def main() -> None:
     folder = HERE / "results" / re.sub(r"\W+", "-", device_name()).strip("-").lower()
     folder.mkdir(parents=True, exist_ok=True)
     for name in chosen:
+        records = []
         try:
-            records = importlib.import_module(name).run()
+            for record in importlib.import_module(name).run():
+                records.append(record)
+                (folder / f"{name}.json").write_text(json.dumps(records, indent=1) + "\n")
         except NoPhotographs as absent:
             print(f"{name}: left out: {absent}")
-            continue
-        (folder / f"{name}.json").write_text(json.dumps(records, indent=1) + "\n")
 
 
 if __name__ == "__main__":

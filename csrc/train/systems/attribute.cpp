@@ -55,6 +55,7 @@ class AttributeSystem : public System {
                         spec.name, "' must have shape ", at::IntArrayRef(spec.shape), ", got ",
                         found->second.sizes());
       (spec.buffer ? buffers_ : parameters_).emplace_back(spec.name, found->second);
+      if (spec.attribute_dim >= 0) attribute_dims_[spec.name] = spec.attribute_dim;
     }
     device_ = parameters_.front().second.device();
     make_classes();
@@ -76,7 +77,7 @@ class AttributeSystem : public System {
     const NamedTensors all = parameters();
     NamedTensors trained;
     for (const auto& named : all) {
-      if (trains(named.first)) trained.push_back(named);
+      if (learns(named.first)) trained.push_back(named);
     }
     frozen_.clear();
     NamedTensors learning;
@@ -103,6 +104,7 @@ class AttributeSystem : public System {
   bool needs_pixels() const override { return uses("patch"); }
 
   std::vector<Loss> losses(const Batch& host, const StepContext& context) override {
+    refresh_weights();
     Views views = choose_views(host, context);
     const Batch batch = to_device(host, device_);
     views = {to_device(views.images), to_device(views.attributes), to_device(views.values)};
@@ -111,8 +113,8 @@ class AttributeSystem : public System {
         every_attribute ? config_.attributes : views.attributes.size(0) / host.images.size(0);
     const Tensor attributes =
         every_attribute ? all_attributes_ : views.attributes.view({host.images.size(0), per_image});
-    const HeadOutput regions =
-        region_forward(batch.images, attributes, trains("region."), weight("region_patch") > 0);
+    const HeadOutput regions = region_forward(
+        batch.images, attributes, contains(stage_.branches, "region"), weight("region_patch") > 0);
     // Place of each view among the rows of `regions`.
     const Tensor own = every_attribute ? views.images * per_image + views.attributes
                                        : at::arange(views.images.size(0), views.images.options());
@@ -128,7 +130,7 @@ class AttributeSystem : public System {
     if (!uses("patch")) return out;
 
     const Tensor attention = rows_of(regions.attention, own);
-    const Tensor patch = patch_forward(batch, views, attention, trains("patch."));
+    const Tensor patch = patch_forward(batch, views, attention, contains(stage_.branches, "patch"));
     add("triplet_patch", [&] { return triplet(patch); });
     add("region_patch", [&] {
       return region_patch(region, patch, rows_of(regions.background, own), views, context);
@@ -146,6 +148,7 @@ class AttributeSystem : public System {
 
   Tensor encode(const Batch& host, const Tensor& attributes) override {
     const at::NoGradGuard no_grad;
+    refresh_weights();
     const Batch batch = to_device(host, device_);
     const int64_t per_image = attributes.size(1);
     const Tensor flat = attributes.reshape({-1});
@@ -164,6 +167,11 @@ class AttributeSystem : public System {
   }
 
  private:
+  // Before a forward pass: where only some rows of a tensor learn, its parts are joined anew.
+  void refresh_weights() {
+    if (stage_.new_attributes > 0) gather_weights();
+  }
+
   void gather_weights() {
     region_trunk_ = weights("region.trunk.", trunk_spec(config_.trunk));
     region_head_ = weights("region.head.", head_spec(config_.head, sizes(config_.trunk)));
@@ -213,6 +221,18 @@ class AttributeSystem : public System {
     TORCH_CHECK_VALUE(triplets || stage.batch_norm != "grouped",
                       "stage: batch_norm must be merged or frozen with sampler ", stage.sampler,
                       ", got grouped");
+    TORCH_CHECK_VALUE(stage.new_attributes >= 0 && stage.new_attributes < config_.attributes,
+                      "stage: new_attributes must be from 0 to less than the ", config_.attributes,
+                      " attributes, got ", stage.new_attributes);
+    if (stage.new_attributes > 0) {
+      TORCH_CHECK_VALUE(stage.batch_norm == "frozen",
+                        "stage: batch_norm must be frozen with new_attributes, got ",
+                        stage.batch_norm);
+      // A decay would move rows that have no gradient.
+      TORCH_CHECK_VALUE(stage.weight_decay == 0,
+                        "stage: weight_decay must be 0 with new_attributes, got ",
+                        stage.weight_decay);
+    }
     TORCH_CHECK_VALUE(stage.images_of_class >= 1, "stage: images_of_class must be positive, got ",
                       stage.images_of_class);
     TORCH_CHECK_VALUE(
@@ -260,11 +280,11 @@ class AttributeSystem : public System {
     return branch == "region" || contains(stage_.branches, branch);
   }
 
-  // Whether the parameter (or all parameters below a prefix) is of a branch that trains. The
-  // attribute table belongs to the region branch.
-  bool trains(const std::string& name) const {
+  // Whether a parameter learns in the stage. The attribute table belongs to the region branch.
+  bool learns(const std::string& name) const {
     if (name == "region_centres") return weight("region_classify") > 0;
     if (name == "patch_centres") return weight("patch_classify") > 0;
+    if (stage_.new_attributes > 0 && !attribute_dims_.contains(name)) return false;
     return contains(stage_.branches, name.starts_with("patch.") ? "patch" : "region");
   }
 
@@ -274,9 +294,22 @@ class AttributeSystem : public System {
     std::vector<Tensor> out;
     for (const TensorSpec& spec : specs) {
       const Tensor& tensor = all.at(prefix + spec.name);
-      out.push_back(contains(frozen_, prefix + spec.name) ? tensor.detach() : tensor);
+      const bool frozen = contains(frozen_, prefix + spec.name);
+      out.push_back(frozen ? tensor.detach() : what_learns(prefix + spec.name, tensor));
     }
     return out;
+  }
+
+  // The tensor; its gradient may be that of the new attributes' rows alone.
+  Tensor what_learns(const std::string& name, const Tensor& tensor) const {
+    const auto found = attribute_dims_.find(name);
+    if (stage_.new_attributes == 0 || found == attribute_dims_.end()) return tensor;
+    const int64_t dim = found->second;
+    const int64_t old = tensor.size(dim) - stage_.new_attributes;
+    return old <= 0 ? tensor
+                    : at::cat({tensor.detach().narrow(dim, 0, old),
+                               tensor.narrow(dim, old, stage_.new_attributes)},
+                              dim);
   }
 
   Tensor to_device(const Tensor& tensor) const { return tensor.to(device_, /*non_blocking=*/true); }
@@ -409,10 +442,11 @@ class AttributeSystem : public System {
   StageConfig stage_;
   NamedTensors parameters_, buffers_, centres_;
   std::vector<std::string> frozen_;
-  Tensor class_offsets_;   // [A]
-  Tensor owners_;          // [classes] attribute of each
-  Tensor all_attributes_;  // [A]
-  Tensor table_;           // of attributes; undefined where no head reads one
+  std::map<std::string, int64_t> attribute_dims_;  // of the parameters that have one
+  Tensor class_offsets_;                           // [A]
+  Tensor owners_;                                  // [classes] attribute of each
+  Tensor all_attributes_;                          // [A]
+  Tensor table_;  // of attributes; undefined where no head reads one
   std::vector<Tensor> region_trunk_, region_head_, patch_trunk_, patch_head_;
 };
 

@@ -5,6 +5,7 @@ Columns are arrays, one entry an image; only file names and captions are strings
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import reprlib
@@ -150,6 +151,41 @@ class Split:
             store=self.store,
             records=() if self.places is None else self.places.tolist(),
             resident=resident,
+        )
+
+    def under(self, schema: AttributeSchema, first: int = 0) -> Split:
+        """Return the split with its attributes numbered as in a schema that holds them.
+
+        Args:
+            schema: a model's, for example, that knows further attributes.
+            first: labels and lists of attributes before this one, in ``schema``, are left out.
+
+        Raises:
+            DatasetError: the schema does not hold an attribute, or with other values.
+        """
+        if schema == self.schema and first == 0:
+            return self
+        for own in self.schema.attributes:
+            if own not in schema.attributes:
+                raise DatasetError(
+                    f"{self.root}: attribute '{own.name}' must be one of {', '.join(schema.names)} with the "
+                    f"same values, got {', '.join(own.values)}"
+                )
+        numbers = np.array([schema.index(name) for name in self.schema.names], dtype=np.int64)
+
+        def renumbered(rows: Ints) -> NDArray[np.int64]:
+            moved = rows.astype(np.int64)
+            moved[:, 1] = numbers[moved[:, 1]]
+            return moved[moved[:, 1] >= first]
+
+        labels = self.labels
+        rows = renumbered(np.stack([labels.images(), labels.attribute, labels.value], axis=1))
+        return dataclasses.replace(
+            self,
+            schema=schema,
+            labels=Labels.gather(*rows.T, len(self), schema.value_counts),
+            queries=renumbered(self.queries),
+            candidates=renumbered(self.candidates),
         )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from placket.index.attribute_index import AttributeIndex, Hit
-from placket.index.build import add_images, build, search_image
+from placket.index.build import add_images, build, extend, search_image
 from placket.index.engines import ENGINES, Engine, Item
 from placket.index.model import load_model
 from placket.index.where import Expression, parse
@@ -17,6 +17,7 @@ __all__ = [
     "Item",
     "add_images",
     "build",
+    "extend",
     "load_model",
     "parse",
     "search_image",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from placket.data import Split
 from placket.evaluate import embed_image, embed_pairs
+from placket.extension import extends
 from placket.index.attribute_index import AttributeIndex, Hit
 from placket.index.engines import read_manifest
-from placket.index.model import check_model, keep_model, load_model
+from placket.index.model import check_model, keep_model, load_model, replace_model
 from placket.index.where import Expression
 from placket.nn import AttributeNetwork
 
-__all__ = ["add_images", "build", "search_image"]
+__all__ = ["add_images", "build", "extend", "search_image"]
 
 _DOMAINS = ("shop", "consumer")
 
@@ -157,6 +158,68 @@ def add_images(
         if progress is not None:
             progress(begin + len(part), len(every))
     return added
+
+
+def extend(
+    index: AttributeIndex,
+    model: AttributeNetwork,
+    split: Split,
+    *,
+    block: int = 1024,
+    threads: int = 2,
+    bfloat16: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Add the attributes that a model was extended by to an index that ``build`` made with the shorter model.
+
+    The other spaces are not touched. The model then takes the place of the one in the index's folder. What an
+    interruption left is gone on with by the same call.
+
+    Args:
+        index: open for writing; saved after each space.
+        model: what ``placket.extend`` and a training with ``new_attributes`` made of the index's own.
+        split: all images of the index, numbered as they were added (``add_images``).
+        block, threads, bfloat16, progress: see ``add_images``; progress counts images of all new attributes.
+
+    Returns:
+        names of the spaces that were added.
+
+    Raises:
+        ValueError: the model is no extension of the index's own, or an item of the index is not of the split;
+            the index is as it was.
+        RuntimeError: an image cannot be read.
+    """
+    if not extends(model, load_model(index.path)):
+        raise ValueError(
+            f"extend: model must be the one in {index.path} with further attributes, all else the same to "
+            "the bit, got another; train with new_attributes what placket.extend returns"
+        )
+    ending = _repeated(split.filenames)
+    ids = [name + ending.get(row, "") for row, name in enumerate(split.filenames)]
+    rows = np.flatnonzero(index.contains(ids))
+    if len(rows) != len(index):
+        raise ValueError(
+            f"extend: split must hold all {len(index)} images of the index, got {len(rows)} of them"
+        )
+    names = [name for name in model.schema.names if name not in index.spaces]
+    done = 0
+
+    def blocks(attribute: int) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        nonlocal done
+        for begin in range(0, len(rows), block):
+            part = rows[begin : begin + block]
+            wanted = np.full(len(part), attribute)
+            vectors = embed_pairs(model, split, part, wanted, threads=threads, bfloat16=bfloat16)
+            yield [ids[row] for row in part.tolist()], vectors.numpy()
+            done += len(part)
+            if progress is not None:
+                progress(done, len(rows) * len(names))
+
+    for name in names:
+        index.add_space(name, model.embedding_dim, blocks=blocks(model.schema.index(name)))
+        index.save()
+    replace_model(model, index.path)
+    return names
 
 
 def search_image(

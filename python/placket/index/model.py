@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from placket import checkpoint, models
 from placket.nn import AttributeNetwork
 from placket.runs import write_text
 
-__all__ = ["check_model", "keep_model", "load_model", "verify_model"]
+__all__ = ["check_model", "keep_model", "load_model", "replace_model", "verify_model"]
 
 _FILES = (checkpoint.CONFIG, checkpoint.WEIGHTS)
 _SUMS = "SHA256SUMS"
+_NEW = "model.new"
 
 
 def keep_model(model: AttributeNetwork, index: Path) -> None:
@@ -26,10 +28,9 @@ def keep_model(model: AttributeNetwork, index: Path) -> None:
     Raises:
         ValueError: there is another one, or a damaged one.
     """
-    folder = index / "model"
+    folder = _folder(index)
     if not (folder / _SUMS).exists():
-        model.save(folder)
-        write_text(folder / _SUMS, "".join(map(_line, [folder / name for name in _FILES])))
+        _write(model, folder)
         return
     kept, state = load_model(index), model.state_dict()
     same = _config(kept) == _config(model) and all(
@@ -42,12 +43,24 @@ def keep_model(model: AttributeNetwork, index: Path) -> None:
         )
 
 
+def replace_model(model: AttributeNetwork, index: Path) -> None:
+    """Write a model to ``<index>/model`` in the place of the one there, at once and whole."""
+    new, old = index / _NEW, index / "model.old"
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    _write(model, new)
+    # Between the two a reader finds the new one where it is.
+    (index / "model").rename(old)
+    new.rename(index / "model")
+    shutil.rmtree(old)
+
+
 def check_model(model: AttributeNetwork, index: Path) -> None:
     """Refuse a model of another kind, schema or preprocessing than the one in the index, where there is one.
 
     Its weights are not compared.
     """
-    folder = index / "model"
+    folder = _folder(index)
     if (folder / checkpoint.CONFIG).exists() and checkpoint.read_config(folder) != _config(model):
         raise ValueError(
             f"search_image: model must have the configuration in {folder / checkpoint.CONFIG}, got another; "
@@ -62,7 +75,7 @@ def load_model(index: Path, device: str | torch.device = "cpu") -> AttributeNetw
         FileNotFoundError: there is none.
         ValueError: it is damaged.
     """
-    folder = index / "model"
+    folder = _folder(index)
     if not (folder / _SUMS).exists():
         raise FileNotFoundError(
             f"search_image: {index} must hold the model that it was built with, got no {_SUMS} in {folder}"
@@ -74,7 +87,7 @@ def load_model(index: Path, device: str | torch.device = "cpu") -> AttributeNetw
 
 def verify_model(index: Path) -> list[str]:
     """Return what is wrong with the files of the model, a sentence each; nothing where there is no model."""
-    folder = index / "model"
+    folder = _folder(index)
     if not (folder / _SUMS).exists():
         return []
     said = (folder / _SUMS).read_bytes().splitlines(keepends=True)
@@ -89,6 +102,17 @@ def verify_model(index: Path) -> list[str]:
     if len(said) > len(_FILES):
         problems.append(f"AttributeIndex: {folder / _SUMS} must have {len(_FILES)} lines, got {len(said)}")
     return problems
+
+
+def _folder(index: Path) -> Path:
+    """Return where the model is; a replacement that was cut short left the new one beside its place."""
+    folder, new = index / "model", index / _NEW
+    return new if not folder.exists() and (new / _SUMS).exists() else folder
+
+
+def _write(model: AttributeNetwork, folder: Path) -> None:
+    model.save(folder)
+    write_text(folder / _SUMS, "".join(map(_line, [folder / name for name in _FILES])))
 
 
 def _config(model: AttributeNetwork) -> Any:

@@ -29,6 +29,8 @@ class NetworkConfig:
         patch_size: side of the patch branch's crops in pixels.
         box_threshold: share of the attention map's range above which a position counts as region.
         region_weight: share (beta) of the region branch in the joint similarity, 0 to 1.
+        adapters_from: the first attribute that the model was extended by (``placket.extend``); 0: none.
+        adapter_rank: of the adapters that these have.
     """
 
     attributes: int
@@ -37,6 +39,8 @@ class NetworkConfig:
     patch_size: int = 224
     box_threshold: float = 0.1
     region_weight: float = 1.0
+    adapters_from: int = 0
+    adapter_rank: int = 16
 
     def __post_init__(self) -> None:
         if self.patch_size < 1:
@@ -61,9 +65,12 @@ class NetworkConfig:
         config = _C.NetworkConfig()
         config.attributes = self.attributes
         config.trunk = self.trunk
-        config.head = self.head
+        adapters = ""
+        if self.adapters_from:
+            adapters = f",adapters_from={self.adapters_from},adapter_rank={self.adapter_rank}"
+        config.head = self.head + adapters
         config.patch_trunk = self.patch_trunk
-        config.patch_head = self.patch_head if self.patch_trunk else ""
+        config.patch_head = self.patch_head + adapters if self.patch_trunk else ""
         return config
 
 
@@ -264,16 +271,22 @@ class AttributeNetwork(nn.Module):
                 raise ValueError(f"load: {key} must be the module that the model was made with, got none")
             if module is not None and not description.startswith("module,"):
                 raise ValueError(f"load: {key} must be left out for a model with trunk '{description}'")
+        own_patch = (patch or made.patch_trunk) if made.patch_trunk else None
+        return cls.of(schema, made, trunk or made.trunk, own_patch, config["preprocess"], None)
+
+    @classmethod
+    def of(
+        cls,
+        schema: AttributeSchema,
+        config: NetworkConfig,
+        trunk: str | nn.Module,
+        patch: str | nn.Module | None,
+        preprocess: Mapping[str, Any] | None,
+        generator: torch.Generator | None,
+    ) -> Self:
+        """Make a model of the method's configuration; see ``AttributeNetwork``."""
         model = cls.__new__(cls)
-        AttributeNetwork.__init__(
-            model,
-            schema,
-            made,
-            trunk or made.trunk,
-            (patch or made.patch_trunk) if made.patch_trunk else None,
-            config["preprocess"],
-            None,
-        )
+        AttributeNetwork.__init__(model, schema, config, trunk, patch, preprocess, generator)
         return model
 
     def save(self, directory: str | os.PathLike[str]) -> None:
