@@ -3,11 +3,13 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <cmath>
 #include <map>
 #include <mutex>
 #include <string_view>
 
 #include "models/head_model.h"
+#include "ops/attention_pool.h"
 
 namespace placket {
 
@@ -29,7 +31,7 @@ struct Head {
   std::unique_ptr<const HeadModel> model;
   int64_t adapters_from, adapter_rank;
 
-  size_t tensors() const { return model->tensors() + (adapters_from > 0 ? 2 : 0); }
+  size_t tensors() const { return model->tensors() + (adapters_from > 0 ? 3 : 0); }
 };
 
 Head make_head(const std::string& description) {
@@ -38,7 +40,7 @@ Head make_head(const std::string& description) {
   for (const HeadKind& kind : kHeads) {
     if (settings.name() == kind.name) {
       Head head = {kind.make(settings), settings.integer("adapters_from", 0, 0),
-                   settings.integer("adapter_rank", 16, 1)};
+                   settings.integer("adapter_rank", 64, 1)};
       settings.refuse_unknown_keys();
       return head;
     }
@@ -57,18 +59,40 @@ const Head& find_head(const std::string& description) {
   return heads.emplace(description, make_head(description)).first->second;
 }
 
-// Adds the adapters' part to embeddings [B, K, E] of attributes from `first` on.
-Tensor adapt(const Tensor& embedding, const Tensor& attributes, int64_t first, const Tensor& down,
-             const Tensor& up) {
-  const Tensor own = at::arange(first, first + down.size(0), attributes.options());
-  const Tensor chosen = attributes.unsqueeze(-1).eq(own);  // [(B,) K, adapters]
-  const Tensor hidden = at::linear(embedding, down.flatten(0, 1))
-                            .relu()
-                            .unflatten(2, {down.size(0), down.size(1)});  // [B, K, adapters, rank]
-  const Tensor kept = hidden.where(chosen.unsqueeze(-1), 0).flatten(2);
-  const Tensor part = kept.matmul(up.transpose(1, 2).flatten(0, 1));
+// Rows [B, n, ...] of n adapters for attributes [K] or [B, K], counted from the first adapter's.
+Tensor rows_of(const Tensor& rows, const Tensor& adapters) {
+  if (adapters.dim() == 1) return rows.index_select(1, adapters);
+  return rows.gather(1, adapters.unsqueeze(2).expand_symint({-1, -1, rows.sym_size(2)}));
+}
+
+// Gives attributes from `first` on their adapters' part.
+void adapt(HeadOutput& out, const HeadInput& input, int64_t first, Weights& weights) {
+  const Tensor& query = weights.next();  // [n, C]
+  const Tensor& down = weights.next();   // [n, rank, C]
+  const Tensor& up = weights.next();     // [n, E, rank]
+  const int64_t channels = query.size(1);
+  const Tensor tokens = at::layer_norm(map_to_tokens(input.features), {channels});  // [B, P, C]
+  // One by one: a product with the rows of several might round otherwise than with those of fewer,
+  // and an adapter's part must not depend on how many there are.
+  std::vector<Tensor> parts, attentions;
+  for (int64_t i = 0; i < query.size(0); ++i) {
+    const Tensor logits = tokens.matmul(query[i]) / std::sqrt(double(channels));  // [B, P]
+    const auto [pooled, rest, attention] =
+        attention_pool(logits.unsqueeze(1), tokens.transpose(1, 2), /*background=*/false);
+    parts.push_back(at::linear(at::linear(pooled, down[i]).relu(), up[i]));  // [B, 1, E]
+    attentions.push_back(attention);                                         // [B, 1, P]
+  }
+
+  const Tensor adapters = (input.attributes - first).clamp_min(0);
+  const Tensor chosen = input.attributes.ge(first).unsqueeze(-1);  // [(B,) K, 1]
   // Not a sum everywhere: -0 + 0 is another zero.
-  return (embedding + part).where(chosen.any(-1, /*keepdim=*/true), embedding);
+  out.embedding =
+      (out.embedding + rows_of(at::cat(parts, 1), adapters)).where(chosen, out.embedding);
+  if (!out.attention.defined()) return;
+  const Tensor maps =
+      rows_of(at::cat(attentions, 1), adapters)
+          .unflatten_symint(2, {input.features.sym_size(2), input.features.sym_size(3)});
+  out.attention = maps.where(chosen.unsqueeze(-1), out.attention);
 }
 
 std::tuple<Tensor, Tensor, Tensor> attribute_head_op(const Tensor& features,
@@ -97,9 +121,12 @@ TensorSpecs head_spec(const std::string& head, const HeadSizes& sizes) {
     TORCH_CHECK_VALUE(adapters > 0, "head: adapters_from must be one of the ", sizes.attributes,
                       " attributes, got ", adapters_from);
     const int64_t width = model->embedding_dim();
-    specs.push_back({"adapter.down", {adapters, rank, width}, Initializer::kLinear, double(width)});
-    specs.push_back({"adapter.up", {adapters, width, rank}, Initializer::kZeros});
-    for (size_t i = specs.size() - 2; i < specs.size(); ++i) specs[i].attribute_dim = 0;
+    const int64_t channels = sizes.channels;
+    specs.push_back({"adapter.query", {adapters, channels}, Initializer::kZeros});
+    specs.push_back(
+        {"adapter.down", {adapters, rank, channels}, Initializer::kLinear, double(channels)});
+    specs.push_back({"adapter.up", {adapters, width, rank}, Initializer::kLinear, double(rank)});
+    for (size_t i = specs.size() - 3; i < specs.size(); ++i) specs[i].attribute_dim = 0;
   }
   return specs;
 }
@@ -131,11 +158,9 @@ HeadOutput attribute_head(const Tensor& features, const Tensor& table, const Ten
                       table.defined() ? table.sym_sizes() : c10::SymIntArrayRef());
   }
   Weights cursor(kName, weights, found.tensors());
-  HeadOutput out = model.embed({features, table, attributes, background}, cursor, mode);
-  if (found.adapters_from > 0) {
-    const Tensor& down = cursor.next();
-    out.embedding = adapt(out.embedding, attributes, found.adapters_from, down, cursor.next());
-  }
+  const HeadInput input{features, table, attributes, background};
+  HeadOutput out = model.embed(input, cursor, mode);
+  if (found.adapters_from > 0) adapt(out, input, found.adapters_from, cursor);
   return out;
 }
 

@@ -20,11 +20,13 @@ namespace placket {
 //                heads=12, dropout=0.1; attributes [B, 1] only
 //
 // The equations are in the file of each. An unknown name or key is an error that lists the known
-// ones. Every head knows adapters_from=0 and adapter_rank=16 too: attributes from that one on (0:
-// none) have an adapter each (Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML
-// 2019),
-//   embedding + up relu(down embedding),  down [adapter_rank, E], up [E, adapter_rank], at first 0,
-// by which a trained network learns further attributes while nothing of the others moves a bit.
+// ones. Every head knows adapters_from=0 and adapter_rank=64 too: attributes from that one on (0:
+// none) have an adapter each, which attends to the map by itself. With t = LayerNorm(features),
+// without weights, and for each adapter a query [C], down [adapter_rank, C], up [E, adapter_rank],
+//   attention = softmax_P( query . t / sqrt(C) ),
+//   embedding = the head's + up relu( down sum_P attention t )
+// A trained network learns further attributes by them while nothing of the others moves a bit
+// (after Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019).
 struct HeadSizes {
   int64_t channels = 0;    // C
   int64_t attributes = 0;  // A

@@ -25,9 +25,9 @@ def extend(
     """Return a copy of a trained model that knows further attributes, which a training then teaches it.
 
     Each gets rows of its own where the model's tensors have one for each attribute (the attribute table), and
-    an adapter on each branch's embedding (csrc/models/head.h). Train it with a stage that has
-    ``new_attributes``, ``batch_norm="frozen"`` and no weight decay, as the recipe ``extend.yaml`` does: then
-    these alone change, and embeddings under the other attributes stay as they are to the bit.
+    an adapter in each branch, a small attention to the trunk's map (csrc/models/head.h). Train it with a stage
+    that has ``new_attributes``, ``batch_norm="frozen"`` and no weight decay, as the recipe ``extend.yaml``
+    does: then these alone change, and embeddings under the other attributes stay as they are to the bit.
 
     Example::
 
@@ -41,7 +41,7 @@ def extend(
     Args:
         model: not changed.
         attributes: names of the new ones and of their values.
-        adapter_rank: width of the adapters' bottleneck, 16 by default; a model that was extended before keeps
+        adapter_rank: width of the adapters' bottleneck, 64 by default; a model that was extended before keeps
             its own.
         generator: of the initial values; None takes torch's default generator.
 

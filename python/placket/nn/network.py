@@ -40,7 +40,7 @@ class NetworkConfig:
     box_threshold: float = 0.1
     region_weight: float = 1.0
     adapters_from: int = 0
-    adapter_rank: int = 16
+    adapter_rank: int = 64
 
     def __post_init__(self) -> None:
         if self.patch_size < 1:
