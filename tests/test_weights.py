@@ -245,7 +245,7 @@ def test_reference_checkpoint_of_the_first_stage(rpf: Rpf, tmp_path: Path) -> No
     assert loaded.schema.names == ("attribute 0", "attribute 1", "attribute 2")
     torch.testing.assert_close(loaded.state_dict(), source)
     with pytest.raises(ValueError, match=r"must hold 'choices.local.basenet.embeddings.cls_token'"):
-        weights.load_rpf(rpf, path)
+        weights.load_reference(rpf, path)
 
 
 def test_converted_trunk_loads_again(tmp_path: Path) -> None:

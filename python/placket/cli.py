@@ -581,7 +581,7 @@ def _add_explain(parser: ArgumentParser) -> None:
 def _add_convert(parser: ArgumentParser) -> None:
     parser.add_argument("source", help="a checkpoint of the reference code, or a trunk's weights")
     parser.add_argument("checkpoint", type=Path, help="folder to write")
-    parser.add_argument("--trunk", help="which trunk the source holds, unless it is a whole RPF")
+    parser.add_argument("--trunk", help="which trunk the source holds, unless it is a whole model")
 
 
 _COMMANDS: Mapping[str, _Command] = {
