@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -125,6 +126,22 @@ def test_first_stage_of_asen_plus_plus(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must hold 'choices.local.basenet.conv1.weight'"):
         weights.load_reference(larger, path)
     torch.testing.assert_close(larger.state_dict(), before, rtol=0, atol=0)
+
+
+def test_the_data_set_names_the_attributes(tmp_path: Path) -> None:
+    path = tmp_path / "model_best.pth.tar"
+    saved("csn", plain("csn"), path)
+    entry = {
+        "ATTRIBUTES": list(SCHEMA.names),
+        "ATTRIBUTES_NUM": dict.fromkeys(SCHEMA.names, 2),
+        "VALUES": {name: ["no", "yes"] for name in SCHEMA.names},
+    }
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "meta.json").write_text(json.dumps({"data": entry}))
+    (tmp_path / "data" / "filenames_train.txt").write_text("a.jpg\n")
+    (tmp_path / "data" / "label_train.txt").write_text("0 0 1\n")
+    assert main(["convert", str(path), str(tmp_path / "out"), "--data", str(tmp_path / "data")]) == 0
+    assert placket.load(tmp_path / "out").schema == SCHEMA
 
 
 @pytest.mark.parametrize(

@@ -328,8 +328,10 @@ def test_exports_with_a_dynamic_batch(method: str) -> None:
     torch.testing.assert_close(program.module()(images), encoder(images))
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+# Training traces the backward pass too; only v2 computes something else in evaluation.
+@pytest.mark.parametrize(
+    ("method", "training"), [*((method, True) for method in METHODS), ("asen_v2", False)]
+)
 def test_compiles(method: str, training: bool) -> None:
     model = make(method).train(training)
     compiled = copy.deepcopy(model)

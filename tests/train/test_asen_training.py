@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_training import STAGE, TRUNK, small_config
 from torch import Tensor
 
@@ -117,15 +118,13 @@ def test_losses_of_asen_v2_equal_those_of_plain_pytorch(drawn: AsenDataset) -> N
             loss.backward()
             adam.step()
             theirs.append(loss.item())
-    # One pass of 12 images and three of 4 sum in another order, and Adam's first steps have the size of the
-    # rate whatever the gradient's: the curves part by such steps of parameters whose gradient is rounding.
-    assert ours == pytest.approx(theirs, abs=2e-3)
-    assert ours[0] == pytest.approx(theirs[0], abs=1e-6)
+    # The same sums in float32 in another order.
+    assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def test_second_stage_of_asen_plus_plus_equals_a_python_loop(drawn: AsenDataset) -> None:
+def test_second_stage_of_asen_plus_plus_equals_a_python_loop_in_every_bit(drawn: AsenDataset) -> None:
     native, python = (make(drawn, "asen_plus_plus", patch=TRUNK) for _ in range(2))
-    Trainer(native, drawn, BOTH, trainer=QUIET).run(4)
+    trainer = Trainer(native, drawn, BOTH, trainer=QUIET)
     loader = Loader(
         drawn.split("train"),
         sampler="triplets",
@@ -143,17 +142,23 @@ def test_second_stage_of_asen_plus_plus_equals_a_python_loop(drawn: AsenDataset)
         adam.zero_grad()
         pictures = Pictures(batch.pixels, batch.offsets, batch.sizes)
         out = python(batch.images, batch.attributes, pictures, groups=3)
-        cosine = torch.cosine_similarity(out.region, out.patch)
+        region, patch = (ops.cosine_triplet(*x.chunk(3), 0.2).mean() for x in (out.region, out.patch))
+        align = (1 - (F.normalize(out.region) * F.normalize(out.patch)).sum(1)).clamp_min(0).mean()
+        losses = trainer.step()
+        assert losses == {
+            "triplet_region": region.item(),
+            "triplet_patch": patch.item(),
+            "region_patch_align": align.item(),
+        }
         # As published: the sum over the roles of the mean of 1 - cosine, with weight 0.1.
-        align = sum((1 - role).mean() for role in cosine.chunk(3))
-        losses = [ops.cosine_triplet(*x.chunk(3), 0.2).mean() for x in (out.region, out.patch)]
-        (losses[0] + 0.1 * losses[1] + 0.1 * align).backward()
+        roles = (1 - torch.cosine_similarity(out.region, out.patch)).view(3, -1).mean(1)
+        assert 0.3 * losses["region_patch_align"] == pytest.approx(0.1 * roles.sum().item(), abs=1e-6)
+        (region + 0.1 * patch + 0.3 * align).backward()
         adam.step()
-    moved = changed(native, make(drawn, "asen_plus_plus", patch=TRUNK).state_dict())
-    assert moved == set(native.state_dict())
-    for (name, ours), theirs in zip(native.state_dict().items(), python.state_dict().values(), strict=True):
-        # A step of Adam has the size of the rate; roundings of the cosine grow within it.
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3, msg=name)
+    assert changed(native, make(drawn, "asen_plus_plus", patch=TRUNK).state_dict()) == set(
+        native.state_dict()
+    )
+    assert not changed(native, python.state_dict())
 
 
 @pytest.mark.parametrize(
