@@ -411,5 +411,5 @@ def _linear(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
 
 def _scaled_attention(query: Tensor, keys: Tensor) -> Tensor:
     """``[B, D]`` and ``[B, D, h, w]`` to a softmax over positions, ``[B, h, w]``."""
-    logits = (query[:, :, None, None] * keys).sum(1) / query.shape[1] ** 0.5
+    logits = (query[:, :, None, None] * keys).sum(1) / math.sqrt(query.shape[1])
     return logits.flatten(1).softmax(1).view(logits.shape)

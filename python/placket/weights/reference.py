@@ -64,7 +64,7 @@ _ASEN_PLUS_PLUS = {
     "patch.head.gate.fc2": "choices.local.attnnet.fc2",
     "patch.head.pooled_proj": "choices.local.attnnet.feature_fc",
 }
-_RPF = {
+_RPF: dict[str, str | tuple[str, ...]] = {
     "attribute_embedding": "choices.global.attrnet.attr_embedding",
     "region.trunk": "choices.global.basenet",
     "region.head.image_norm": "choices.global.attnnet.x_layer_norm",
@@ -164,7 +164,7 @@ def convert_reference(
         raise ValueError(
             f"convert: schema must have the checkpoint's {attributes} attributes, got {len(schema)}"
         )
-    model = METHODS[method](schema, **options)  # type: ignore[call-arg]
+    model = METHODS[method](schema, **options)
     return model, _load(model, Source(source, tensors))
 
 
