@@ -197,6 +197,9 @@ def test_model_and_schema_must_fit(tmp_path: Path) -> None:
     message = "model must be one of asen, asen_v2, csn, asen_plus_plus, rpf, got one of triplet"
     with pytest.raises(ValueError, match=message):
         weights.load_reference(network, path)
+    network = placket.create_model("asen", schema=SCHEMA, trunk="resnet18,width=0.125")
+    with pytest.raises(ValueError, match=r"must hold 'embeddingnet.backbonenet.conv1.weight', got"):
+        weights.load_reference(network, path)
 
 
 @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])

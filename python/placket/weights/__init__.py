@@ -54,11 +54,12 @@ def convert(
         checkpoint.save(out, module.state_dict(), config)
         return report
     tensors = read(source)
-    if method_of(tensors) is None:
+    method = method_of(tensors)
+    if method is None:
         raise ValueError(
             f"convert: trunk must name what '{source}' holds, which is no checkpoint of the reference code "
             f"of {', '.join(LAYOUTS)}, got none"
         )
-    model, report = convert_reference(tensors, str(source), schema)
+    model, report = convert_reference(method, tensors, str(source), schema)
     model.save(out)
     return report

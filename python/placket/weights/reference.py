@@ -147,17 +147,14 @@ def load_reference(model: AttributeNetwork, source: str | os.PathLike[str]) -> W
 
 
 def convert_reference(
-    tensors: Mapping[str, Tensor], source: str, schema: AttributeSchema | None
+    method: str, tensors: Mapping[str, Tensor], source: str, schema: AttributeSchema | None
 ) -> tuple[AttributeNetwork, WeightReport]:
-    """Make a model, of the sizes they have, of tensors that ``method_of`` knows.
+    """Make a model of the tensors that a method's reference code wrote, and of their sizes.
 
     Raises:
         ValueError: as ``load_reference``; or ``schema`` has another number of attributes.
     """
-    known = Source(source, tensors)
-    method = method_of(tensors)
-    assert method is not None
-    attributes, options = _SIZES[method](known)
+    attributes, options = _SIZES[method](Source(source, tensors))
     if schema is None:
         schema = AttributeSchema.of({f"attribute {i}": ["unknown"] for i in range(attributes)})
     elif len(schema) != attributes:
@@ -180,7 +177,10 @@ def _find(name: str, target: Tensor, layout: Layout, source: Source) -> Found:
     block = re.search(r"\.blocks\.(\d+)\.", name)
     number = block[1] if block else ""
     plain = name.replace(f".blocks.{number}.", ".blocks.*.")
-    module = max((m for m in layout.modules if plain == m or plain.startswith(m + ".")), key=len)
+    modules = [m for m in layout.modules if plain == m or plain.startswith(m + ".")]
+    if not modules:
+        raise ValueError(f"weights: model must have the layers of the reference code, got '{name}' too")
+    module = max(modules, key=len)
     theirs = layout.modules[module]
     rest = plain.removeprefix(module)
     origins = (theirs,) if isinstance(theirs, str) else theirs
