@@ -245,7 +245,16 @@ def test_reference_checkpoint_of_the_first_stage(rpf: Rpf, tmp_path: Path) -> No
     assert loaded.schema.names == ("attribute 0", "attribute 1", "attribute 2")
     torch.testing.assert_close(loaded.state_dict(), source)
     with pytest.raises(ValueError, match=r"must hold 'choices.local.basenet.embeddings.cls_token'"):
-        weights.load_rpf(rpf, path)
+        weights.load_reference(rpf, path)
+
+
+def test_a_model_with_other_layers_is_refused(rpf: Rpf, tmp_path: Path) -> None:
+    path = tmp_path / "model_best.pth.tar"
+    torch.save({"epoch": 50, "model": reference_names(values(rpf)), "mAP": 0.7}, path)
+    other = Rpf(SCHEMA, trunk="resnet18,width=0.25", patch="resnet18,width=0.25", attribute_dim=24)
+    message = "model must have the layers of the reference code, got 'patch.trunk.conv1.weight' too"
+    with pytest.raises(ValueError, match=message):
+        weights.load_reference(other, path)
 
 
 def test_converted_trunk_loads_again(tmp_path: Path) -> None:

@@ -31,12 +31,13 @@ const char* initializer_name(Initializer initializer) {
   TORCH_INTERNAL_ASSERT(false, "unnamed initializer");
 }
 
-// (name, shape, initializer, scale, buffer) of each tensor.
+// (name, shape, initializer, scale, buffer, mean) of each tensor.
 py::list to_python(const TensorSpecs& specs) {
   py::list list;
   for (const TensorSpec& spec : specs) {
     list.append(py::make_tuple(spec.name, py::tuple(py::cast(spec.shape)),
-                               initializer_name(spec.initializer), spec.scale, spec.buffer));
+                               initializer_name(spec.initializer), spec.scale, spec.buffer,
+                               spec.mean));
   }
   return list;
 }

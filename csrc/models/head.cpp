@@ -23,6 +23,11 @@ struct HeadKind {
 };
 
 constexpr HeadKind kHeads[] = {
+    {"asen", make_asen},
+    {"asen_v2", make_asen_v2},
+    {"asen_plus_plus", make_asen_plus_plus},
+    {"csn", make_csn},
+    {"triplet", make_triplet},
     {"rpf_region", make_rpf_region},
     {"rpf_patch", make_rpf_patch},
 };
@@ -138,6 +143,8 @@ int64_t head_embedding_dim(const std::string& head) {
 int64_t head_table_dim(const std::string& head) { return find_head(head).model->table_dim(); }
 
 bool head_attends(const std::string& head) { return find_head(head).model->attends(); }
+
+bool head_has_background(const std::string& head) { return find_head(head).has_background(); }
 
 HeadOutput attribute_head(const Tensor& features, const Tensor& table, const Tensor& attributes,
                           at::TensorList weights, const std::string& head, bool background,

@@ -14,6 +14,11 @@ namespace placket {
 // each, A attributes known, C channels of the map, P = h w positions, E embedding. It is described
 // by one string, "name[,key=value...]":
 //
+//   asen             ASEN: attribute_dim=512, embedding_dim=1024, hidden_dim=512; no attribute
+//   table asen_v2          its second version: the same settings; embedding_dim is the map's
+//   channels asen_plus_plus   either branch of ASEN++: attribute_dim=512, attention_dim=512,
+//                    embedding_dim=1024, hidden_dim=512
+//   csn, triplet     baselines without attention or attribute table: embedding_dim=1024
 //   rpf_region   RPF's region-aware branch: attribute_dim=512, embedding_dim=1024, hidden_dim=512,
 //                dropout=0.1, project_background=false, project_per_attribute=false
 //   rpf_patch    RPF's patch-aware branch: attribute_dim=512, embedding_dim=1024, hidden_dim=512,
@@ -36,6 +41,7 @@ struct HeadOutput {
   at::Tensor embedding;   // [B, K, E], not normalised
   at::Tensor attention;   // [B, K, h, w], sums to 1 over positions; undefined: the head has none
   at::Tensor background;  // [B, K, E] of what the attention leaves out; undefined unless asked for
+                          // and the head has one
 };
 
 TensorSpecs head_spec(const std::string& head, const HeadSizes& sizes);
@@ -49,6 +55,9 @@ int64_t head_table_dim(const std::string& head);
 
 // Whether it attends to positions, as a branch must whose regions another one looks at.
 bool head_attends(const std::string& head);
+
+// Whether it can embed what the attention leaves out.
+bool head_has_background(const std::string& head);
 
 // Registered as placket::attribute_head(Tensor features, Tensor? table, Tensor attributes,
 // Tensor(a!)[] weights, str head, bool background, bool training, bool batch_statistics, int

@@ -25,9 +25,15 @@ class HeadModel {
   virtual int64_t embedding_dim() const = 0;
   virtual int64_t table_dim() const { return 0; }
   virtual bool attends() const { return true; }
+  virtual bool has_background() const { return false; }
   virtual HeadOutput embed(const HeadInput& input, Weights& weights, const Mode& mode) const = 0;
 };
 
+std::unique_ptr<HeadModel> make_asen(Description& settings);
+std::unique_ptr<HeadModel> make_asen_v2(Description& settings);
+std::unique_ptr<HeadModel> make_asen_plus_plus(Description& settings);
+std::unique_ptr<HeadModel> make_csn(Description& settings);
+std::unique_ptr<HeadModel> make_triplet(Description& settings);
 std::unique_ptr<HeadModel> make_rpf_region(Description& settings);
 std::unique_ptr<HeadModel> make_rpf_patch(Description& settings);
 

@@ -112,7 +112,9 @@ Tensor activate(Tensor x, Activation activation) {
 Tensor conv_running_norm(const Tensor& x, const NormedConv& weights, const Conv& conv,
                          const BatchNorm& settings, const Tensor& residual) {
   const Tensor scale = weights.norm.weight * (weights.running_var + settings.eps).rsqrt();
-  const Tensor bias = weights.norm.bias - weights.running_mean * scale;
+  const Tensor mean =
+      weights.bias.defined() ? weights.running_mean - weights.bias : weights.running_mean;
+  const Tensor bias = weights.norm.bias - mean * scale;
   Tensor y = conv2d(x, {weights.kernel * scale.view({-1, 1, 1, 1}), bias}, conv);
   return residual.defined() ? y.add_(residual) : y;
 }
@@ -135,7 +137,7 @@ Tensor conv_norm(const Tensor& x, const NormedConv& weights, const Conv& conv, c
   if (!mode.batch_statistics) {
     return activate(conv_running_norm(x, weights, conv, settings, residual), activation);
   }
-  const Tensor y = conv2d(x, {weights.kernel, Tensor()}, conv);
+  const Tensor y = conv2d(x, {weights.kernel, weights.bias}, conv);
   const c10::SymInt values = y.sym_size(0) * y.sym_size(2) * y.sym_size(3) / mode.groups;
   // One value has no unbiased variance: the running variance would become NaN.
   TORCH_CHECK_VALUE(values > 1,

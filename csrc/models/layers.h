@@ -21,12 +21,13 @@ struct Affine {
   at::Tensor bias;
 };
 
-// A convolution without bias and the BatchNorm after it.
+// A convolution and the BatchNorm after it.
 struct NormedConv {
   at::Tensor kernel;  // [out, in / groups, kernel, kernel]
   Affine norm;        // [out] each
   at::Tensor running_mean;
   at::Tensor running_var;
+  at::Tensor bias;  // of the convolution, [out]; undefined where it has none
 };
 
 // A cursor over a model's weights, in the order of its spec.
@@ -44,7 +45,7 @@ class Weights {
     const at::Tensor& kernel = next();
     const Affine norm = next_affine();
     const at::Tensor& mean = next();
-    return {kernel, norm, mean, next()};
+    return {kernel, norm, mean, next(), {}};
   }
 
  private:

@@ -61,6 +61,7 @@ class RpfRegion : public HeadModel {
   size_t tensors() const override { return 16; }
   int64_t embedding_dim() const override { return embedding_dim_; }
   int64_t table_dim() const override { return attribute_dim_; }
+  bool has_background() const override { return true; }
 
   TensorSpecs spec(const HeadSizes& sizes) const override {
     TORCH_CHECK_VALUE(project_background_ || embedding_dim_ == sizes.channels,

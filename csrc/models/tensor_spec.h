@@ -10,7 +10,7 @@ namespace placket {
 enum class Initializer {
   kZeros,
   kOnes,
-  kNormal,           // N(0, scale^2)
+  kNormal,           // N(mean, scale^2)
   kTruncatedNormal,  // N(0, scale^2) cut at two standard deviations of the unit normal times scale
   kKaimingNormal,    // fan out, ReLU gain (He et al., 2015), for convolutions
   kXavierUniform,    // Glorot and Bengio, 2010
@@ -25,6 +25,7 @@ struct TensorSpec {
   Initializer initializer = Initializer::kZeros;
   double scale = 1.0;
   bool buffer = false;  // not trained: BatchNorm's running statistics
+  double mean = 0.0;
   // The dimension whose rows belong to one attribute each, in their order; -1: all share the
   // tensor.
   int64_t attribute_dim = -1;

@@ -13,7 +13,7 @@ MAX_PIXELS: int
 
 class _Type(type): ...  # pybind11's
 
-_Spec = tuple[str, tuple[int, ...], str, float, bool]
+_Spec = tuple[str, tuple[int, ...], str, float, bool, float]
 
 class Augment(metaclass=_Type):
     def __init__(

@@ -324,9 +324,11 @@ def _explain(options: Namespace) -> None:
 
 
 def _convert(options: Namespace) -> None:
+    import placket
     from placket import weights
 
-    print(weights.convert(options.source, options.checkpoint, trunk=options.trunk))
+    schema = None if options.data is None else placket.data.open(options.data).schema
+    print(weights.convert(options.source, options.checkpoint, trunk=options.trunk, schema=schema))
 
 
 @contextmanager
@@ -596,7 +598,10 @@ def _add_explain(parser: ArgumentParser) -> None:
 def _add_convert(parser: ArgumentParser) -> None:
     parser.add_argument("source", help="a checkpoint of the reference code, or a trunk's weights")
     parser.add_argument("checkpoint", type=Path, help="folder to write")
-    parser.add_argument("--trunk", help="which trunk the source holds, unless it is a whole RPF")
+    parser.add_argument("--trunk", help="which trunk the source holds, unless it is a whole model")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="data set of a whole model, whose attributes it then knows"
+    )
 
 
 _COMMANDS: Mapping[str, _Command] = {

@@ -45,7 +45,8 @@ class ModelConfig:
     An option of None is left to the method; one that the method does not have is an error.
 
     Attributes:
-        name: of the method: ``"rpf"``.
+        name: of the method: ``"asen"``, ``"asen_v2"``, ``"asen_plus_plus"``, ``"csn"``, ``"rpf"`` or
+            ``"triplet"``.
         trunk: description of the region branch's trunk.
         patch: the same of the patch branch, from the first stage that trains it; None leaves it out.
         trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load_trunk`` takes it;
@@ -63,6 +64,9 @@ class ModelConfig:
     attribute_dim: int | None = None
     embedding_dim: int | None = None
     hidden_dim: int | None = None
+    attention_dim: int | None = None
+    patch_attention_dim: int | None = None
+    patch_hidden_dim: int | None = None
     heads: int | None = None
     dropout: float | None = None
     project_background: bool | None = None

@@ -25,9 +25,10 @@ def extend(
     """Return a copy of a trained model that knows further attributes, which a training then teaches it.
 
     Each gets rows of its own where the model's tensors have one for each attribute (the attribute table), and
-    an adapter in each branch, a small attention to the trunk's map (csrc/models/head.h). Train it with a stage
-    that has ``new_attributes``, ``batch_norm="frozen"`` and no weight decay, as the recipe ``extend.yaml``
-    does: then these alone change, and embeddings under the other attributes stay as they are to the bit.
+    an adapter in each branch, a small attention to the trunk's map (csrc/models/head.h). Train it with a
+    stage that has ``new_attributes``, ``batch_norm="frozen"`` and no weight decay, as the recipe
+    ``extend.yaml`` does: these alone change, and embeddings under the other attributes stay as they are to
+    the bit.
 
     Example::
 

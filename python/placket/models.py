@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from placket import checkpoint
-from placket.nn import AttributeNetwork, Rpf
+from placket.nn import Asen, AsenPlusPlus, AsenV2, AttributeNetwork, Csn, Rpf, TripletNetwork
 from placket.schema import AttributeSchema
 
 __all__ = ["METHODS", "create_model", "load", "takes_patch"]
 
-METHODS: dict[str, type[AttributeNetwork]] = {method.name: method for method in (Rpf,)}
+METHODS: dict[str, type[AttributeNetwork]] = {
+    method.name: method for method in (Asen, AsenV2, AsenPlusPlus, Csn, Rpf, TripletNetwork)
+}
 
 
 def create_model(name: str, *, schema: AttributeSchema, **options: Any) -> AttributeNetwork:

@@ -12,6 +12,56 @@ from torch import Tensor
 from placket.ranking import RankMetrics
 
 
+def asen_head(features: Tensor, attributes: Tensor, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """``[B, C, h, w]`` and attributes ``[B]`` to embedding ``[B, E]`` and attention ``[B, h, w]`` of ASEN;
+    weights by name."""
+    table = weights["attention_table.weight"]
+    one_hot = F.one_hot(attributes, len(table)).to(table.dtype)
+    p = torch.tanh(_conv1x1(features, weights, "image_proj"))
+    s = torch.tanh(one_hot @ table)
+    logits = torch.tanh(_conv1x1(s[:, :, None, None] * p, weights, "attention_proj"))
+    attention = logits.flatten(1).softmax(1).view(-1, *features.shape[2:])
+    pooled = (attention[:, None] * features).sum((2, 3))
+    gated = _gate(pooled, F.relu(one_hot @ weights["gate_table.weight"]), weights)
+    return _linear(gated, weights, "pooled_proj"), attention
+
+
+def asen_plus_plus_head(
+    features: Tensor, attribute_embedding: Tensor, attributes: Tensor, weights: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """``[B, C, h, w]`` and attributes ``[B]`` to embedding ``[B, E]`` and attention ``[B, h, w]`` of either
+    branch of ASEN++; weights by name."""
+    e = attribute_embedding[attributes]
+    p = torch.tanh(_conv1x1(features, weights, "image_proj"))
+    attention = _scaled_attention(torch.tanh(_linear(e, weights, "attribute_proj")), p)
+    pooled = (attention[:, None] * features).sum((2, 3))
+    gated = _gate(pooled, F.relu(_linear(e, weights, "gate_proj")), weights)
+    return _linear(gated, weights, "pooled_proj"), attention
+
+
+def asen_v2_head(
+    features: Tensor,
+    attribute_embedding: Tensor,
+    attributes: Tensor,
+    weights: Mapping[str, Tensor],
+    batch_statistics: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``[B, C, h, w]`` and attributes ``[B]`` to embedding ``[B, C]`` and attention ``[B, h, w]`` of ASEN v2;
+    weights and running statistics by name. The latter stay as they are."""
+    e = attribute_embedding[attributes]
+    projected = _conv1x1(features, weights, "image_proj")
+    if batch_statistics:
+        mean, variance = projected.mean((0, 2, 3)), projected.var((0, 2, 3), unbiased=False)
+    else:
+        mean, variance = weights["image_norm.running_mean"], weights["image_norm.running_var"]
+    normalized = (projected - mean[:, None, None]) / torch.sqrt(variance[:, None, None] + 1e-5)
+    scale, shift = weights["image_norm.weight"], weights["image_norm.bias"]
+    p = torch.tanh(normalized * scale[:, None, None] + shift[:, None, None])
+    attention = _scaled_attention(torch.tanh(_linear(e, weights, "attribute_proj")), p)
+    pooled = (attention[:, None] * features).sum((2, 3))
+    return _gate(pooled, F.relu(_linear(e, weights, "gate_proj")), weights), attention
+
+
 def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     weights = logits.softmax(2)
     pooled = weights @ values.mT
@@ -89,6 +139,11 @@ def crop_resize(
             crop = crop.flip(1)
         crops[i] = ((crop / 255 - torch.tensor(mean)) / torch.tensor(std)).movedim(2, 0)
     return crops.to(pixels.device)
+
+
+def csn_head(features: Tensor, attributes: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """``[B, C, h, w]`` and attributes ``[B]`` to CSN's embedding ``[B, E]``; weights by name."""
+    return F.relu(weights["masks.weight"][attributes]) * triplet_head(features, weights)
 
 
 def flat_search(
@@ -314,6 +369,11 @@ def rpf_region_head(
     return region, embed(background), attention.view(len(features), *features.shape[2:])
 
 
+def triplet_head(features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """``[B, C, h, w]`` to the triplet network's embedding ``[B, E]``; weights by name."""
+    return _linear(features.mean((2, 3)), weights, "pooled_proj")
+
+
 def upsample_maps(maps: Tensor, view: int) -> Tensor:
     """``[N, h, w]`` float32 to ``[N, view, view]`` as OpenCV's INTER_LINEAR, no operations joined."""
 
@@ -330,9 +390,26 @@ def upsample_maps(maps: Tensor, view: int) -> Tensor:
     return maps[:, low] * (1 - weight[:, None]) + maps[:, high] * weight[:, None]
 
 
+def _conv1x1(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
+    weight = weights[f"{name}.weight"].flatten(1)
+    return torch.einsum("oc,bchw->bohw", weight, x) + weights[f"{name}.bias"][:, None, None]
+
+
+def _gate(pooled: Tensor, attribute: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """The channel attention of the ASENs: pooled features ``[B, C]``, weighed."""
+    hidden = F.relu(_linear(torch.cat([pooled, attribute], 1), weights, "gate.fc1"))
+    return torch.sigmoid(_linear(hidden, weights, "gate.fc2")) * pooled
+
+
 def _layer_norm(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-6)
 
 
 def _linear(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
     return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+
+def _scaled_attention(query: Tensor, keys: Tensor) -> Tensor:
+    """``[B, D]`` and ``[B, D, h, w]`` to a softmax over positions, ``[B, h, w]``."""
+    logits = (query[:, :, None, None] * keys).sum(1) / math.sqrt(query.shape[1])
+    return logits.flatten(1).softmax(1).view(logits.shape)

@@ -253,6 +253,9 @@ class AttributeSystem : public System {
               head_embedding_dim(config_.head) == head_embedding_dim(config_.patch_head),
           "stage: loss '", name, "' needs embeddings of one width from both branches, got ",
           head_embedding_dim(config_.head), " and ", head_embedding_dim(config_.patch_head));
+      TORCH_CHECK_VALUE(name != "region_patch" || head_has_background(config_.head),
+                        "stage: loss 'region_patch' needs a region head with a background, got '",
+                        config_.head, "'");
     }
   }
 

@@ -27,9 +27,9 @@ struct AttributeOptions {
 //   triplet_region, triplet_patch       mean of cosine_triplet over the batch's triplets
 //   region_patch                        region_patch_info_nce over the batch's views
 //   region_patch_align                  mean over views of max(0, align_margin - cos(region,
-//   patch));
-//                                       with margin 1 ASEN++'s alignment, mean(1 - cos), of which
-//                                       an earlier version had margin 0.2
+//                                       patch)); with margin 1 a third of ASEN++'s alignment, which
+//                                       sums the means of the three roles, and of which an earlier
+//                                       version had margin 0.2
 //   region_contrast, patch_contrast     supervised_contrastive within each attribute; region: every
 //                                       attribute of every image
 //   region_classify, patch_classify     centre_cross_entropy with centres [classes, E] as further

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from placket.nn.asen import (
+    Asen,
+    AsenConfig,
+    AsenPlusPlus,
+    AsenPlusPlusConfig,
+    AsenV2,
+    AsenV2Config,
+    Csn,
+    CsnConfig,
+    TripletNetwork,
+    TripletNetworkConfig,
+)
 from placket.nn.network import (
     AttributeNetwork,
     NetworkConfig,
@@ -15,7 +27,15 @@ from placket.nn.spec_module import SpecModule, TensorSpec
 from placket.nn.trunk import Trunk
 
 __all__ = [
+    "Asen",
+    "AsenConfig",
+    "AsenPlusPlus",
+    "AsenPlusPlusConfig",
+    "AsenV2",
+    "AsenV2Config",
     "AttributeNetwork",
+    "Csn",
+    "CsnConfig",
     "NetworkConfig",
     "NetworkOutput",
     "Pictures",
@@ -23,6 +43,8 @@ __all__ = [
     "RpfConfig",
     "SpecModule",
     "TensorSpec",
+    "TripletNetwork",
+    "TripletNetworkConfig",
     "Trunk",
     "crop_input",
     "joint_embedding",

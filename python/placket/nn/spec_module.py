@@ -11,13 +11,17 @@ from torch import Tensor, nn
 
 
 class TensorSpec(NamedTuple):
-    """One tensor of a model: dotted name, shape, how it is filled, and whether it is a buffer."""
+    """One tensor of a model: dotted name, shape, how it is filled, and whether it is a buffer.
+
+    ``mean`` is that of the initializer "normal".
+    """
 
     name: str
     shape: tuple[int, ...]
     initializer: str
     scale: float
     buffer: bool
+    mean: float = 0.0
 
 
 class Node(nn.Module):
@@ -67,7 +71,7 @@ def initialize(tensor: Tensor, spec: TensorSpec, generator: torch.Generator | No
         case "ones":
             nn.init.ones_(tensor)
         case "normal":
-            nn.init.normal_(tensor, std=spec.scale, generator=generator)
+            nn.init.normal_(tensor, spec.mean, spec.scale, generator=generator)
         case "truncated_normal":
             _truncated_normal(tensor, spec.scale, generator)
         case "kaiming_normal":
