@@ -144,7 +144,9 @@ int64_t head_table_dim(const std::string& head) { return find_head(head).model->
 
 bool head_attends(const std::string& head) { return find_head(head).model->attends(); }
 
-bool head_has_background(const std::string& head) { return find_head(head).has_background(); }
+bool head_has_background(const std::string& head) {
+  return find_head(head).model->has_background();
+}
 
 HeadOutput attribute_head(const Tensor& features, const Tensor& table, const Tensor& attributes,
                           at::TensorList weights, const std::string& head, bool background,
