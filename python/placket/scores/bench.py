@@ -80,7 +80,7 @@ def run(
         ]
         rivals = zip(*(trainings.rivals(seed) for seed in range(count)), strict=True)
         rows += [Row.of(records, is_rival=True) for records in rivals]
-        tables.append(DataScores.of(bench.name, asdict(bench), rows))
+        tables.append(DataScores.of(bench.name, trainings.settings, rows))
     scores = Scores(name, count, _made(), tables)
     scores.write(folder)
     return scores
@@ -112,9 +112,8 @@ class _Trainings:
 
     def __init__(self, bench: Bench, data: Dataset, folder: Path, say: Callable[[str], None]) -> None:
         self._bench, self._data, self._folder, self._say = bench, data, folder, say
-        settings = json.loads(json.dumps({"placket": __version__, "bench": asdict(bench)}))
-        kept = self._kept("settings.json", lambda: settings)
-        if kept != settings:
+        self.settings: dict[str, Any] = json.loads(json.dumps({"placket": __version__, **asdict(bench)}))
+        if self._kept("settings.json", lambda: self.settings) != self.settings:
             raise FileExistsError(
                 f"scores: out must be a new folder or hold scores of the same settings, got {folder} "
                 "with others; name another, or remove it"

@@ -275,22 +275,25 @@ def _mean_result(results: Sequence[Result]) -> Result:
 
 
 def _differences(methods: Sequence[Row], rivals: Sequence[Row]) -> list[RowDifference]:
+    """Compare the method best on "valid", by embedding and by any ranking, with the rivals that learned."""
     pairs = [(row, name) for row in methods for name in row.valid]
-    found = []
-    for own in ([pair for pair in pairs if pair[1] == "embedding"], pairs):
-        row, name = max(own, key=lambda pair: pair[0].valid[pair[1]])
-        for rival in rivals:
-            for ranking, result in rival.rankings.items():
-                found.append(
-                    RowDifference(
-                        row.title,
-                        name,
-                        rival.title,
-                        ranking,
-                        compare(result, row.rankings[name]).metrics["MAP@all"],
-                    )
-                )
-    return found
+    best = [
+        max(own, key=lambda pair: pair[0].valid[pair[1]])
+        for own in ([pair for pair in pairs if pair[1] == "embedding"], pairs)
+    ]
+    return [
+        RowDifference(
+            row.title,
+            name,
+            rival.title,
+            ranking,
+            compare(result, row.rankings[name]).metrics["MAP@all"],
+        )
+        for row, name in (best if best[0] != best[1] else best[:1])
+        for rival in rivals
+        if "agreement" in rival.rankings
+        for ranking, result in rival.rankings.items()
+    ]
 
 
 def _figure(result: Result) -> str:

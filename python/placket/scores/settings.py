@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from placket import _C
@@ -149,14 +149,15 @@ def small_config(
         patch_size=bench.patch_size if has_patch else None,
     )
     if not entry.ours:
+        # Every width but these two follows from the trunk, as far as the method lets it.
+        given = {"attribute_dim": bench.attribute_dim, "embedding_dim": _C.trunk_channels(bench.trunk)}
         known = inspect.signature(METHODS[model.name]).parameters
-        widths = {
-            "attribute_dim": bench.attribute_dim,
-            "embedding_dim": _C.trunk_channels(bench.trunk),
-            "hidden_dim": None,
-            "heads": None,
-        }
-        model = replace(model, **{key: width for key, width in widths.items() if key in known})
+        widths = [field.name for field in fields(model) if field.name.endswith("_dim")]
+        model = replace(
+            model,
+            heads=None,
+            **{width: given.get(width) if width in known else None for width in widths},
+        )
     stages = [_small_stage(stage, bench, entry.ours, images) for stage in config.stages]
     if epochs is not None:
         stages = [replace(stage, epochs=n) for stage, n in zip(stages, epochs, strict=True)]

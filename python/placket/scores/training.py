@@ -143,7 +143,7 @@ def run_rivals(bench: Bench, data: Dataset, seed: int, steps: int) -> list[Recor
     seconds = time.monotonic() - start
     pixels = Record("16 x 16 pixels", {"embedding": rivals.pixels(data)}, {}, 0.0, 0, 0.0, 0)
     pooled = {"embedding": found.pooled}, {}, 0.0, 0, found.images_per_second, size
-    ridge = {"agreement": found.ridge}, {}, seconds, len(data.split("train")), found.images_per_second, size
+    ridge = {"agreement": found.ridge}, {}, seconds, 0, found.images_per_second, size
     return [
         pixels,
         Record("pooled frozen features", *pooled),
