@@ -268,8 +268,8 @@ def _embed_in_python(
 def _mean_direction(one: Tensor, other: Tensor, branches: int) -> Tensor:
     """Return rows ``[V, D]``: each branch's block has the mean direction, and the norm it has in ``one``."""
     blocks, others = (rows.unflatten(1, (branches, -1)) for rows in (one, other))
-    mean = F.normalize(blocks + others, dim=2)
-    return (mean * blocks.norm(dim=2, keepdim=True)).flatten(1)
+    mean: Tensor = F.normalize(blocks + others, dim=2) * blocks.norm(dim=2, keepdim=True)
+    return mean.flatten(1)
 
 
 def _part(split: Split, images: Integers) -> Split:

@@ -129,21 +129,19 @@ class _Choice(NamedTuple):
 def _choose(data: Dataset, embeddings: Tensor, probabilities: Sequence[Tensor]) -> list[_Choice]:
     """Return the best choice for each attribute, of equal ones the first."""
     part = data.split("valid")
-    lists = [
+    queries, candidates = (
         triples("rank_both_ways", "lists", rows, data.schema) for rows in (part.queries, part.candidates)
-    ]
+    )
     weights = np.array([(0.0, 1.0), *((1.0, weight) for weight in _WEIGHTS)])
     chosen = [_Choice()] * len(data.schema)
-    for asked in single_label_lists("rank_both_ways", *lists, data.schema):
+    for lists in single_label_lists("rank_both_ways", queries, candidates, data.schema):
+        cosine = lists.embed("rank_both_ways", embed_from(embeddings), "cosine")
         figures = []
         for given in probabilities:
-            pairs = [
-                asked.embed("rank_both_ways", embed_from(rows), kind)
-                for rows, kind in ((embeddings, "cosine"), (given, "dot"))
-            ]
-            queries, candidates = zip(*pairs, strict=True)
-            figures.append(rank(queries, candidates, asked.relevant, [1], weights).average_precision.mean(1))
+            dot = lists.embed("rank_both_ways", embed_from(given), "dot")
+            spaces = [cosine[0], dot[0]], [cosine[1], dot[1]]
+            figures.append(rank(*spaces, lists.relevant, [1], weights).average_precision.mean(axis=1))
         table = np.stack(figures)  # [probabilities, 1 + weights]
         both, weight = np.unravel_index(table[:, 1:].argmax(), table[:, 1:].shape)
-        chosen[asked.attribute] = _Choice(int(table[:, 0].argmax()), int(both), _WEIGHTS[weight])
+        chosen[lists.attribute] = _Choice(int(table[:, 0].argmax()), int(both), _WEIGHTS[weight])
     return chosen

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from placket import report
 from placket.protocols import Difference, Result, compare
 from placket.runs import write_json, write_text
@@ -265,13 +267,13 @@ def _mean_result(results: Sequence[Result]) -> Result:
     if len({result.lists for result in results}) > 1:
         raise ValueError("scores: seeds must have the same lists, got different ones; remove the folder")
     values = {
-        group: sum(result.average_precision[group] for result in results) / len(results)
+        group: np.mean([result.average_precision[group] for result in results], axis=0)
         for group in first.average_precision
     }
     keys = ("queries", "candidates", "without_relevant", "similarity", "lists", "missing", "version")
     mean = Result.of(first.protocol, {"MAP@all": values}, **{key: getattr(first, key) for key in keys})
-    chance = {"floor": first.first.floor, "floor_overall": first.floor_overall}
-    return replace(mean, metrics={"MAP@all": replace(mean.first, **chance)})
+    metric = replace(mean.first, floor=first.floor, floor_overall=first.floor_overall)
+    return replace(mean, metrics={"MAP@all": metric})
 
 
 def _differences(methods: Sequence[Row], rivals: Sequence[Row]) -> list[RowDifference]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from placket import _C
 from placket.config import DataConfig, ScheduleConfig, StageConfig, TrainConfig, load_config
@@ -152,12 +152,12 @@ def small_config(
         # Every width but these two follows from the trunk, as far as the method lets it.
         given = {"attribute_dim": bench.attribute_dim, "embedding_dim": _C.trunk_channels(bench.trunk)}
         known = inspect.signature(METHODS[model.name]).parameters
-        widths = [field.name for field in fields(model) if field.name.endswith("_dim")]
-        model = replace(
-            model,
-            heads=None,
-            **{width: given.get(width) if width in known else None for width in widths},
-        )
+        widths: dict[str, Any] = {
+            field.name: given.get(field.name) if field.name in known else None
+            for field in fields(model)
+            if field.name.endswith("_dim")
+        }
+        model = replace(model, heads=None, **widths)
     stages = [_small_stage(stage, bench, entry.ours, images) for stage in config.stages]
     if epochs is not None:
         stages = [replace(stage, epochs=n) for stage, n in zip(stages, epochs, strict=True)]

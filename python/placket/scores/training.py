@@ -141,13 +141,11 @@ def run_rivals(bench: Bench, data: Dataset, seed: int, steps: int) -> list[Recor
     start = time.monotonic()
     found = rivals.frozen(trunk, data, "test", _inputs(bench, bench.feature_size))
     seconds = time.monotonic() - start
-    pixels = Record("16 x 16 pixels", {"embedding": rivals.pixels(data)}, {}, 0.0, 0, 0.0, 0)
-    pooled = {"embedding": found.pooled}, {}, 0.0, 0, found.images_per_second, size
-    ridge = {"agreement": found.ridge}, {}, seconds, 0, found.images_per_second, size
+    speed = found.images_per_second
     return [
-        pixels,
-        Record("pooled frozen features", *pooled),
-        Record("ridge, 2 x 2 frozen map", *ridge),
+        Record("16 x 16 pixels", {"embedding": rivals.pixels(data)}, {}, 0.0, 0, 0.0, 0),
+        Record("pooled frozen features", {"embedding": found.pooled}, {}, 0.0, 0, speed, size),
+        Record("ridge, 2 x 2 frozen map", {"agreement": found.ridge}, {}, seconds, 0, speed, size),
         _run_classifier(bench, data, seed, steps),
     ]
 
