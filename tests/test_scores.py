@@ -21,7 +21,7 @@ from placket.data.columns import Labels
 from placket.models import METHODS
 from placket.protocols import asfr_map_all, embed_from
 from placket.scores import rankings, training
-from placket.scores.settings import ENTRIES, SETTINGS, Setting, small_config
+from placket.scores.settings import SETTINGS, TITLES, Entry, Setting, small_config
 
 SMALL = replace(
     SETTINGS["minutes"].benches[0],
@@ -36,6 +36,7 @@ SMALL = replace(
     seconds=0.1,  # one epoch of every stage
 )
 CHOSEN = ("rpf", "rpf-ours")
+RPF = Entry("rpf", "RPF", "rpf", "rpf", ours=False)
 
 
 EVERY = ["embedding", "agreement", "both"]
@@ -191,7 +192,11 @@ def test_command(found: scores.Scores, tmp_path: Path, monkeypatch, capsys) -> N
 
 
 def test_every_method_has_an_entry() -> None:
-    assert set(METHODS) <= {entry.key for entry in ENTRIES}
+    assert set(METHODS) <= set(TITLES)
+    found = scores.entries(SMALL)
+    assert {entry.method for entry in found if not entry.ours} == set(METHODS)
+    assert {entry.method for entry in found if entry.ours} == set(METHODS) - {"modc"}
+    assert len({entry.key for entry in found}) == len({entry.title for entry in found}) == len(found)
 
 
 @pytest.mark.parametrize("entry", scores.entries(SMALL), ids=lambda entry: entry.key)
@@ -199,12 +204,13 @@ def test_every_entry_trains(entry: scores.Entry, data: Dataset) -> None:
     torch.set_num_threads(1)
     config = small_config(entry, SMALL, str(data.root), len(data.split("train")), seed=0)
     assert {stage.batch * (3 if stage.sampler == "triplets" else 1) for stage in config.stages} == {12}
+    assert len(config.stages) == (len(placket.load_config(entry.recipe).stages) if config.model.patch else 1)
     assert training.fit_epochs(config, data, 1e-3) == [1] * len(config.stages)
 
 
 def test_papers_rates_keep_their_ratio_and_trunks_have_their_own() -> None:
     bench = SETTINGS["night"].benches[1]
-    stages = small_config(ENTRIES[5], bench, "data", images=4500, seed=0, epochs=[3, 1]).stages
+    stages = small_config(RPF, bench, "data", images=4500, seed=0, epochs=[3, 1]).stages
     assert [stage.epochs for stage in stages] == [3, 1]
     rates = stages[1].rates  # of the recipe: 1e-5, and 5.5e-5 for the patch branch
     assert rates["patch."] == bench.rate
@@ -213,7 +219,7 @@ def test_papers_rates_keep_their_ratio_and_trunks_have_their_own() -> None:
     assert rates["region.trunk."] == pytest.approx(0.2 * bench.rate / 5.5)
     assert rates["region.trunk._blocks.4."] == 0
     assert not any(prefix.startswith("patch.") for prefix in stages[0].rates)
-    ours = small_config(bench.ours[0], bench, "data", images=4500, seed=0)
+    ours = small_config(replace(RPF, recipe="lite", ours=True), bench, "data", images=4500, seed=0)
     recipe = placket.load_config("lite")
     assert [stage.rates for stage in ours.stages] == [stage.rates for stage in recipe.stages]
     assert ours.model.embedding_dim == recipe.model.embedding_dim

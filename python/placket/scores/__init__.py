@@ -6,14 +6,14 @@ print(scores.tables())
 
 from __future__ import annotations
 
-from placket.scores.bench import entries, run
+from placket.scores.bench import run
 from placket.scores.results import DataScores, Row, RowDifference, Scores
-from placket.scores.settings import ENTRIES, SETTINGS, Bench, Entry, Setting, small_config
+from placket.scores.settings import SETTINGS, TITLES, Bench, Entry, Setting, entries, small_config
 from placket.scores.training import Record
 
 __all__ = [
-    "ENTRIES",
     "SETTINGS",
+    "TITLES",
     "Bench",
     "DataScores",
     "Entry",

@@ -17,18 +17,12 @@ from placket import __version__
 from placket.config import TrainConfig
 from placket.data import Dataset, garments
 from placket.data import open as open_data
-from placket.models import METHODS
 from placket.runs import write_json
 from placket.scores.results import DataScores, Row, Scores
-from placket.scores.settings import ENTRIES, SETTINGS, Bench, Entry, Setting, small_config
+from placket.scores.settings import SETTINGS, Bench, Entry, Setting, entries, small_config
 from placket.scores.training import Record, fit_epochs, fit_steps, run_method, run_rivals
 
-__all__ = ["entries", "run"]
-
-
-def entries(bench: Bench) -> list[Entry]:
-    """Return the methods that take part: the papers' recipes, then ours."""
-    return [*(entry for entry in ENTRIES if entry.key in METHODS), *bench.ours]
+__all__ = ["run"]
 
 
 def run(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from placket import _C
 from placket.config import DataConfig, ScheduleConfig, StageConfig, TrainConfig, load_config
-from placket.models import METHODS
+from placket.models import METHODS, takes_patch
 
-__all__ = ["ENTRIES", "SETTINGS", "Bench", "Entry", "Setting", "small_config"]
+__all__ = ["SETTINGS", "TITLES", "Bench", "Entry", "Setting", "entries", "small_config"]
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,12 @@ class Entry:
     key: str
     """Names it on the command line and in folders."""
     title: str
+    method: str
+    """Name in ``placket.models.METHODS``."""
     recipe: str
     """A shipped one by name, or a file."""
-    ours: bool = False
-    """Whether the recipe is made for small trunks: its rates, widths and schedules then stay as they are."""
+    ours: bool
+    """Whether it is our recipe, made for small trunks: its rates, widths and schedules stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Bench:
     name: str
     items: int
     """Garments to draw, or 0 for photographs."""
-    ours: tuple[Entry, ...]
-    """Our recipes for data and trunks of this kind."""
+    ours: str
+    """Our recipe for data and trunks of this kind."""
     trunk: str
     trunk_weights: str | None
     size: int
@@ -66,22 +68,26 @@ class Setting:
     seeds: int
 
 
-ENTRIES = (
-    Entry("triplet", "Triplet network", "triplet"),
-    Entry("csn", "CSN", "csn"),
-    Entry("asen", "ASEN", "asen"),
-    Entry("asen_v2", "ASEN v2", "asen_v2"),
-    Entry("asen_plus_plus", "ASEN++", "asen_plus_plus"),
-    Entry("rpf", "RPF", "rpf"),
-    Entry("modc", "MODC", "modc"),
-    Entry("m3net", "M3-Net", "m3net"),
-)
-"""The methods by their papers' recipes; those take part that ``placket.models.METHODS`` has."""
+TITLES = {
+    "triplet": "Triplet network",
+    "csn": "CSN",
+    "asen": "ASEN",
+    "asen_v2": "ASEN v2",
+    "asen_plus_plus": "ASEN++",
+    "rpf": "RPF",
+    "modc": "MODC",
+    "m3net": "M3-Net",
+}
+"""Names in the table of the methods in ``placket.models.METHODS``; each has a recipe of its own name."""
+
+_ANY_METHOD = ("name", "trunk", "patch", "trunk_weights", "patch_weights", "start")  # of ModelConfig
+# MODC is a way to train ASEN++'s global branch; by our recipe it would be that branch again.
+_OURS = tuple(name for name in TITLES if name != "modc")
 
 _GARMENTS = Bench(
     name="garments",
     items=2400,
-    ours=(Entry("rpf-ours", "RPF, our recipe", "demo", ours=True),),
+    ours="demo",
     trunk="resnet18,width=0.375,stage=2",
     trunk_weights=None,
     size=96,
@@ -95,12 +101,12 @@ _GARMENTS = Bench(
     frozen=(),
     flip=0.0,  # a mirrored garment has its pocket on the wrong side
     crop_scale=0.75,
-    seconds=40,
+    seconds=25,
 )
 _PHOTOGRAPHS = Bench(
     name="deepfashion-fine6",
     items=0,
-    ours=(Entry("rpf-ours", "RPF, our recipe", "lite", ours=True),),
+    ours="lite",
     trunk="efficientnet_lite0",
     trunk_weights="efficientnet_lite0",
     size=128,
@@ -120,9 +126,20 @@ _PHOTOGRAPHS = Bench(
 
 SETTINGS = {
     "minutes": Setting((_GARMENTS,), seeds=1),
-    "night": Setting((replace(_GARMENTS, seconds=1200), _PHOTOGRAPHS), seeds=3),
+    "night": Setting((replace(_GARMENTS, seconds=120), _PHOTOGRAPHS), seeds=3),
 }
 """By name: about ten minutes on two cores, and a night."""
+
+
+def entries(bench: Bench) -> list[Entry]:
+    """Return what takes part: the methods by their papers' recipes, then by ours."""
+    papers = [Entry(name, title, name, name, False) for name, title in TITLES.items() if name in METHODS]
+    ours = [
+        Entry(f"{name}-ours", f"{TITLES[name]}, our recipe", name, bench.ours, True)
+        for name in _OURS
+        if name in METHODS
+    ]
+    return papers + ours
 
 
 def small_config(
@@ -130,8 +147,11 @@ def small_config(
 ) -> TrainConfig:
     """Return an entry's recipe on a bench: its losses, stages and samplers; the bench's everything else.
 
+    Our recipe is written for RPF. Another method takes it without ``region_patch``, RPF's own loss, and, if
+    it has one branch, the first stage alone.
+
     Args:
-        entry: of the bench or of ``ENTRIES``.
+        entry: one of ``entries(bench)``.
         bench: gives trunk, input, batch, augmentation, and, unless the entry is ours, widths and rates.
         root: of the data set.
         images: to learn from; an epoch sees about so many with any sampler.
@@ -139,26 +159,29 @@ def small_config(
         epochs: of each stage; the recipe's by default.
     """
     config = load_config(entry.recipe)
-    has_patch = config.model.patch is not None
+    has_patch = takes_patch(entry.method)
     model = replace(
         config.model,
+        name=entry.method,
         trunk=bench.trunk,
         trunk_weights=bench.trunk_weights,
         patch=bench.trunk if has_patch else None,
         patch_weights="region" if has_patch else None,
         patch_size=bench.patch_size if has_patch else None,
     )
+    options = {key: value for key, value in vars(model).items() if key not in _ANY_METHOD}
     if not entry.ours:
         # Every width but these two follows from the trunk, as far as the method lets it.
-        given = {"attribute_dim": bench.attribute_dim, "embedding_dim": _C.trunk_channels(bench.trunk)}
-        known = inspect.signature(METHODS[model.name]).parameters
-        widths: dict[str, Any] = {
-            field.name: given.get(field.name) if field.name in known else None
-            for field in fields(model)
-            if field.name.endswith("_dim")
-        }
-        model = replace(model, heads=None, **widths)
-    stages = [_small_stage(stage, bench, entry.ours, images) for stage in config.stages]
+        options |= dict.fromkeys((key for key in options if key.endswith("_dim")), None)
+        options["heads"] = None
+        options |= {"attribute_dim": bench.attribute_dim, "embedding_dim": _C.trunk_channels(bench.trunk)}
+    known = inspect.signature(METHODS[entry.method]).parameters
+    model = replace(model, **{key: value if key in known else None for key, value in options.items()})
+    stages = [
+        _small_stage(stage, bench, entry, images)
+        for stage in config.stages
+        if has_patch or "patch" not in stage.branches
+    ]
     if epochs is not None:
         stages = [replace(stage, epochs=n) for stage, n in zip(stages, epochs, strict=True)]
     return replace(
@@ -171,16 +194,18 @@ def small_config(
     )
 
 
-def _small_stage(stage: StageConfig, bench: Bench, ours: bool, images: int) -> StageConfig:
+def _small_stage(stage: StageConfig, bench: Bench, entry: Entry, images: int) -> StageConfig:
+    others = {name: weight for name, weight in stage.losses.items() if name != "region_patch"}
     common = replace(
         stage,
+        losses=stage.losses if entry.method == "rpf" else others,
         batch=bench.batch // 3 if stage.sampler == "triplets" else bench.batch,
         triplets=images // 3,
         batch_norm=bench.batch_norm,
         flip=bench.flip,
         crop_scale=bench.crop_scale,
     )
-    if ours:
+    if entry.ours:
         return common
     return replace(
         common,
