@@ -52,7 +52,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(out: Path) -> scores.Scores:
     torch.set_num_threads(1)
     told: list[str] = []
-    made = scores.run(out, Setting((SMALL,), seeds=2), methods=CHOSEN, say=told.append)
+    made = scores.run(out, Setting((SMALL,), 2, 2), methods=CHOSEN, say=told.append)
     names = itertools.product((*CHOSEN, "rivals"), range(2))
     assert told == [f"garments: {name}-{seed}" for name, seed in names]
     return made
@@ -121,7 +121,7 @@ def test_a_stopped_run_goes_on_and_repeats_nothing(found: scores.Scores, out: Pa
     for name in ("rpf-1", "rivals-0"):  # stopped in the middle of these
         (out / "garments" / name / "record.json").unlink()
     told: list[str] = []
-    again = scores.run(out, Setting((SMALL,), seeds=2), methods=CHOSEN, say=told.append)
+    again = scores.run(out, Setting((SMALL,), 2, 2), methods=CHOSEN, say=told.append)
     assert told == ["garments: rpf-1", "garments: rivals-0"]
     changed = {record for record in records if record.stat().st_mtime_ns != times[record]}
     assert {record.parent.name for record in changed} == {"rpf-1", "rivals-0"}
@@ -156,9 +156,9 @@ def _record(folder: Path) -> dict[str, object]:
 
 def test_other_settings_are_refused(found: scores.Scores, out: Path) -> None:
     with pytest.raises(FileExistsError, match="out must be a new folder or hold scores of the same"):
-        scores.run(out, Setting((replace(SMALL, rate=0.5),), seeds=1), methods=["rpf"])
+        scores.run(out, Setting((replace(SMALL, rate=0.5),), 1, 1), methods=["rpf"])
     with pytest.raises(ValueError, match=r"methods must be among .*rpf-ours, got 'rfp'"):
-        scores.run(out, Setting((SMALL,), seeds=1), methods=["rfp"])
+        scores.run(out, Setting((SMALL,), 1, 1), methods=["rfp"])
     with pytest.raises(ValueError, match="setting must be one of minutes, night, got 'year'"):
         scores.run(out, "year")
     with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
@@ -171,7 +171,7 @@ def test_photographs_take_part_where_they_are(
     found: scores.Scores, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PLACKET_DATA", raising=False)
-    photographs = Setting((replace(SMALL, name="photographs", items=0, flip=0.0),), seeds=1)
+    photographs = Setting((replace(SMALL, name="photographs", items=0, flip=0.0),), 1, 1)
     told: list[str] = []
     assert scores.run(tmp_path, photographs, say=told.append).data == []
     assert told == ["photographs: left out, no photographs; set PLACKET_DATA or give --data"]
@@ -182,12 +182,12 @@ def test_photographs_take_part_where_they_are(
 
 
 def test_command(found: scores.Scores, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(SETTINGS, "minutes", Setting((SMALL,), seeds=3))
-    arguments = ["--out", str(tmp_path / "s"), "--methods", "rpf", "--seeds", "1"]
-    assert main(["scores", *arguments, "--json", str(tmp_path / "copy.json"), "--format", "markdown"]) == 0
+    monkeypatch.setitem(SETTINGS, "minutes", Setting((SMALL,), 3, 0))
+    arguments = ["--out", str(tmp_path / "s"), "--seeds", "1", "--format", "markdown"]
+    assert main(["scores", *arguments, "--methods", "rpf-ours", "--json", str(tmp_path / "copy.json")]) == 0
     said = capsys.readouterr()
     assert said.out.startswith("| garments | embedding |")
-    assert said.err.splitlines() == ["garments: rpf-0", "garments: rivals-0"]
+    assert said.err.splitlines() == ["garments: rpf-ours-0", "garments: rivals-0"]
     assert (tmp_path / "copy.json").read_text() == (tmp_path / "s" / "scores.json").read_text()
 
 
@@ -197,6 +197,15 @@ def test_every_method_has_an_entry() -> None:
     assert {entry.method for entry in found if not entry.ours} == set(METHODS)
     assert {entry.method for entry in found if entry.ours} == set(METHODS) - {"modc"}
     assert len({entry.key for entry in found}) == len({entry.title for entry in found}) == len(found)
+
+
+def test_settings_say_what_is_trained_how_often() -> None:
+    bench = SETTINGS["night"].benches[1]
+    entries = {entry.key: entry for entry in scores.entries(bench)}
+    counts = {name: [setting.seeds_of(entries[key]) for key in CHOSEN] for name, setting in SETTINGS.items()}
+    assert counts == {"minutes": [0, 1], "night": [1, 3]}
+    modc = Entry("modc", "MODC", "modc", "modc", ours=False)  # stands by its paper's recipe alone
+    assert SETTINGS["minutes"].seeds_of(modc) == 1
 
 
 @pytest.mark.parametrize("entry", scores.entries(SMALL), ids=lambda entry: entry.key)

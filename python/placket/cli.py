@@ -428,7 +428,7 @@ def _add_scores(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, help="the photographs; $PLACKET_DATA/deepfashion-fine6 by default, where it is"
     )
-    parser.add_argument("--methods", help="those that take part, rpf,rpf-ours for example; all by default")
+    parser.add_argument("--methods", help="those that take part, rpf,rpf-ours for example")
     parser.add_argument("--seeds", type=int, help="how many; the setting's by default")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/scores"), help="folder; a run that was stopped in it goes on"

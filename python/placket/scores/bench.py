@@ -45,8 +45,8 @@ def run(
         setting: a name in ``SETTINGS``, or a setting.
         data: the photographs, for a setting that has some; ``$PLACKET_DATA/deepfashion-fine6`` by default,
             and left out where that is not there.
-        methods: keys of the entries that take part; all by default.
-        seeds: instead of the setting's.
+        methods: keys of the entries that take part; those of the setting by default.
+        seeds: of every entry, instead of the setting's.
         say: told before each step.
 
     Raises:
@@ -56,9 +56,8 @@ def run(
     if isinstance(setting, str) and setting not in SETTINGS:
         raise ValueError(f"scores: setting must be one of {', '.join(SETTINGS)}, got '{setting}'")
     name, chosen = (setting, SETTINGS[setting]) if isinstance(setting, str) else ("custom", setting)
-    count = chosen.seeds if seeds is None else seeds
-    if count < 1:
-        raise ValueError(f"scores: seeds must be at least 1, got {count}")
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"scores: seeds must be at least 1, got {seeds}")
     if data is not None and all(bench.items for bench in chosen.benches):
         raise ValueError(f"scores: data must be left out with setting '{name}', got {os.fspath(data)}")
     folder, tables = Path(out), []
@@ -70,22 +69,29 @@ def run(
         trainings = _Trainings(bench, opened, folder / bench.name, say)
         rows = [
             Row.of([trainings.method(entry, seed) for seed in range(count)], is_rival=False)
-            for entry in _chosen(bench, methods)
+            for entry, count in _chosen(bench, chosen, methods, seeds)
         ]
-        rivals = zip(*(trainings.rivals(seed) for seed in range(count)), strict=True)
+        every = range(seeds or chosen.seeds)
+        rivals = zip(*(trainings.rivals(seed) for seed in every), strict=True)
         rows += [Row.of(records, is_rival=True) for records in rivals]
         tables.append(DataScores.of(bench.name, trainings.settings, rows))
-    scores = Scores(name, count, _made(), tables)
+    scores = Scores(name, seeds or chosen.seeds, _made(), tables)
     scores.write(folder)
     return scores
 
 
-def _chosen(bench: Bench, methods: Sequence[str] | None) -> list[Entry]:
+def _chosen(
+    bench: Bench, setting: Setting, methods: Sequence[str] | None, seeds: int | None
+) -> list[tuple[Entry, int]]:
+    """Return the entries that take part, and with how many seeds."""
     offered = {entry.key: entry for entry in entries(bench)}
     for key in methods or ():
         if key not in offered:
             raise ValueError(f"scores: methods must be among {', '.join(offered)}, got '{key}'")
-    return [offered[key] for key in (offered if methods is None else methods)]
+    if methods is not None:
+        return [(offered[key], seeds or setting.seeds) for key in methods]
+    counts = [(entry, setting.seeds_of(entry)) for entry in offered.values()]
+    return [(entry, seeds or count) for entry, count in counts if count]
 
 
 def _open(bench: Bench, folder: Path, data: str | os.PathLike[str] | None) -> Dataset | None:

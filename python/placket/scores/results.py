@@ -186,11 +186,12 @@ class DataScores:
         return report.intervals_svg(rows, title, {"chance": chance or 0.0})
 
     def _note(self) -> str:
-        settings, seeds = self.settings, len(next(iter(self.rows[0].by_seed.values())))
-        ranges = ", seeds: lowest and highest by embedding" if seeds > 1 else ""
+        settings = self.settings
+        counts = sorted({len(each) for row in self.rows for each in row.by_seed.values()})
+        seeds = " seed" if counts == [1] else " seeds: lowest and highest by embedding"
         return (
-            f"asfr-map-all/v1, test split, per cent, with 95 % bootstrap intervals over queries; "
-            f"{seeds} {'seeds' if seeds > 1 else 'seed'}{ranges}; {settings['trunk']} at {settings['size']} "
+            "asfr-map-all/v1, test split, per cent, with 95 % bootstrap intervals over queries; "
+            f"{' or '.join(map(str, counts))}{seeds}; {settings['trunk']} at {settings['size']} "
             f"pixels, {settings['seconds']:g} seconds for each method and the classifier"
         )
 
