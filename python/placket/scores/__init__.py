@@ -1,7 +1,8 @@
 """The bench: every method on the same data with the same trunk, for the same time, beside simple rivals.
 
-scores = placket.scores.run("runs/scores")  # or: placket scores, make scores
-print(scores.tables())
+from placket import scores
+
+print(scores.run("runs/scores").tables())  # or: placket scores, make scores
 """
 
 from __future__ import annotations

@@ -183,7 +183,8 @@ def small_config(
         options["heads"] = None
         options |= {"attribute_dim": bench.attribute_dim, "embedding_dim": _C.trunk_channels(bench.trunk)}
     known = inspect.signature(METHODS[entry.method]).parameters
-    model = replace(model, **{key: value if key in known else None for key, value in options.items()})
+    options = {key: value if key in known else None for key, value in options.items()}
+    model = replace(model, **options)
     stages = [
         _small_stage(stage, bench, entry, images)
         for stage in config.stages
