@@ -1,12 +1,14 @@
-# make demo | test | lint | bench | fuzz | wheel      each sets up .venv by itself on a fresh machine
+# make demo | scores | test | lint | bench | fuzz | wheel      each sets up .venv by itself on a fresh machine
 #
 #   TORCH=2.13.0           the torch that .venv gets
 #   PYTHON=/path/python    use this environment and its torch instead of .venv; nothing is installed into it
 #   CUDA=AUTO|ON|OFF       CUDA kernels (AUTO: where nvcc is found and torch has CUDA)
+#   SETTING=minutes|night   how long make scores trains each method; PLACKET_DATA names the photographs of night
 #   MUTANTS=20000 SECONDS=120   damaged JPEG files, and the time of each libFuzzer target, of make fuzz
 TORCH ?= 2.13.0
 CUDA ?= AUTO
 SYSTEM_PYTHON ?= python3
+SETTING ?= minutes
 MUTANTS ?= 20000
 SECONDS ?= 120
 
@@ -24,11 +26,14 @@ RUN := $(INTERPRETER)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 
-.PHONY: demo test lint bench fuzz wheel clean
+.PHONY: demo scores test lint bench fuzz wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(RUN) -m placket demo --out runs/demo
+
+scores: $(READY)
+	$(RUN) -m placket scores --setting $(SETTING) --out runs/scores-$(SETTING)
 
 test: $(READY)
 	$(RUN) -m pytest

@@ -190,6 +190,35 @@ def test_a_loss_that_is_not_finite_is_an_error_with_its_step() -> None:
         baselines.train_classifier(model, [batch], minutes=1)
 
 
+def test_steps_end_training_and_frozen_parameters_stay() -> None:
+    torch.manual_seed(0)
+    model = baselines.MultiHeadClassifier(Colours(), channels=8, values=[2, 3], dim=16)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    taken = baselines.train_classifier(
+        model, colour_batches(1), steps=7, trunk_lr=1e-2, head_lr=1e-2, frozen=["conv."]
+    )
+    assert taken == 7
+    changed = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if not name.startswith("trunk.conv.")}
+
+
+def test_the_rate_of_steps_falls_to_zero() -> None:
+    """The second half of twice the steps moves the weights less than the first."""
+    torch.manual_seed(0)
+    model = baselines.MultiHeadClassifier(Colours(), channels=8, values=[2, 3], dim=16)
+    seen: list[Tensor] = []
+
+    def watched() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in colour_batches(1):
+            seen.append(model.heads[0].weight.detach().clone())
+            yield batch
+
+    baselines.train_classifier(model, watched(), steps=40, head_lr=1e-2, weight_decay=0.0)
+    moves = [(after - before).abs().max().item() for before, after in itertools.pairwise(seen)]
+    assert len(moves) == 40
+    assert max(moves[-3:]) < 0.1 * max(moves[:3])
+
+
 def test_bad_arguments_name_the_argument_and_its_value() -> None:
     maps, labels = torch.zeros(4, 2, 2, 2), torch.zeros(4, 1, dtype=torch.int64)
     with pytest.raises(ValueError, match="images must be uint8"):
@@ -206,6 +235,8 @@ def test_bad_arguments_name_the_argument_and_its_value() -> None:
         baselines.MultiHeadClassifier(Colours(), 8, [2, 0])
     with pytest.raises(ValueError, match="labels must have 1 columns, got 2"):
         baselines.classifier_loss([torch.zeros(1, 2)], torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="minutes or steps must be given, got 1 and 2"):
+        baselines.train_classifier(baselines.MultiHeadClassifier(Colours(), 8, [2]), [], 1, steps=2)
     with pytest.raises(ValueError, match="minutes must be positive, got 0"):
         baselines.train_classifier(baselines.MultiHeadClassifier(Colours(), 8, [2]), [], minutes=0)
     with pytest.raises(ValueError, match="images must hold at least one batch, got none"):

@@ -67,7 +67,8 @@ def test_evaluate_by_other_protocols_and_compare(
     run: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     saved = []
-    for changes in ([], ["--tune-region", "per-attribute"], ["--protocol", "asfr-multilabel/v1"]):
+    protocol = ["--protocol", "asfr-multilabel/v1"]
+    for changes in ([], ["--tune-region", "per-attribute"], protocol, ["--flip"]):
         saved.append(str(tmp_path / f"{len(saved)}.json"))
         arguments = ["evaluate", str(run / "best"), str(data), "--split", "valid", "--json", saved[-1]]
         assert main([*arguments, *changes, "--format", "markdown"]) == 0
@@ -80,6 +81,10 @@ def test_evaluate_by_other_protocols_and_compare(
     a, b = (json.loads(Path(file).read_text())["overall"] for file in saved[:2])
     assert found["metrics"]["MAP@all"]["difference"] == pytest.approx(b - a)
     assert found["seed"] == 3
+    flipped = placket.evaluate(
+        placket.load(run / "best"), placket.data.open(data), "valid", flip=True
+    ).overall
+    assert json.loads(Path(saved[3]).read_text())["overall"] == pytest.approx(flipped)
     assert main(["compare", saved[0], saved[2]]) == 1
     said = capsys.readouterr().err
     assert "must have the same protocol, got asfr-map-all/v1 and asfr-multilabel/v1" in said

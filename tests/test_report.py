@@ -18,6 +18,7 @@ from placket.report import (
     Section,
     curves_svg,
     gallery_html,
+    intervals_svg,
     metric_curves,
     picture_html,
     table_html,
@@ -222,3 +223,36 @@ def test_overlay_errors():
     ]:
         with pytest.raises(ValueError, match="attention_overlay: " + message):
             attention_overlay(*args, **options)
+
+
+def test_intervals_lie_where_the_scale_says() -> None:
+    rows = [
+        (EVIL, {"one": (30.0, (20.0, 40.0)), "two": (50.0, (45.0, 60.0))}),
+        ("last", {"two": (80.0, (70.0, 95.0))}),
+    ]
+    root = ElementTree.fromstring(intervals_svg(rows, "figures", {"chance": 25.0}))
+    svg = "{http://www.w3.org/2000/svg}"
+    ticks = {
+        float(text.text): float(text.get("x"))
+        for text in root.iter(f"{svg}text")
+        if text.get("text-anchor") == "middle"
+    }
+    low, high = min(ticks), max(ticks)
+    assert low <= 20
+    assert high >= 95
+
+    def at(x: float) -> float:
+        return ticks[low] + (x - low) / (high - low) * (ticks[high] - ticks[low])
+
+    dots = [float(dot.get("cx")) for dot in root.iter(f"{svg}circle") if dot.get("r") == "3.5"]
+    assert dots == pytest.approx([at(30), at(50), at(80)], abs=0.1)
+    lines = [
+        (float(line.get("x1")), float(line.get("x2")))
+        for line in root.iter(f"{svg}line")
+        if "stroke-width" in (line.get("style") or "")
+    ]
+    ends = [(at(20), at(40)), (at(45), at(60)), (at(70), at(95))]
+    assert np.array(lines) == pytest.approx(np.array(ends), abs=0.1)
+    (chance,) = (line for line in root.iter(f"{svg}line") if line.get("stroke-dasharray"))
+    assert float(chance.get("x1")) == pytest.approx(at(25), abs=0.1)
+    assert [text.text for text in root.iter(f"{svg}text")].count(EVIL) == 1

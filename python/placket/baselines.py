@@ -193,43 +193,53 @@ def classifier_loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 def train_classifier(
     model: MultiHeadClassifier,
     batches: Iterable[tuple[Tensor, Tensor]],
-    minutes: float,
+    minutes: float | None = None,
     *,
+    steps: int | None = None,
     trunk_lr: float = 2e-4,
     head_lr: float = 1e-3,
     weight_decay: float = 0.01,
     freeze_batch_norm: bool = True,
+    frozen: Sequence[str] = (),
 ) -> int:
-    """Train with AdamW for a given time, the learning rates falling to zero along a half cosine of that time.
+    """Train with AdamW, the learning rates falling to zero along a half cosine.
 
-    The rate follows the clock so that the classifier gets exactly the time a model got; for the same reason
-    two runs do not give equal bits.
+    With ``minutes`` the rates follow the clock, so that the classifier gets exactly the time a model got, and
+    two runs do not give equal bits; with ``steps`` they do.
 
     Args:
         model: trained in place and left in evaluation mode.
         batches: images ``[B, 3, H, W]`` and labels ``[B, A]``; training ends early where they do.
         minutes: wall-clock time, loading of batches included.
+        steps: to take, instead.
         trunk_lr: learning rate of the trunk.
         head_lr: learning rate of the rest.
         weight_decay: decoupled, of all parameters.
         freeze_batch_norm: run the trunk in evaluation mode, so that BatchNorm keeps its running statistics
             and normalises by them.
+        frozen: parameters of the trunk whose names begin with one of these stay as they are.
 
     Returns:
         the number of steps taken.
     """
-    if minutes <= 0:
-        raise ValueError(f"train_classifier: minutes must be positive, got {minutes}")
-    trunk = list(model.trunk.parameters())
+    if (minutes is None) == (steps is None):
+        raise ValueError(f"train_classifier: minutes or steps must be given, got {minutes} and {steps}")
+    name, length = ("steps", steps) if minutes is None else ("minutes", minutes)
+    if length is None or length <= 0:
+        raise ValueError(f"train_classifier: {name} must be positive, got {length}")
+    for key, parameter in model.trunk.named_parameters():
+        parameter.requires_grad_(not key.startswith(tuple(frozen)))
+    trunk = [parameter for parameter in model.trunk.parameters() if parameter.requires_grad]
     heads = [*model.hidden.parameters(), *model.heads.parameters()]
     groups = [{"params": trunk, "lr": trunk_lr}, {"params": heads, "lr": head_lr}]
     optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
     model.train()
     if freeze_batch_norm:
         model.trunk.eval()
-    start, steps = time.monotonic(), 0
+    start, taken = time.monotonic(), 0
     for images, labels in batches:
-        progress = (time.monotonic() - start) / (60 * minutes)
+        done = taken if minutes is None else (time.monotonic() - start) / 60
+        progress = done / length
         if progress >= 1:
             break
         for group, lr in zip(optimizer.param_groups, (trunk_lr, head_lr), strict=True):
@@ -237,15 +247,15 @@ def train_classifier(
         loss = classifier_loss(model(images), labels)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"train_classifier: loss must be finite, got {loss.item()} at step {steps}; "
+                f"train_classifier: loss must be finite, got {loss.item()} at step {taken}; "
                 "lower trunk_lr or head_lr"
             )
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        steps += 1
+        taken += 1
     model.eval()
-    return steps
+    return taken
 
 
 class Classified(NamedTuple):

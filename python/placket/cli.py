@@ -66,6 +66,23 @@ def _demo(options: Namespace) -> None:
     demo.run(options.out, options.seed)
 
 
+def _scores(options: Namespace) -> None:
+    from placket import scores
+    from placket.runs import write_json
+
+    found = scores.run(
+        options.out,
+        options.setting,
+        data=options.data,
+        methods=None if options.methods is None else options.methods.split(","),
+        seeds=options.seeds,
+        say=lambda step: print(step, file=sys.stderr, flush=True),
+    )
+    if options.json is not None:
+        write_json(options.json, found.to_dict())
+    print(found.tables(options.format))
+
+
 def _doctor(options: Namespace) -> None:
     from placket import doctor
 
@@ -131,6 +148,7 @@ def _evaluate(options: Namespace) -> None:
         gallery=options.gallery,
         by_category=options.by_category or None,
         tune_region=None if options.tune_region is None else options.tune_region.replace("-", " "),
+        flip=options.flip,
         allow_missing=options.allow_missing,
     )
     found = result.to_dict()
@@ -412,6 +430,27 @@ def _add_demo(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of data and training")
 
 
+def _add_scores(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--setting",
+        choices=("minutes", "night"),
+        default="minutes",
+        help="about ten minutes on generated garments; or a night, with photographs and three seeds",
+    )
+    parser.add_argument(
+        "--data", type=Path, help="the photographs; $PLACKET_DATA/deepfashion-fine6 by default, where it is"
+    )
+    parser.add_argument("--methods", help="those that take part, rpf,rpf-ours for example")
+    parser.add_argument("--seeds", type=int, help="how many; the setting's by default")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/scores"), help="folder; a run that was stopped in it goes on"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write scores.json there as well")
+    parser.add_argument(
+        "--format", choices=("text", "markdown", "latex"), default="text", help="of the tables"
+    )
+
+
 def _add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -481,6 +520,9 @@ def _add_evaluate(parser: ArgumentParser) -> None:
         "--tune-region",
         choices=("overall", "per-attribute"),
         help="choose the weight of the region branch on valid",
+    )
+    parser.add_argument(
+        "--flip", action="store_true", help="average the embeddings of each image and its mirror image"
     )
     parser.add_argument(
         "--allow-missing",
@@ -610,6 +652,12 @@ _COMMANDS: Mapping[str, _Command] = {
         "generate garments, train RPF on them, evaluate, search, and write report.html",
         "placket demo --out runs/demo",
         _add_demo,
+    ),
+    "scores": _Command(
+        _scores,
+        "train every method for the same time, rank by it, and print one table with simple rivals beside it",
+        "placket scores --setting minutes --out runs/scores",
+        _add_scores,
     ),
     "doctor": _Command(
         _doctor,

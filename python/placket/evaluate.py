@@ -9,11 +9,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from placket import _C
-from placket.data import Dataset, Loader, Split, Street2ShopDataset, Texts, read_image
+from placket.data import Augment, Dataset, Loader, Split, Street2ShopDataset, Texts, read_image
 from placket.data.columns import Ints, Labels
 from placket.data.dataset import SPLITS
 from placket.nn import AttributeNetwork, Pictures
@@ -48,6 +49,7 @@ def evaluate(
     gallery: Gallery = "all-shop",
     by_category: bool | None = None,
     tune_region: Literal["overall", "per attribute"] | None = None,
+    flip: bool = False,
     allow_missing: bool = False,
     batch: int = 64,
     threads: int = 2,
@@ -55,7 +57,7 @@ def evaluate(
 ) -> Result:
     """Evaluate a model on a split.
 
-    Every image that the protocol needs is read once and passes each trunk once.
+    Every image that the protocol needs is read once and passes each trunk once; with ``flip`` twice.
 
     ==================  ====================================================================================
     asfr-map-all/v1     the split's query and candidate lists; data and model have the same attributes
@@ -80,6 +82,7 @@ def evaluate(
             attribute; None: for Street2Shop, where that is the convention.
         tune_region: choose the weight of the region branch by ``asfr-map-all/v1`` on "valid", one for all
             attributes or one for each, instead of the model's own. Its images pass the trunks once.
+        flip: average the embeddings of the image and its mirror image, see ``embed_pairs``.
         allow_missing: leave out images whose file is not there; the result counts them and is named a subset.
         batch: images at a time.
         threads: that decode.
@@ -91,7 +94,7 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"evaluate: protocol must be one of {', '.join(PROTOCOLS)}, got '{protocol}'")
-    embed = partial(embed_pairs, model, batch=batch, threads=threads, bfloat16=bfloat16)
+    embed = partial(embed_pairs, model, flip=flip, batch=batch, threads=threads, bfloat16=bfloat16)
     if tune_region is not None and protocol != "asfr-map-all/v1":
         raise ValueError(f"evaluate: tune_region must be None with {protocol}, got '{tune_region}'")
     if protocol.startswith("asfr-"):
@@ -119,11 +122,12 @@ def embed_split(
     split: Split,
     *,
     attributes: Sequence[str | int] | None = None,
+    flip: bool = False,
     batch: int = 64,
     threads: int = 2,
     bfloat16: bool = False,
 ) -> Tensor:
-    """Embed every image of a split under every attribute, or under some.
+    """Embed every image of a split under every attribute, or under some; ``flip`` as in ``embed_pairs``.
 
     Returns:
         ``[N, A, D]`` float32, L2-normalised, in the order of the split and of ``attributes``.
@@ -134,7 +138,14 @@ def embed_split(
     ids = np.array(model.schema.indices(range(len(model.schema)) if attributes is None else attributes))
     images = np.repeat(np.arange(len(split)), len(ids))
     rows = embed_pairs(
-        model, split, images, np.tile(ids, len(split)), batch=batch, threads=threads, bfloat16=bfloat16
+        model,
+        split,
+        images,
+        np.tile(ids, len(split)),
+        flip=flip,
+        batch=batch,
+        threads=threads,
+        bfloat16=bfloat16,
     )
     return rows.view(len(split), len(ids), rows.shape[1])
 
@@ -175,6 +186,7 @@ def embed_pairs(
     images: NDArray[np.int64],
     attributes: NDArray[np.int64],
     *,
+    flip: bool = False,
     batch: int = 64,
     threads: int = 2,
     bfloat16: bool = False,
@@ -184,10 +196,18 @@ def embed_pairs(
     Args:
         images: ``[V]`` ids of the split.
         attributes: ``[V]`` ids of the schema.
+        flip: average each branch's unit embeddings of the image and of its mirror image, crops included, and
+            normalise the mean again; the branches keep their weights in the dot product.
 
     Returns:
         ``[V, D]`` float32 on the CPU, L2-normalised.
     """
+    if flip:
+        plain = embed_pairs(model, split, images, attributes, batch=batch, threads=threads, bfloat16=bfloat16)
+        mirrored = _embed_in_python(
+            model, split, images, attributes, batch, threads, bfloat16, Augment(flip=1.0)
+        )
+        return _mean_direction(plain, mirrored, branches=2 if model.config.patch_trunk else 1)
     if not is_native(model):
         return _embed_in_python(model, split, images, attributes, batch, threads, bfloat16)
     system = native_system(model)
@@ -213,8 +233,9 @@ def _embed_in_python(
     batch: int,
     threads: int,
     bfloat16: bool,
+    augment: Augment | None = None,
 ) -> Tensor:
-    """The same for a trunk that is a module of the caller's."""
+    """The same for a trunk that is a module of the caller's, or for changed images."""
     device = next(model.parameters()).device
     asked, rows = np.unique(images, return_inverse=True)
     loader = Loader(
@@ -223,6 +244,7 @@ def _embed_in_python(
         shuffle=False,
         drop_last=False,
         preprocess=_C.Preprocess(**model.preprocess),
+        augment=augment,
         keep_pixels=bool(model.config.patch_trunk),
         threads=threads,
     )
@@ -237,6 +259,13 @@ def _embed_in_python(
             every.append(model.encode_all(part.images.to(device), pictures).float().cpu())
     model.train(training)
     return torch.cat(every)[torch.from_numpy(rows), torch.from_numpy(attributes)]
+
+
+def _mean_direction(one: Tensor, other: Tensor, branches: int) -> Tensor:
+    """Return rows ``[V, D]``: each branch's block has the mean direction, and the norm it has in ``one``."""
+    blocks, others = (rows.unflatten(1, (branches, -1)) for rows in (one, other))
+    mean: Tensor = F.normalize(blocks + others, dim=2) * blocks.norm(dim=2, keepdim=True)
+    return mean.flatten(1)
 
 
 def _part(split: Split, images: Integers) -> Split:

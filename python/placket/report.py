@@ -28,6 +28,7 @@ __all__ = [
     "Section",
     "curves_svg",
     "gallery_html",
+    "intervals_svg",
     "metric_curves",
     "picture_html",
     "table_html",
@@ -194,6 +195,64 @@ def curves_svg(
     wide = max(width, legend)
     frame = f'viewBox="0 0 {wide} {height}" width="{wide}" role="img" aria-label="{_text(title)}"'
     return f"<svg {frame}>{''.join(parts)}</svg>"
+
+
+def intervals_svg(
+    rows: Sequence[tuple[str, Mapping[str, tuple[float, tuple[float, float]]]]],
+    title: str,
+    lines: Mapping[str, float],
+    width: int = 720,
+) -> str:
+    """Return a chart of figures with their intervals, one line for each row, as a whole SVG file.
+
+    Args:
+        rows: name, and value and interval of each series by name.
+        title: above the chart.
+        lines: figures that are drawn across all rows, by name.
+        width: in pixels.
+    """
+    names = list(dict.fromkeys(name for _, found in rows for name in found))
+    every = [x for _, found in rows for value, pair in found.values() for x in (value, *pair)]
+    ticks = _ticks([*every, *lines.values()])
+    left, right, top, step = 16 + 7 * max(len(name) for name, _ in rows), width - 16, 54, 12
+    height = 14 + step * len(names)
+    bottom = top + height * len(rows)
+
+    def at(x: float) -> float:
+        return left + (x - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left)
+
+    parts = [f'<text class="heading" x="8" y="16">{_text(title)}</text>']
+    legend = 8
+    for number, name in enumerate(names):
+        parts.append(f'<circle cx="{legend + 4}" cy="32" r="4" style="fill:var(--c{number % 8})"/>')
+        parts.append(f'<text class="name" x="{legend + 13}" y="36">{_text(name)}</text>')
+        legend += 36 + 7 * len(name)
+    for x in ticks:
+        parts.append(f'<line class="grid" x1="{at(x):.1f}" x2="{at(x):.1f}" y1="{top}" y2="{bottom}"/>')
+        parts.append(f'<text x="{at(x):.1f}" y="{bottom + 18}" text-anchor="middle">{_number(x)}</text>')
+    for name, x in lines.items():
+        parts.append(
+            f'<line class="grid" x1="{at(x):.1f}" x2="{at(x):.1f}" y1="{top}" y2="{bottom}" '
+            f'stroke-dasharray="4 3" style="stroke:var(--ink)"/>'
+        )
+        parts.append(f'<text x="{at(x) + 4:.1f}" y="{top - 4}">{_text(name)}</text>')
+    for row, (name, found) in enumerate(rows):
+        first = top + height * row + 13
+        parts.append(
+            f'<text class="name" x="8" y="{first + step * (len(names) - 1) / 2 + 4:.1f}">{_text(name)}</text>'
+        )
+        for number, series in enumerate(names):
+            if series not in found:
+                continue
+            value, (low, high) = found[series]
+            y, colour = first + step * number, f"var(--c{number % 8})"
+            parts.append(
+                f'<line x1="{at(low):.1f}" x2="{at(high):.1f}" y1="{y}" y2="{y}" '
+                f'style="stroke:{colour};stroke-width:2"/>'
+            )
+            parts.append(f'<circle cx="{at(value):.1f}" cy="{y}" r="3.5" style="fill:{colour}"/>')
+    frame = f'viewBox="0 0 {width} {bottom + 28}" width="{width}" role="img" aria-label="{_text(title)}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {frame}><style>{_STYLE}</style>{"".join(parts)}</svg>\n'
 
 
 def picture_html(picture: Picture, caption: str = "", right: bool | None = None, height: int = 200) -> str:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from placket import baselines, weights
-from placket.data import Augment, Dataset, Loader, Preprocess
+from placket.data import Augment, Dataset, Loader, Preprocess, Split
 from placket.nn import AttributeNetwork, Trunk
 from placket.protocols import Result, Similarity, asfr_map_all, embed_from
 
-__all__ = ["compare", "pixels", "rows"]
+__all__ = [
+    "Frozen",
+    "classified",
+    "classifier_on",
+    "compare",
+    "frozen",
+    "make_trunk",
+    "pixels",
+    "repeated",
+    "rows",
+    "score",
+]
 
 
 def compare(
@@ -53,38 +66,19 @@ def compare(
         name and result.
     """
     part = data.split(split)
-
-    def score(embeddings: Tensor, similarity: Similarity = "cosine") -> Result:
-        embed = embed_from(embeddings)
-        return asfr_map_all(part.queries, part.candidates, embed, data.schema, similarity=similarity)
-
     say("16 x 16 pixels")
     yield "16 x 16 pixels", pixels(data, split)
 
     generator = torch.Generator().manual_seed(seed)
-    frozen = _trunk(model, trunk_weights, generator).eval()
-    inputs = Preprocess(**{**model.preprocess, "size": feature_size})
-    say(f"frozen features at {feature_size} pixels")
-    train_maps, train_labels = _features(frozen, data, "train", inputs, threads)
-    valid_maps, _ = _features(frozen, data, "valid", inputs, threads)
-    maps = valid_maps if split == "valid" else _features(frozen, data, split, inputs, threads)[0]
-    yield "pooled frozen features", score(baselines.pooled(maps.mean((2, 3), keepdim=True), len(data.schema)))
-
-    say("ridge regression")
-    valid = data.split("valid")
-
-    def by_attribute(embeddings: Tensor) -> list[float]:
-        embed = embed_from(embeddings)
-        result = asfr_map_all(valid.queries, valid.candidates, embed, data.schema, similarity="dot")
-        return [result.per_attribute.get(name, 0.0) for name in data.schema.names]
-
-    ridge = baselines.ridge(train_maps, train_labels, valid_maps, maps, by_attribute)
-    yield "ridge, 2 x 2 frozen map", score(ridge.embeddings, "dot")
+    frozen_inputs = Preprocess(**{**model.preprocess, "size": feature_size})
+    found = frozen(
+        make_trunk(model.config.trunk, trunk_weights, generator), data, split, frozen_inputs, threads, say
+    )
+    yield "pooled frozen features", found.pooled
+    yield "ridge, 2 x 2 frozen map", found.ridge
 
     say(f"fine-tuning a classifier for {minutes:g} minutes")
     torch.manual_seed(seed)
-    trunk = _trunk(model, trunk_weights, generator)
-    classifier = baselines.MultiHeadClassifier(trunk, trunk.channels, data.schema.value_counts)
     inputs = Preprocess(**model.preprocess)
     loader = Loader(
         data.split("train"),
@@ -94,17 +88,17 @@ def compare(
         seed=seed,
         threads=threads,
     )
-    baselines.train_classifier(classifier, _forever(loader), minutes)
-
-    def classified(flip: bool) -> baselines.Classified:
-        batches = Loader(part, batch=64, shuffle=False, drop_last=False, preprocess=inputs, threads=threads)
-        return baselines.embed_classifier(classifier, (b.images for b in batches), flip=flip)
-
-    found = classified(flip=False)
-    yield "classifier, ranked by embedding", score(found.embeddings)
-    yield "classifier, ranked by probabilities", score(found.probabilities, "dot")
-    mirrored = classified(flip=True)
-    yield "classifier, ranked by probabilities, with mirror image", score(mirrored.probabilities, "dot")
+    classifier = classifier_on(make_trunk(model.config.trunk, trunk_weights, generator), data)
+    baselines.train_classifier(
+        classifier, repeated(loader), minutes, freeze_batch_norm=trunk_weights is not None
+    )
+    plain, mirrored = (
+        classified(classifier, part, inputs, flip=flip, threads=threads) for flip in (False, True)
+    )
+    yield "classifier, ranked by embedding", score(data, split, plain.embeddings)
+    yield "classifier, ranked by probabilities", score(data, split, plain.probabilities, "dot")
+    name = "classifier, ranked by probabilities, with mirror image"
+    yield name, score(data, split, mirrored.probabilities, "dot")
 
 
 def rows(results: Mapping[str, Result]) -> list[dict[str, object]]:
@@ -130,12 +124,93 @@ def pixels(data: Dataset, split: str = "test") -> Result:
     levels = Preprocess(size=64, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
     loader = Loader(part, batch=100, shuffle=False, drop_last=False, preprocess=levels)
     images = torch.cat([batch.images.round().to(torch.uint8) for batch in loader])
-    embeddings = baselines.pixels(images, len(data.schema))
-    return asfr_map_all(part.queries, part.candidates, embed_from(embeddings), data.schema)
+    return score(data, split, baselines.pixels(images, len(data.schema)))
 
 
-def _trunk(model: AttributeNetwork, source: str | None, generator: torch.Generator) -> Trunk:
-    trunk = Trunk(model.config.trunk, generator)
+class Frozen(NamedTuple):
+    """What the features of a frozen trunk give."""
+
+    pooled: Result
+    ridge: Result
+    images_per_second: float  # of the trunk
+
+
+def frozen(
+    trunk: Trunk,
+    data: Dataset,
+    split: str,
+    inputs: Preprocess,
+    threads: int = 2,
+    say: Callable[[str], None] = lambda text: None,
+) -> Frozen:
+    """Evaluate a trunk as it is: its pooled map, and ridge regression on its map averaged to 2 x 2.
+
+    Args:
+        trunk: is put into evaluation mode.
+        data: the regression learns from "train"; its strength is chosen on "valid".
+        split: to be evaluated.
+        inputs: from decoded image to input.
+        threads: that decode.
+        say: told what is being done.
+    """
+    trunk.eval()
+    say(f"frozen features at {inputs.size} pixels")
+    start = time.monotonic()
+    (train_maps, train_labels), (valid_maps, _) = (
+        _features(trunk, data, name, inputs, threads) for name in ("train", "valid")
+    )
+    seconds = time.monotonic() - start
+    maps = valid_maps if split == "valid" else _features(trunk, data, split, inputs, threads)[0]
+    pooled = baselines.pooled(maps.mean((2, 3), keepdim=True), len(data.schema))
+
+    def by_attribute(embeddings: Tensor) -> list[float]:
+        result = score(data, "valid", embeddings, "dot")
+        return [result.per_attribute.get(name, 0.0) for name in data.schema.names]
+
+    say("ridge regression")
+    ridge = baselines.ridge(train_maps, train_labels, valid_maps, maps, by_attribute)
+    return Frozen(
+        score(data, split, pooled),
+        score(data, split, ridge.embeddings, "dot"),
+        (len(train_maps) + len(valid_maps)) / seconds,
+    )
+
+
+def classifier_on(trunk: Trunk, data: Dataset) -> baselines.MultiHeadClassifier:
+    """Return a classifier of a data set's attributes; its heads take torch's default generator."""
+    return baselines.MultiHeadClassifier(trunk, trunk.channels, data.schema.value_counts)
+
+
+def classified(
+    classifier: baselines.MultiHeadClassifier,
+    part: Split,
+    inputs: Preprocess,
+    *,
+    flip: bool = False,
+    threads: int = 2,
+) -> baselines.Classified:
+    """Embed every image of a split by a classifier; ``flip`` as in ``baselines.embed_classifier``."""
+    batches = Loader(part, batch=64, shuffle=False, drop_last=False, preprocess=inputs, threads=threads)
+    return baselines.embed_classifier(classifier, (batch.images for batch in batches), flip=flip)
+
+
+def score(data: Dataset, split: str, embeddings: Tensor, similarity: Similarity = "cosine") -> Result:
+    """Evaluate embeddings ``[N, A, D]`` of a split's images by its lists (``asfr-map-all/v1``)."""
+    part = data.split(split)
+    embed = embed_from(embeddings)
+    return asfr_map_all(part.queries, part.candidates, embed, data.schema, similarity=similarity)
+
+
+def repeated(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images and labels of one epoch after another, without an end."""
+    while True:
+        for batch in loader:
+            yield batch.images, batch.labels
+
+
+def make_trunk(description: str, source: str | None, generator: torch.Generator) -> Trunk:
+    """Return a trunk that starts from a source of weights, as ``load_trunk`` takes it; None: random."""
+    trunk = Trunk(description, generator)
     if source is not None:
         weights.load_trunk(trunk, source)
     return trunk
@@ -153,9 +228,3 @@ def _features(
         maps.append(torch.nn.functional.adaptive_avg_pool2d(trunk(batch.images), 2))
         labels.append(batch.labels)
     return torch.cat(maps), torch.cat(labels)
-
-
-def _forever(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
-    while True:
-        for batch in loader:
-            yield batch.images, batch.labels

@@ -244,7 +244,7 @@ def train(
     evaluation = None if config.trainer.evaluate_every == 0 else config.data.evaluation
     with _Log(folder, config, progress) as log:
         for index, stage in enumerate(config.stages[stage_index:], stage_index):
-            model = _stage_model(config, data, index, folder.path)
+            model = stage_model(config, data, index, folder.path)
             trainer = Trainer(
                 model,
                 data,
@@ -404,7 +404,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> AttributeNetwork:
+def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> AttributeNetwork:
     """Make the model of a stage with the weights it begins with."""
     settings = config.model
     generator = torch.Generator().manual_seed(config.trainer.seed)

@@ -1,0 +1,236 @@
+"""What the bench trains, on what, and for how long: plain data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from placket import _C
+from placket.config import DataConfig, ScheduleConfig, StageConfig, TrainConfig, load_config
+from placket.models import METHODS, takes_patch
+
+__all__ = ["SETTINGS", "TITLES", "Bench", "Entry", "Setting", "entries", "small_config"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method by a recipe."""
+
+    key: str
+    """Names it on the command line and in folders."""
+    title: str
+    method: str
+    """Name in ``placket.models.METHODS``."""
+    recipe: str
+    """A shipped one by name, or a file."""
+    ours: bool
+    """Whether it is our recipe, made for small trunks: its rates, widths and schedules stay as they are."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A data set, and what all methods have in common on it."""
+
+    name: str
+    items: int
+    """Garments to draw, or 0 for photographs."""
+    ours: str
+    """Our recipe for data and trunks of this kind."""
+    trunk: str
+    trunk_weights: str | None
+    size: int
+    patch_size: int
+    feature_size: int
+    """Side in pixels of the input of frozen features."""
+    attribute_dim: int
+    batch: int
+    """Images a step; a third of it triplets."""
+    batch_norm: Literal["merged", "frozen"]
+    rate: float
+    """The highest learning rate of a stage; the recipe's others keep their ratio to it."""
+    trunk_rate: float
+    """Times the branch's rate: that of its trunk."""
+    frozen: tuple[str, ...]
+    """Parameters of a trunk whose names begin with one of these stay as they are."""
+    flip: float
+    crop_scale: float
+    seconds: float
+    """To train each method and the classifier, over all stages."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one run of the bench does."""
+
+    benches: tuple[Bench, ...]
+    seeds: int
+    paper_seeds: int
+    """Of the papers' recipes of methods that also stand by ours."""
+
+    def seeds_of(self, entry: Entry) -> int:
+        """Return with how many seeds an entry is trained."""
+        return self.seeds if entry.ours or entry.method not in _OURS else self.paper_seeds
+
+
+TITLES = {
+    "triplet": "Triplet network",
+    "csn": "CSN",
+    "asen": "ASEN",
+    "asen_v2": "ASEN v2",
+    "asen_plus_plus": "ASEN++",
+    "rpf": "RPF",
+    "modc": "MODC",
+    "m3net": "M3-Net",
+}
+"""Names in the table of the methods in ``placket.models.METHODS``; each has a recipe of its own name."""
+
+_ANY_METHOD = ("name", "trunk", "patch", "trunk_weights", "patch_weights", "start")  # of ModelConfig
+# MODC is a way to train ASEN++'s global branch; by our recipe it would be that branch again.
+_OURS = tuple(name for name in TITLES if name != "modc")
+
+_GARMENTS = Bench(
+    name="garments",
+    items=2400,
+    ours="demo",
+    trunk="resnet18,width=0.375,stage=2",
+    trunk_weights=None,
+    size=96,
+    patch_size=64,
+    feature_size=96,
+    attribute_dim=128,
+    batch=24,
+    batch_norm="merged",
+    rate=2e-3,
+    trunk_rate=1.0,
+    frozen=(),
+    flip=0.0,  # a mirrored garment has its pocket on the wrong side
+    crop_scale=0.75,
+    seconds=45,
+)
+_PHOTOGRAPHS = Bench(
+    name="deepfashion-fine6",
+    items=0,
+    ours="lite",
+    trunk="efficientnet_lite0",
+    trunk_weights="efficientnet_lite0",
+    size=128,
+    patch_size=96,
+    feature_size=224,
+    attribute_dim=256,
+    batch=48,
+    batch_norm="frozen",
+    rate=1e-3,
+    trunk_rate=0.2,
+    # Half the cost of a step; what ImageNet taught these layers serves as it is.
+    frozen=("_conv_stem.", "_bn0.", *(f"_blocks.{i}." for i in range(5))),
+    flip=0.5,
+    crop_scale=0.75,
+    seconds=1200,
+)
+
+SETTINGS = {
+    # In less than a minute from a random trunk the papers' triplets teach nothing: RPF's reach chance.
+    "minutes": Setting((_GARMENTS,), seeds=1, paper_seeds=0),
+    "night": Setting((replace(_GARMENTS, seconds=120), _PHOTOGRAPHS), seeds=3, paper_seeds=1),
+}
+"""By name: about ten minutes on two cores, and a night."""
+
+
+def entries(bench: Bench) -> list[Entry]:
+    """Return what takes part: the methods by their papers' recipes, then by ours."""
+    papers = [Entry(name, title, name, name, False) for name, title in TITLES.items() if name in METHODS]
+    ours = [
+        Entry(f"{name}-ours", f"{TITLES[name]}, our recipe", name, bench.ours, True)
+        for name in _OURS
+        if name in METHODS
+    ]
+    return papers + ours
+
+
+def small_config(
+    entry: Entry, bench: Bench, root: str, images: int, seed: int, epochs: Sequence[int] | None = None
+) -> TrainConfig:
+    """Return an entry's recipe on a bench: its losses, stages and samplers; the bench's everything else.
+
+    Our recipe is written for RPF. Another method takes it without ``region_patch``, RPF's own loss, and, if
+    it has one branch, the first stage alone.
+
+    Args:
+        entry: one of ``entries(bench)``.
+        bench: gives trunk, input, batch, augmentation, and, unless the entry is ours, widths and rates.
+        root: of the data set.
+        images: to learn from; an epoch sees about so many with any sampler.
+        seed: of the training.
+        epochs: of each stage; the recipe's by default.
+    """
+    config = load_config(entry.recipe)
+    has_patch = takes_patch(entry.method)
+    model = replace(
+        config.model,
+        name=entry.method,
+        trunk=bench.trunk,
+        trunk_weights=bench.trunk_weights,
+        patch=bench.trunk if has_patch else None,
+        patch_weights="region" if has_patch else None,
+        patch_size=bench.patch_size if has_patch else None,
+    )
+    options: dict[str, Any] = {key: value for key, value in vars(model).items() if key not in _ANY_METHOD}
+    if not entry.ours:
+        # Every width but these two follows from the trunk, as far as the method lets it.
+        options |= dict.fromkeys((key for key in options if key.endswith("_dim")), None)
+        options["heads"] = None
+        options |= {"attribute_dim": bench.attribute_dim, "embedding_dim": _C.trunk_channels(bench.trunk)}
+    known = inspect.signature(METHODS[entry.method]).parameters
+    options = {key: value if key in known else None for key, value in options.items()}
+    model = replace(model, **options)
+    stages = [
+        _small_stage(stage, bench, entry, images)
+        for stage in config.stages
+        if has_patch or "patch" not in stage.branches
+    ]
+    if epochs is not None:
+        stages = [replace(stage, epochs=n) for stage, n in zip(stages, epochs, strict=True)]
+    return replace(
+        config,
+        model=model,
+        data=DataConfig(root=root, size=bench.size, fit="pad", box_margin=0.1),
+        stages=tuple(stages),
+        # The last weights of a stage count, for every method and for the classifier.
+        trainer=replace(config.trainer, seed=seed, evaluate_every=0, checkpoint_every=0, tensorboard=False),
+    )
+
+
+def _small_stage(stage: StageConfig, bench: Bench, entry: Entry, images: int) -> StageConfig:
+    others = {name: weight for name, weight in stage.losses.items() if name != "region_patch"}
+    common = replace(
+        stage,
+        losses=stage.losses if entry.method == "rpf" else others,
+        batch=bench.batch // 3 if stage.sampler == "triplets" else bench.batch,
+        triplets=images // 3,
+        batch_norm=bench.batch_norm,
+        flip=bench.flip,
+        crop_scale=bench.crop_scale,
+    )
+    if entry.ours:
+        return common
+    return replace(
+        common,
+        rates=_small_rates(stage, bench),
+        schedule=ScheduleConfig(kind="cosine", warmup_steps=50),
+        weight_decay=0.01,
+        decoupled_decay=True,
+    )
+
+
+def _small_rates(stage: StageConfig, bench: Bench) -> dict[str, float]:
+    """Return the stage's rates with the bench's for their highest, and its own rates for trunks."""
+    scale = bench.rate / max(stage.rates.values())
+    rates = {prefix: scale * rate for prefix, rate in stage.rates.items()}
+    for branch in stage.branches:
+        trunk = f"{branch}.trunk."
+        closest = max((prefix for prefix in stage.rates if trunk.startswith(prefix)), key=len)
+        rates[trunk] = rates[closest] * bench.trunk_rate
+        rates |= {trunk + prefix: 0.0 for prefix in bench.frozen}
+    return rates
