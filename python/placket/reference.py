@@ -155,24 +155,28 @@ def flat_search(
 
 
 def label_relation(labels: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    positives, negatives = torch.zeros(2, len(labels), len(labels), dtype=torch.bool, device=labels.device)
-    for i, first in enumerate(labels):
-        for j, second in enumerate(labels):
-            if i == j or (groups is not None and groups[i] != groups[j]):
-                continue
+    rows = range(len(labels))
+    given, group = labels.tolist(), [0] * len(labels) if groups is None else groups.tolist()
+    sets = [] if labels.dtype == torch.bool else [_classes(label) for label in given]
+    relation = [[[False] * len(labels) for _ in rows] for _ in range(2)]
+    for i in rows:
+        for j in rows:
             if labels.dtype == torch.bool:
-                counted, related = True, bool(first[j] or second[i])
+                counted, related = True, given[i][j] or given[j][i]
             else:
-                one, other = _classes(first), _classes(second)
-                counted, related = bool(one and other), bool(one & other)
-            positives[i, j], negatives[i, j] = counted and related, counted and not related
+                counted, related = bool(sets[i] and sets[j]), bool(sets[i] & sets[j])
+            counted = counted and i != j and group[i] == group[j]
+            relation[0][i][j], relation[1][i][j] = counted and related, counted and not related
+    positives, negatives = torch.tensor(relation, dtype=torch.bool, device=labels.device).view(
+        2, len(labels), len(labels)
+    )
     return positives, negatives
 
 
-def _classes(label: Tensor) -> set[int]:
-    if label.dim() == 0:
-        return {int(label)} if label >= 0 else set()
-    return {64 * w + b for w, word in enumerate(label.tolist()) for b in range(64) if word >> b & 1}
+def _classes(label: int | list[int]) -> frozenset[int]:
+    if isinstance(label, int):
+        return frozenset([label] if label >= 0 else [])
+    return frozenset(64 * w + b for w, word in enumerate(label) for b in range(64) if word >> b & 1)
 
 
 def pillow_resize(image: Tensor, height: int, width: int) -> Tensor:
