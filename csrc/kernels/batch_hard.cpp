@@ -193,8 +193,9 @@ struct RowBlock {
 };
 
 std::vector<RowBlock> row_blocks(const int64_t* groups, int64_t count) {
-  // Several blocks for each thread, as long as the products stay efficient.
-  const int64_t share = count / (4 * omp_get_max_threads()) / 24 * 24;
+  // Several blocks for each thread, as long as the products stay efficient; what a block computes
+  // below the diagonal is lost.
+  const int64_t share = count / (8 * omp_get_max_threads()) / 24 * 24;
   const int64_t rows = std::clamp<int64_t>(share, 24, kTileRows);
   std::vector<RowBlock> blocks;
   for (int64_t begin = 0, end = 0; begin < count; begin = end) {

@@ -1,7 +1,7 @@
 """Batch-hard mining (performance.md, row G10 and its twin on the CPU).
 
-The hardest positive and negative of each of B embeddings of 512 dimensions, four images of each class, as P x K
-batches have them. Peers: plain PyTorch over the whole matrix of cosines, pytorch-metric-learning's miner, and the
+The hardest positive and negative of each of B embeddings of 512 dimensions, four images of each class, as in
+P x K batches. Peers: plain PyTorch over the whole matrix of cosines, pytorch-metric-learning's miner, and the
 product of the embeddings alone. Each with the most memory that it takes beyond its inputs.
 """
 
