@@ -82,7 +82,8 @@ class CosineTripletLoss(nn.Module):
         """Return the loss of ``triplets``, rows of anchors, positives, negatives ``[T]`` each, or of all."""
         rows = _at_least_float32(embeddings)
         if triplets is not None:
-            hinges = ops.cosine_triplet(*(rows[role] for role in triplets), self.margin)
+            anchor, positive, negative = (rows[role] for role in triplets)
+            hinges = ops.cosine_triplet(anchor, positive, negative, self.margin)
             return _mean(hinges, hinges > 0 if self.mean_of == "active" else torch.ones_like(hinges).bool())
         native = _native_labels("CosineTripletLoss", labels, relation)
         positives, negatives = ops.label_relation(native, groups)
