@@ -1,11 +1,11 @@
 #include "bindings/train.h"
 
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
 
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "bindings/gil.h"
-#include "train/losses.h"
 #include "train/systems/attribute.h"
 #include "train/trainer.h"
 
@@ -25,6 +25,21 @@ std::function<void(const T&)> callback(py::object call) {
     const py::gil_scoped_acquire gil;
     (*held)(argument);
   };
+}
+
+ExtraLosses extra_losses(const std::map<std::string, py::object>& calls) {
+  ExtraLosses losses;
+  for (const auto& [name, call] : calls) {
+    losses[name] = [held = hold(call), name = name](const at::Tensor& embeddings,
+                                                    const at::Tensor& labels) {
+      const py::gil_scoped_acquire gil;
+      const py::object value = (*held)(embeddings, labels);
+      TORCH_CHECK_TYPE(THPVariable_Check(value.ptr()), "stage: loss '", name,
+                       "' must return a tensor, got ", Py_TYPE(value.ptr())->tp_name);
+      return value.cast<at::Tensor>();
+    };
+  }
+  return losses;
 }
 
 template <class T>
@@ -124,12 +139,14 @@ void bind_systems(py::module_& m) {
       "attribute_system",
       [](const NetworkConfig& config, const AttributeOptions& options,
          const std::map<std::string, at::Tensor>& tensors, const std::vector<int64_t>& values,
-         const Preprocess& preprocess, uint64_t seed) {
-        return std::shared_ptr<System>(
-            make_attribute_system(config, options, tensors, values, preprocess, seed));
+         const Preprocess& preprocess, uint64_t seed,
+         const std::map<std::string, py::object>& extra) {
+        return std::shared_ptr<System>(make_attribute_system(
+            config, options, tensors, values, preprocess, seed, extra_losses(extra)));
       },
       py::arg("config"), py::arg("options"), py::arg("tensors"), py::arg("values"),
-      py::arg("preprocess"), py::arg("seed") = 0);
+      py::arg("preprocess"), py::arg("seed") = 0,
+      py::arg("extra_losses") = std::map<std::string, py::object>());
 
   m.def(
       "encode_rows",
@@ -229,10 +246,6 @@ void bind_train(py::module_& m) {
   bind_configs(m);
   bind_systems(m);
   bind_trainer(m);
-  m.def("supervised_contrastive", &supervised_contrastive, py::arg("embeddings"), py::arg("groups"),
-        py::arg("labels"), py::arg("temperature"));
-  m.def("centre_cross_entropy", &centre_cross_entropy, py::arg("embeddings"), py::arg("centres"),
-        py::arg("owners"), py::arg("attributes"), py::arg("classes"), py::arg("scale"));
 }
 
 }  // namespace placket

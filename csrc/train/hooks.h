@@ -1,7 +1,10 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -37,5 +40,10 @@ struct Hooks {
   std::function<void(const Report&)> report;
   std::function<void(const Evaluation&)> evaluated;
 };
+
+// Losses from outside, by name: of embeddings [V, E] float32 and the class of each [V] int64, a
+// scalar. What one throws ends the step unchanged, as if it had not begun.
+using ExtraLosses =
+    std::map<std::string, std::function<at::Tensor(const at::Tensor&, const at::Tensor&)>>;
 
 }  // namespace placket

@@ -415,9 +415,6 @@ class TrainerConfig(metaclass=_Type):
     model_config: str
     def __init__(self) -> None: ...
 
-def centre_cross_entropy(
-    embeddings: Tensor, centres: Tensor, owners: Tensor, attributes: Tensor, classes: Tensor, scale: float
-) -> Tensor: ...
 def checksums(buffer: Buffer, block_bytes: int) -> NDArray[np.uint32]:
     """Return zlib's CRC-32 of each block of a contiguous buffer, the last one shorter, uint32."""
 
@@ -483,13 +480,11 @@ def attribute_system(
     values: Sequence[int],
     preprocess: Preprocess,
     seed: int = ...,
+    extra_losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = ...,
 ) -> System: ...
 def set_decode_fallback(decode: Callable[[bytes, bool], ArrayLike] | None) -> None: ...
 def stage_seed(seed: int, stage_index: int) -> int: ...
 def step_seed(seed: int, step: int, rank: int) -> int: ...
-def supervised_contrastive(
-    embeddings: Tensor, groups: Tensor, labels: Tensor, temperature: float
-) -> Tensor: ...
 def triplet_source(
     labels: LabelTable,
     *,

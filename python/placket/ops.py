@@ -7,6 +7,7 @@ an embedding, Q queries (and, beside them, C candidates).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,16 +17,20 @@ from placket.ranking import RankMetrics
 __all__ = [
     "attention_pool",
     "average_precision",
+    "batch_hard",
     "batch_norm_act",
+    "centre_cross_entropy",
     "cosine_triplet",
     "crop_resize",
     "flat_search",
     "flat_search_compressed",
+    "label_relation",
     "quantize",
     "rank_metrics",
     "rank_metrics_of_scores",
     "region_box",
     "region_patch_info_nce",
+    "supervised_contrastive",
     "value_groups",
 ]
 
@@ -100,6 +105,52 @@ def average_precision(
     return torch.ops.placket.average_precision(queries, candidates, query_values, candidate_values, block)
 
 
+class HardPairs(NamedTuple):
+    """The hardest positive and negative of each row of a batch.
+
+    Attributes:
+        positive, negative: ``[B]`` int64, their rows; -1 where there is none.
+        positive_similarity, negative_similarity: ``[B]``, their cosines; 0 where there is none.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    positive_similarity: Tensor
+    negative_similarity: Tensor
+
+
+def batch_hard(
+    embeddings: Tensor, labels: Tensor, groups: Tensor | None = None, semi_hard: bool = False
+) -> HardPairs:
+    """Return the least similar positive and the most similar negative of each row, by cosine.
+
+    Batch-hard mining (Hermans et al., 2017) in tiles: there is no B x B matrix in memory. Of equal ones the
+    first row is taken; a cosine that is NaN counts as the hardest. No gradient flows through it.
+
+    Args:
+        embeddings: ``[B, D]``, any floating dtype; rows are normalised inside.
+        labels: ``[B]`` int64: rows of one label are positives of each other, -1 takes no part. Or ``[B, W]``
+            int64: sets of classes as ``placket.losses.label_sets`` makes them; rows that share one are
+            positives, an empty set takes no part. Or ``[B, B]`` bool: which rows are positives of each other
+            (in either order); all take part. All others are negatives.
+        groups: ``[B]`` int64; only rows of one group, an attribute for example, are compared.
+        semi_hard: return as negative the most similar one that is less similar than that positive (FaceNet,
+            CVPR 2015), and the least similar of all where there is none. A row without a positive has its
+            most similar one.
+    """
+    return HardPairs(*torch.ops.placket.batch_hard(embeddings, labels, groups, semi_hard))
+
+
+@torch.library.register_fake("placket::batch_hard")
+def _(
+    embeddings: Tensor, labels: Tensor, groups: Tensor | None = None, semi_hard: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    index = labels.new_empty(embeddings.shape[0], dtype=torch.int64)
+    similarity = embeddings.new_empty(embeddings.shape[0], dtype=dtype)
+    return index, torch.empty_like(index), similarity, torch.empty_like(similarity)
+
+
 def batch_norm_act(
     input: Tensor,
     residual: Tensor | None,
@@ -156,6 +207,31 @@ def _(
     map_like = torch.empty_like(input, memory_format=torch.channels_last)
     grad_residual = torch.empty_like(map_like) if residual else input.new_empty(0)
     return map_like, grad_residual, torch.empty_like(weight), torch.empty_like(weight)
+
+
+def centre_cross_entropy(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    scale: float = 16.0,
+) -> Tensor:
+    """Return the cross-entropy of scaled cosines to the class centres of each row's attribute (NormFace).
+
+    Args:
+        embeddings: ``[B, D]``; rows are normalised inside.
+        centres: ``[C, D]`` of all attributes' classes; normalised inside too.
+        owners: ``[C]`` int64, the attribute of each class.
+        attributes: ``[B]`` int64.
+        classes: ``[B]`` int64, rows of ``centres``, -1 for none; or ``[B, C]`` bool, sets of them, whose
+            terms are averaged over the row's classes of its attribute.
+        scale: of the cosines; the inverse of a temperature.
+
+    Returns:
+        The mean over rows with a class, float32 (float64 for float64 rows); 0 where there is none.
+    """
+    return torch.ops.placket.centre_cross_entropy(embeddings, centres, owners, attributes, classes, scale)
 
 
 def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2) -> Tensor:
@@ -361,6 +437,17 @@ def _(
     k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_hits(queries, database, keep, k)
+
+
+def label_relation(labels: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return which pairs of rows are positives and which are negatives, ``[B, B]`` bool each.
+
+    Neither are a row with itself, rows of different groups, and rows that take no part.
+
+    Args:
+        labels, groups: as ``batch_hard`` takes them.
+    """
+    return torch.ops.placket.label_relation(labels, groups)
 
 
 def quantize(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -584,6 +671,28 @@ def _(
     background: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(grad_region), torch.empty_like(grad_patch), torch.empty_like(grad_background)
+
+
+def supervised_contrastive(
+    embeddings: Tensor,
+    labels: Tensor,
+    groups: Tensor | None = None,
+    temperature: float = 0.1,
+    inside: bool = False,
+) -> Tensor:
+    """Return the supervised contrastive loss of a batch (Khosla et al., NeurIPS 2020).
+
+    Args:
+        embeddings: ``[B, D]``; rows are normalised inside.
+        labels, groups: as ``batch_hard`` takes them.
+        temperature: above 0.
+        inside: whether the mean over a row's positives is taken inside the logarithm (the paper's L_in), not
+            outside (L_out, which the paper finds better).
+
+    Returns:
+        The mean over rows with a positive, float32 (float64 for float64 rows); 0 where there is none.
+    """
+    return torch.ops.placket.supervised_contrastive(embeddings, labels, groups, temperature, inside)
 
 
 def value_groups(query_values: Tensor, candidate_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -80,6 +80,32 @@ def average_precision(
     return (relevant * relevant.cumsum(1) / rank).sum(1) / relevant.sum(1).clamp_min(1)
 
 
+def batch_hard(
+    embeddings: Tensor, labels: Tensor, groups: Tensor | None = None, semi_hard: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    cosine = F.normalize(embeddings.to(wide), dim=1) @ F.normalize(embeddings.to(wide), dim=1).T
+    positives, negatives = label_relation(labels, groups)
+    picked: list[list[tuple[int, float]]] = []
+    for similarity, positive, negative in zip(
+        cosine.tolist(), positives.tolist(), negatives.tolist(), strict=True
+    ):
+        rows = range(len(similarity))
+        near = [j for j in rows if positive[j]]
+        other = [j for j in rows if negative[j]]
+        furthest = min(near, key=similarity.__getitem__, default=-1)
+        nearest = max(other, key=similarity.__getitem__, default=-1)
+        if semi_hard and near and other:
+            below = [j for j in other if similarity[j] < similarity[furthest]]
+            nearest = max(below, key=similarity.__getitem__, default=-1)
+            nearest = nearest if below else min(other, key=similarity.__getitem__)
+        picked.append([(j, similarity[j] if j >= 0 else 0.0) for j in (furthest, nearest)])
+    index = torch.tensor([[j for j, _ in row] for row in picked], dtype=torch.int64).view(-1, 2)
+    value = torch.tensor([[s for _, s in row] for row in picked], dtype=wide).view(-1, 2)
+    index, value = index.to(embeddings.device), value.to(embeddings.device)
+    return index[:, 0], index[:, 1], value[:, 0], value[:, 1]
+
+
 def batch_norm_act(
     input: Tensor,
     residual: Tensor | None,
@@ -101,6 +127,24 @@ def batch_norm_act(
     if residual is not None:
         output = output + residual
     return F.relu(output) if relu else output, torch.stack(means).detach(), torch.stack(variances).detach()
+
+
+def centre_cross_entropy(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    scale: float = 16.0,
+) -> Tensor:
+    terms = []
+    for row, attribute, given in zip(embeddings, attributes, classes, strict=True):
+        own = (owners == attribute).nonzero().squeeze(1)
+        log_share = (scale * F.cosine_similarity(row, centres[own])).log_softmax(0)
+        wanted = given[own] if given.dim() else own == given
+        if wanted.any():
+            terms.append(-log_share[wanted].mean())
+    return torch.stack(terms).mean() if terms else embeddings.sum() * 0
 
 
 def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2) -> Tensor:
@@ -163,6 +207,31 @@ def flat_search(
     scores, order = scores[:, found].sort(dim=1, descending=True, stable=True)
     rows = found[order][:, :k]
     return scores[:, :k], rows, parts.gather(1, rows[:, :, None].expand(-1, -1, parts.shape[2]))
+
+
+def label_relation(labels: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    rows = range(len(labels))
+    given, group = labels.tolist(), [0] * len(labels) if groups is None else groups.tolist()
+    sets = [] if labels.dtype == torch.bool else [_classes(label) for label in given]
+    relation = [[[False] * len(labels) for _ in rows] for _ in range(2)]
+    for i in rows:
+        for j in rows:
+            if labels.dtype == torch.bool:
+                counted, related = True, given[i][j] or given[j][i]
+            else:
+                counted, related = bool(sets[i] and sets[j]), bool(sets[i] & sets[j])
+            counted = counted and i != j and group[i] == group[j]
+            relation[0][i][j], relation[1][i][j] = counted and related, counted and not related
+    positives, negatives = torch.tensor(relation, dtype=torch.bool, device=labels.device).view(
+        2, len(labels), len(labels)
+    )
+    return positives, negatives
+
+
+def _classes(label: int | list[int]) -> frozenset[int]:
+    if isinstance(label, int):
+        return frozenset([label] if label >= 0 else [])
+    return frozenset(64 * w + b for w, word in enumerate(label) for b in range(64) if word >> b & 1)
 
 
 def pillow_resize(image: Tensor, height: int, width: int) -> Tensor:
@@ -372,6 +441,24 @@ def rpf_region_head(
 def triplet_head(features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     """``[B, C, h, w]`` to the triplet network's embedding ``[B, E]``; weights by name."""
     return _linear(features.mean((2, 3)), weights, "pooled_proj")
+
+
+def supervised_contrastive(
+    embeddings: Tensor,
+    labels: Tensor,
+    groups: Tensor | None = None,
+    temperature: float = 0.1,
+    inside: bool = False,
+) -> Tensor:
+    z = F.normalize(embeddings, dim=1)
+    positives, negatives = label_relation(labels, groups)
+    terms = []
+    for i in range(len(z)):
+        if positives[i].any():
+            shares = (z[positives[i] | negatives[i]] @ z[i] / temperature).exp().sum()
+            share = (z[positives[i]] @ z[i] / temperature).exp() / shares
+            terms.append(-share.mean().log() if inside else -share.log().mean())
+    return torch.stack(terms).mean() if terms else embeddings.sum() * 0
 
 
 def upsample_maps(maps: Tensor, view: int) -> Tensor:

@@ -37,7 +37,9 @@ from placket.models import create_model, load, takes_patch
 from placket.nn import AttributeNetwork, Trunk
 from placket.runs import RunFolder
 
-__all__ = ["TrainResult", "Trainer", "native_system", "train"]
+__all__ = ["ExtraLoss", "TrainResult", "Trainer", "native_system", "train"]
+
+ExtraLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Trainer:
@@ -68,6 +70,12 @@ class Trainer:
         on_report: called with a report every ``trainer.report_every`` steps; what it raises ends ``run()``
             unchanged.
         on_evaluation: the same after each evaluation.
+        extra_losses: further losses by name, each with its weight in ``stage.losses``, such as those of
+            pytorch-metric-learning. Called in each step with embeddings [V, E] float32, of unit length as
+            evaluation compares them, and their classes [V] int64, which count the values of all attributes in
+            order; V is every labelled attribute of the batch's images, with the patch branch the batch's
+            labelled views. Returns a scalar; what it raises ends ``run()`` unchanged. It may have no
+            parameters of its own.
         process_group: of ``torch.distributed``; each of its ranks takes its part of the batch, and gradients
             are averaged. Results equal those of one process where BatchNorm is "frozen" and dropout 0.
 
@@ -94,6 +102,7 @@ class Trainer:
         first_step: int = 0,
         on_report: Callable[[_C.Report], object] | None = None,
         on_evaluation: Callable[[_C.Evaluation], object] | None = None,
+        extra_losses: Mapping[str, ExtraLoss] | None = None,
         process_group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         self.model = model
@@ -116,7 +125,7 @@ class Trainer:
             setattr(config, key, getattr(settings, key))
         pixels = resident_pixels(images, next(model.parameters()).device) if resident else None
         self._native = _C.Trainer(
-            native_system(model, loss, settings.seed),
+            native_system(model, loss, settings.seed, extra_losses),
             images.image_list(pixels),
             images.labels.to_native(),
             None if held_out is None else _evaluation_set(held_out, pixels),
@@ -277,12 +286,24 @@ def train(
     return result
 
 
-def native_system(model: AttributeNetwork, loss: LossConfig | None = None, seed: int = 0) -> _C.System:
+def native_system(
+    model: AttributeNetwork,
+    loss: LossConfig | None = None,
+    seed: int = 0,
+    extra_losses: Mapping[str, ExtraLoss] | None = None,
+) -> _C.System:
     """Return the C++ side of a model; it holds the model's own tensors.
 
     Raises:
-        ValueError: a trunk is a module of the caller's, which C++ cannot run.
+        ValueError: a trunk is a module of the caller's, which C++ cannot run, or one of ``extra_losses`` has
+            parameters, which nothing would train.
     """
+    for name, extra in (extra_losses or {}).items():
+        if isinstance(extra, torch.nn.Module) and any(True for _ in extra.parameters()):
+            raise ValueError(
+                f"Trainer: extra_losses must have no parameters, got '{name}' with "
+                f"'{next(extra.named_parameters())[0]}'; train it in a Python loop"
+            )
     if not is_native(model):
         raise ValueError(
             "Trainer: trunks must be built-in ones, got a module of the caller's; train it in a Python loop"
@@ -300,6 +321,7 @@ def native_system(model: AttributeNetwork, loss: LossConfig | None = None, seed:
         list(model.schema.value_counts),
         _C.Preprocess(**model.preprocess),
         seed,
+        dict(extra_losses or {}),
     )
 
 

@@ -10,11 +10,14 @@
 
 #include "base/random.h"
 #include "ops/autocast.h"
+#include "ops/centre_cross_entropy.h"
 #include "ops/cosine_triplet.h"
 #include "ops/crop_resize.h"
 #include "ops/region_box.h"
 #include "ops/region_patch_info_nce.h"
-#include "train/losses.h"
+#include "ops/supervised_contrastive.h"
+#include "ops/unit_rows.h"
+#include "train/autocast.h"
 
 namespace placket {
 namespace {
@@ -40,8 +43,13 @@ class AttributeSystem : public System {
  public:
   AttributeSystem(const NetworkConfig& config, const AttributeOptions& options,
                   const std::map<std::string, Tensor>& tensors, const std::vector<int64_t>& values,
-                  const Preprocess& preprocess, uint64_t seed)
-      : config_(config), options_(options), values_(values) {
+                  const Preprocess& preprocess, uint64_t seed, const ExtraLosses& extra_losses)
+      : config_(config), options_(options), values_(values), extra_losses_(extra_losses) {
+    for (const auto& [name, loss] : extra_losses_) {
+      TORCH_CHECK_VALUE(!contains(kLosses, name),
+                        "AttributeSystem: extra_losses must have names of their own, got '", name,
+                        "', which is a loss of this system");
+    }
     std::copy(preprocess.mean.begin(), preprocess.mean.end(), mean_.begin());
     std::copy(preprocess.std.begin(), preprocess.std.end(), std_.begin());
     TORCH_CHECK_VALUE(int64_t(values.size()) == config.attributes,
@@ -108,7 +116,8 @@ class AttributeSystem : public System {
     Views views = choose_views(host, context);
     const Batch batch = to_device(host, device_);
     views = {to_device(views.images), to_device(views.attributes), to_device(views.values)};
-    const bool every_attribute = weight("region_contrast") > 0 || weight("region_classify") > 0;
+    const bool every_attribute = weight("region_contrast") > 0 || weight("region_classify") > 0 ||
+                                 (!extra_losses_.empty() && !uses("patch"));
     const int64_t per_image =
         every_attribute ? config_.attributes : views.attributes.size(0) / host.images.size(0);
     const Tensor attributes =
@@ -127,7 +136,12 @@ class AttributeSystem : public System {
     add("triplet_region", [&] { return triplet(region); });
     add("region_contrast", [&] { return contrast_all(regions.embedding, batch.labels, context); });
     add("region_classify", [&] { return classify_all(regions.embedding, batch.labels, context); });
-    if (!uses("patch")) return out;
+    if (!uses("patch")) {
+      add_extra_losses(out, unit_rows(regions.embedding.flatten(0, 1)),
+                       all_attributes_.repeat(batch.labels.size(0)), batch.labels.flatten(),
+                       context);
+      return out;
+    }
 
     const Tensor attention = rows_of(regions.attention, own);
     const Tensor patch = patch_forward(batch, views, attention, contains(stage_.branches, "patch"));
@@ -143,6 +157,7 @@ class AttributeSystem : public System {
     add("patch_classify", [&] {
       return classify(patch, centres_.back().second, views.attributes, views.values, context);
     });
+    add_extra_losses(out, joint(region, patch), views.attributes, views.values, context);
     return out;
   }
 
@@ -158,12 +173,10 @@ class AttributeSystem : public System {
                          to_device(flat.index_select(0, wanted)), Tensor()};
     const HeadOutput regions = region_forward(batch.images, to_device(attributes.clamp_min(0)),
                                               /*training=*/false, /*background=*/false);
-    const Tensor region = unit_rows(rows_of(regions.embedding, own));
-    if (!uses("patch")) return region;
-    const Tensor patch =
-        unit_rows(patch_forward(batch, views, rows_of(regions.attention, own), /*training=*/false));
-    const double beta = options_.region_weight;
-    return at::cat({region * std::sqrt(beta), patch * std::sqrt(1.0 - beta)}, 1);
+    const Tensor region = rows_of(regions.embedding, own);
+    if (!uses("patch")) return unit_rows(region);
+    return joint(region, patch_forward(batch, views, rows_of(regions.attention, own),
+                                       /*training=*/false));
   }
 
  private:
@@ -239,10 +252,20 @@ class AttributeSystem : public System {
         triplets || (stage.views_per_image >= 1 && stage.views_per_image <= config_.attributes),
         "stage: views_per_image must be from 1 to the ", config_.attributes, " attributes, got ",
         stage.views_per_image);
+    std::vector<std::string> known = kLosses;
+    for (const auto& [extra, loss] : extra_losses_) {
+      known.push_back(extra);
+      const bool used =
+          std::any_of(stage.losses.begin(), stage.losses.end(),
+                      [&name = extra](const auto& given) { return given.first == name; });
+      TORCH_CHECK_VALUE(used, "stage: losses must give a weight for '", extra,
+                        "' of extra_losses, got none");
+    }
     for (const auto& [name, weight] : stage.losses) {
-      check_known("stage: loss", name, kLosses);
+      check_known("stage: loss", name, known);
       TORCH_CHECK_VALUE(weight > 0, "stage: weight of loss '", name, "' must be positive, got ",
                         weight);
+      if (extra_losses_.contains(name)) continue;
       TORCH_CHECK_VALUE(triplets || !name.starts_with("triplet_"), "stage: loss '", name,
                         "' needs sampler triplets, got ", stage.sampler);
       const std::string branch = name.find("patch") == std::string::npos ? "region" : "patch";
@@ -400,8 +423,9 @@ class AttributeSystem : public System {
 
   Tensor contrast(const Tensor& embedding, const Tensor& attributes, const Tensor& values,
                   const StepContext& context) const {
-    return supervised_contrastive(context.sync.gather(embedding), context.sync.gather(attributes),
-                                  context.sync.gather(values), options_.contrast_temperature);
+    return supervised_contrastive(context.sync.gather(embedding), context.sync.gather(values),
+                                  context.sync.gather(attributes), options_.contrast_temperature,
+                                  /*inside=*/false);
   }
 
   Tensor classify(const Tensor& embedding, const Tensor& centres, const Tensor& attributes,
@@ -437,9 +461,36 @@ class AttributeSystem : public System {
         options_.temperature, options_.alpha);
   }
 
+  // Rows of the joint similarity: [V, E] each to [V, 2 E] of unit length.
+  Tensor joint(const Tensor& region, const Tensor& patch) const {
+    const double beta = options_.region_weight;
+    return at::cat({unit_rows(region) * std::sqrt(beta), unit_rows(patch) * std::sqrt(1.0 - beta)},
+                   1);
+  }
+
+  void add_extra_losses(std::vector<Loss>& out, const Tensor& embedding, const Tensor& attributes,
+                        const Tensor& values, const StepContext& context) const {
+    if (extra_losses_.empty()) return;
+    const Tensor all = context.sync.gather(classes(attributes, values));
+    // Others' losses know no rows without a label. On CUDA this waits for the device, as most of
+    // them do themselves.
+    const Tensor known = all.ge(0).nonzero().squeeze(1);
+    const Tensor labels = all.index_select(0, known);
+    const Tensor rows = context.sync.gather(embedding).index_select(0, known);
+    const AutocastGuard float32(device_.type(), /*enabled=*/false);
+    for (const auto& [name, loss] : extra_losses_) {
+      const Tensor value = loss(rows, labels);
+      TORCH_CHECK_VALUE(value.numel() == 1 && value.is_floating_point(), "stage: loss '", name,
+                        "' must return one floating-point number, got ", value.scalar_type(), " ",
+                        value.sizes());
+      out.push_back({name, weight(name), value.reshape({}).to(at::kFloat)});
+    }
+  }
+
   NetworkConfig config_;
   AttributeOptions options_;
   std::vector<int64_t> values_;
+  ExtraLosses extra_losses_;
   std::array<double, 3> mean_, std_;
   at::Device device_ = at::kCPU;
   StageConfig stage_;
@@ -459,8 +510,10 @@ std::unique_ptr<System> make_attribute_system(const NetworkConfig& config,
                                               const AttributeOptions& options,
                                               const std::map<std::string, Tensor>& tensors,
                                               const std::vector<int64_t>& values,
-                                              const Preprocess& preprocess, uint64_t seed) {
-  return std::make_unique<AttributeSystem>(config, options, tensors, values, preprocess, seed);
+                                              const Preprocess& preprocess, uint64_t seed,
+                                              const ExtraLosses& extra_losses) {
+  return std::make_unique<AttributeSystem>(config, options, tensors, values, preprocess, seed,
+                                           extra_losses);
 }
 
 }  // namespace placket

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "models/network.h"
+#include "train/hooks.h"
 #include "train/system.h"
 
 namespace placket {
@@ -35,15 +36,20 @@ struct AttributeOptions {
 //   region_classify, patch_classify     centre_cross_entropy with centres [classes, E] as further
 //                                       parameters "region_centres", "patch_centres"
 //
+// and those of `extra_losses`, of embeddings as encode() has them (with both branches joined): of
+// every attribute that an image has a label of, with the patch branch of the batch's views with a
+// label; classes count the values of all attributes in order.
+//
 // A view is an image under one attribute: in triplet batches each row under the triplet's, in image
 // batches views_per_image attributes of each image, drawn without replacement among those with a
 // label as long as there are any. One pass of each trunk serves all losses. The contrastive and
-// classifying losses are taken over the joined views of all ranks.
+// classifying losses, and those from outside, are taken over the joined views of all ranks.
 // With both branches in use the embedding is [sqrt(beta) region, sqrt(1 - beta) patch].
 std::unique_ptr<System> make_attribute_system(
     const NetworkConfig& config, const AttributeOptions& options,
     const std::map<std::string, at::Tensor>& tensors,  // of network_spec
     const std::vector<int64_t>& values,                // [A] number of values of each attribute
-    const Preprocess& preprocess, uint64_t seed);      // seed: of the centres' initial values
+    const Preprocess& preprocess, uint64_t seed,       // seed: of the centres' initial values
+    const ExtraLosses& extra_losses = {});
 
 }  // namespace placket

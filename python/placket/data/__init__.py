@@ -20,7 +20,7 @@ from placket.data.dataset import Compositions, Dataset, DatasetError, Problem, R
 from placket.data.deepfashion import AttributePredictionDataset, ConsumerToShopDataset, InShopDataset
 from placket.data.fashioniq import FashionIqDataset
 from placket.data.folders import FolderDataset
-from placket.data.loader import Loader
+from placket.data.loader import BatchSampler, Loader
 from placket.data.oml import OmlDataset
 from placket.data.store import StoreDataset, is_store, pack, read_image
 from placket.data.street2shop import Street2ShopDataset
@@ -32,6 +32,7 @@ __all__ = [
     "AttributePredictionDataset",
     "Augment",
     "Batch",
+    "BatchSampler",
     "CirrDataset",
     "ColorJitter",
     "Compositions",

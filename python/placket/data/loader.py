@@ -1,9 +1,9 @@
-"""Batches of a split for Python loops; the C++ trainer uses the same loader without Python."""
+"""Batches of a split for Python loops, or lists of their images; the C++ trainer uses the same loader."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from placket.data.columns import Labels
 from placket.data.dataset import DatasetError, Split
 from placket.data.resident import resident_pixels
 
-__all__ = ["Loader"]
+__all__ = ["BatchSampler", "Loader"]
 
 
 class Loader:
@@ -104,51 +104,24 @@ class Loader:
                 do not fit the device's memory or cannot be prepared as asked.
             DatasetError: the split has no list of filenames, or is no store of pixels to be resident.
         """
-        if sampler == "images":
-            self._source = _C.image_source(
-                len(split),
-                seed=seed,
-                batch=batch,
-                shuffle=shuffle,
-                drop_last=drop_last,
-                rank=rank,
-                world_size=world_size,
-            )
-        elif sampler == "triplets":
-            if not single_views:
-                _check_variety(split)
-            self._source = _C.triplet_source(
-                split.labels.to_native(),
-                seed=seed,
-                batch=batch,
-                triplets=triplets,
-                negative_by_value=negative_by_value,
-                exclude_shared=exclude_shared,
-                single_views=single_views,
-                rank=rank,
-                world_size=world_size,
-            )
-        elif sampler in ("classes", "identities"):
-            if batch % images_of_class:
-                raise ValueError(
-                    f"Loader: batch must be a multiple of images_of_class {images_of_class}, got {batch}"
-                )
-            labels = split.labels if sampler == "classes" else _identity_labels(split)
-            self._source = _C.class_source(
-                labels.to_native(),
-                seed=seed,
-                classes=batch // images_of_class,
-                images_of_class=images_of_class,
-                steps=steps or 0,
-                attribute=-1 if attribute is None else split.schema.index(attribute),
-                least_images=1 if single_views else 2,
-                rank=rank,
-                world_size=world_size,
-            )
-        else:
-            raise ValueError(
-                f"Loader: sampler must be 'images', 'triplets', 'classes' or 'identities', got '{sampler}'"
-            )
+        self._source = make_source(
+            "Loader",
+            split,
+            batch=batch,
+            sampler=sampler,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            triplets=triplets,
+            negative_by_value=negative_by_value,
+            exclude_shared=exclude_shared,
+            single_views=single_views,
+            images_of_class=images_of_class,
+            attribute=attribute,
+            steps=steps,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
         self._loader = _C.Loader(
             split.image_list(None if resident is None else resident_pixels(split, resident)),
             split.labels.to_native(),
@@ -215,6 +188,160 @@ class Loader:
     def waited(self) -> float:
         """Seconds that iteration has waited for batches since the loader was made."""
         return self._loader.waited
+
+
+class BatchSampler:
+    """The batches of an epoch as lists of images, for ``torch.utils.data.DataLoader(batch_sampler=...)``.
+
+    Each iteration is the next epoch. The batches are those of a ``Loader`` with the same settings, a pure
+    function of ``seed``, epoch and step; see there for the arguments. A triplet batch of b triplets has its
+    anchors, then its positives, then its negatives.
+
+    Example::
+
+        sampler = placket.data.BatchSampler(split, batch=64, images_of_class=4)
+        for images, labels in torch.utils.data.DataLoader(my_dataset, batch_sampler=sampler): ...
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch: int,
+        sampler: Literal["images", "triplets", "classes", "identities"] = "classes",
+        shuffle: bool = True,
+        drop_last: bool = True,
+        triplets: int = 100_000,
+        negative_by_value: bool = True,
+        exclude_shared: bool = False,
+        single_views: bool = False,
+        images_of_class: int = 4,
+        attribute: str | None = None,
+        steps: int | None = None,
+        roles: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Plan the batches.
+
+        Args:
+            split: the images; the DataLoader's data set is indexed as it is.
+            roles: give in place of each image (image, attribute, value), ints: what it was drawn for. Such a
+                tuple is what the data set's ``__getitem__`` then gets. Not with sampler "images".
+
+        Raises:
+            ValueError: an argument is out of range, or no attribute can give a batch.
+            DatasetError: no attribute can give a triplet, or the split has no identities.
+        """
+        if roles and sampler == "images":
+            raise ValueError("BatchSampler: roles must be False with sampler 'images', got True")
+        self._roles = roles
+        self._epoch = 0
+        self._source = make_source(
+            "BatchSampler",
+            split,
+            batch=batch,
+            sampler=sampler,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            triplets=triplets,
+            negative_by_value=negative_by_value,
+            exclude_shared=exclude_shared,
+            single_views=single_views,
+            images_of_class=images_of_class,
+            attribute=attribute,
+            steps=steps,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return self._source.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        first = self._epoch * len(self)
+        self._epoch += 1
+        for step in range(first, first + len(self)):
+            plan = self._source.plan(step)
+            images: list[Any] = plan.images.tolist()
+            if self._roles:
+                images = list(zip(images, plan.attributes.tolist(), plan.values.tolist(), strict=True))
+            yield images
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be this epoch, from 0."""
+        if epoch < 0:
+            raise ValueError(f"BatchSampler: epoch must not be negative, got {epoch}")
+        self._epoch = epoch
+
+
+def make_source(
+    user: str,
+    split: Split,
+    *,
+    batch: int,
+    sampler: str,
+    shuffle: bool,
+    drop_last: bool,
+    triplets: int,
+    negative_by_value: bool,
+    exclude_shared: bool,
+    single_views: bool,
+    images_of_class: int,
+    attribute: str | None,
+    steps: int | None,
+    seed: int,
+    rank: int,
+    world_size: int,
+) -> _C.BatchSource:
+    """Return the plan of a split's batches; ``user`` opens the messages. See ``Loader`` for the rest."""
+    if sampler == "images":
+        return _C.image_source(
+            len(split),
+            seed=seed,
+            batch=batch,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
+        )
+    if sampler == "triplets":
+        if not single_views:
+            _check_variety(split)
+        return _C.triplet_source(
+            split.labels.to_native(),
+            seed=seed,
+            batch=batch,
+            triplets=triplets,
+            negative_by_value=negative_by_value,
+            exclude_shared=exclude_shared,
+            single_views=single_views,
+            rank=rank,
+            world_size=world_size,
+        )
+    if sampler in ("classes", "identities"):
+        if batch % images_of_class:
+            raise ValueError(
+                f"{user}: batch must be a multiple of images_of_class {images_of_class}, got {batch}"
+            )
+        labels = split.labels if sampler == "classes" else _identity_labels(split)
+        return _C.class_source(
+            labels.to_native(),
+            seed=seed,
+            classes=batch // images_of_class,
+            images_of_class=images_of_class,
+            steps=steps or 0,
+            attribute=-1 if attribute is None else split.schema.index(attribute),
+            least_images=1 if single_views else 2,
+            rank=rank,
+            world_size=world_size,
+        )
+    raise ValueError(
+        f"{user}: sampler must be 'images', 'triplets', 'classes' or 'identities', got '{sampler}'"
+    )
 
 
 def skips_unreadable(user: str, on_error: str) -> bool:
