@@ -14,9 +14,11 @@ from torch import Tensor
 from placket.ranking import RankMetrics
 
 __all__ = [
+    "assignment_consistency",
     "attention_pool",
     "average_precision",
     "batch_norm_act",
+    "centre_triplet",
     "class_centres",
     "class_centres_of_sums",
     "class_sums",
@@ -24,6 +26,8 @@ __all__ = [
     "crop_resize",
     "flat_search",
     "flat_search_compressed",
+    "prototype_cross_entropy",
+    "pseudo_label_cross_entropy",
     "quantize",
     "rank_metrics",
     "rank_metrics_of_scores",
@@ -31,6 +35,30 @@ __all__ = [
     "region_patch_info_nce",
     "value_groups",
 ]
+
+
+def assignment_consistency(
+    first: Tensor,
+    second: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    temperature: float = 0.1,
+) -> Tensor:
+    """Return how far two views of the same images differ in the classes they are assigned to.
+
+    The mean of ``-(p . log q + q . log p) / 2`` over images, p and q the two views' softmax over the
+    attribute's centres; the factor outside of the logarithm is a target without a gradient (SwAV's swapped
+    prediction, NeurIPS 2020, without queue and balanced codes).
+
+    Args:
+        first, second: ``[V, E]``, the views of V images under an attribute.
+        centres, owners, attributes, temperature: see ``prototype_cross_entropy``.
+
+    Returns:
+        A scalar, float32 (float64 of float64 embeddings).
+    """
+    return torch.ops.placket.assignment_consistency(first, second, centres, owners, attributes, temperature)
 
 
 def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,6 +187,29 @@ def _(
     map_like = torch.empty_like(input, memory_format=torch.channels_last)
     grad_residual = torch.empty_like(map_like) if residual else input.new_empty(0)
     return map_like, grad_residual, torch.empty_like(weight), torch.empty_like(weight)
+
+
+def centre_triplet(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    margin: float = 0.2,
+) -> Tensor:
+    """Return the triplet hinge of embeddings between their class's centre and the nearest other one.
+
+    The mean of ``max(0, margin - cos(z, centre_y) + max_c cos(z, centre_c))``, c the attribute's other
+    classes.
+
+    Args:
+        embeddings, centres, owners, attributes, classes: see ``prototype_cross_entropy``.
+        margin: by how much the own centre must be nearer, in cosine.
+
+    Returns:
+        A scalar, float32 (float64 of float64 embeddings).
+    """
+    return torch.ops.placket.centre_triplet(embeddings, centres, owners, attributes, classes, margin)
 
 
 def class_centres(centres: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.9) -> Tensor:
@@ -433,6 +484,63 @@ def _(
     k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_hits(queries, database, keep, k)
+
+
+def prototype_cross_entropy(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    temperature: float = 0.1,
+) -> Tensor:
+    """Return the cross-entropy of the softmax over an attribute's class centres.
+
+    The mean of ``-log softmax_c(cos(z, centre_c) / temperature)[y]``, c the classes of the row's attribute
+    that have been seen. It is over rows with a class that has been seen, of an attribute with two such
+    classes or more; 0 where there are none.
+
+    Args:
+        embeddings: ``[V, E]``; normalised inside.
+        centres: ``[M, E]``, which ``class_centres`` keeps: unit rows, or zeros for a class that was never
+            seen. They get no gradient.
+        owners: ``[M]`` int64, the attribute of each class.
+        attributes: ``[V]`` int64.
+        classes: ``[V]`` int64 below M, -1 for a row without one.
+        temperature: above 0.
+
+    Returns:
+        A scalar, float32 (float64 of float64 embeddings).
+    """
+    return torch.ops.placket.prototype_cross_entropy(
+        embeddings, centres, owners, attributes, classes, temperature
+    )
+
+
+def pseudo_label_cross_entropy(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    temperature: float = 0.1,
+    confidence: float = 0.8,
+) -> Tensor:
+    """Return the cross-entropy of rows without a class against that of the nearest centre.
+
+    The mean of ``-log max_c p(c)`` over rows of class -1 with ``max_c p(c) > confidence``, p the softmax of
+    ``prototype_cross_entropy``.
+
+    Args:
+        embeddings, centres, owners, attributes, classes, temperature: see ``prototype_cross_entropy``.
+        confidence: in [0, 1).
+
+    Returns:
+        A scalar, float32 (float64 of float64 embeddings).
+    """
+    return torch.ops.placket.pseudo_label_cross_entropy(
+        embeddings, centres, owners, attributes, classes, temperature, confidence
+    )
 
 
 def quantize(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,24 @@ from torch import Tensor
 from placket.ranking import RankMetrics
 
 
+def assignment_consistency(
+    first: Tensor,
+    second: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    temperature: float = 0.1,
+) -> Tensor:
+    terms = []
+    for one, other, attribute in zip(first, second, attributes, strict=True):
+        known = _seen_classes(centres, owners, int(attribute))
+        if len(known) >= 2:
+            p = (F.normalize(one, dim=0) @ centres[known].T / temperature).softmax(0)
+            q = (F.normalize(other, dim=0) @ centres[known].T / temperature).softmax(0)
+            terms.append(-(p.detach() @ q.log() + q.detach() @ p.log()) / 2)
+    return torch.stack(terms).mean() if terms else (first * 0).sum()
+
+
 def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     weights = logits.softmax(2)
     pooled = weights @ values.mT
@@ -51,6 +69,24 @@ def batch_norm_act(
     if residual is not None:
         output = output + residual
     return F.relu(output) if relu else output, torch.stack(means).detach(), torch.stack(variances).detach()
+
+
+def centre_triplet(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    margin: float = 0.2,
+) -> Tensor:
+    terms = []
+    for z, attribute, own in zip(embeddings, attributes.tolist(), classes.tolist(), strict=True):
+        known = _seen_classes(centres, owners, attribute)
+        if own in known and len(known) >= 2:
+            cosines = F.normalize(z, dim=0) @ centres.T
+            nearest = max(cosines[c] for c in known if c != own)
+            terms.append(F.relu(margin - cosines[own] + nearest))
+    return torch.stack(terms).mean() if terms else (embeddings * 0).sum()
 
 
 def class_centres(centres: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.9) -> Tensor:
@@ -163,6 +199,42 @@ def pillow_weights(source: int, target: int) -> Tensor:
     weight = torch.where((first <= position) & (position < end), weight, 0.0)
     total = weight.cumsum(1)[:, -1:]  # adds one by one from the left, as Pillow does
     return (0.5 + weight / total * 2**22).long()
+
+
+def prototype_cross_entropy(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    temperature: float = 0.1,
+) -> Tensor:
+    terms = []
+    for z, attribute, own in zip(embeddings, attributes.tolist(), classes.tolist(), strict=True):
+        known = _seen_classes(centres, owners, attribute)
+        if own in known and len(known) >= 2:
+            p = (F.normalize(z, dim=0) @ centres[known].T / temperature).softmax(0)
+            terms.append(-p[known.index(own)].log())
+    return torch.stack(terms).mean() if terms else (embeddings * 0).sum()
+
+
+def pseudo_label_cross_entropy(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    temperature: float = 0.1,
+    confidence: float = 0.8,
+) -> Tensor:
+    terms = []
+    for z, attribute, own in zip(embeddings, attributes.tolist(), classes.tolist(), strict=True):
+        known = _seen_classes(centres, owners, attribute)
+        if own < 0 and len(known) >= 2:
+            p = (F.normalize(z, dim=0) @ centres[known].T / temperature).softmax(0)
+            if p.max() > confidence:
+                terms.append(-p.max().log())
+    return torch.stack(terms).mean() if terms else (embeddings * 0).sum()
 
 
 def rank_metrics(
@@ -356,6 +428,10 @@ def upsample_maps(maps: Tensor, view: int) -> Tensor:
 
 def _layer_norm(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-6)
+
+
+def _seen_classes(centres: Tensor, owners: Tensor, attribute: int) -> list[int]:
+    return [c for c, owner in enumerate(owners.tolist()) if owner == attribute and bool(centres[c].any())]
 
 
 def _linear(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from placket.nn.modc import Modc, ModcConfig
 from placket.nn.network import (
     AttributeNetwork,
     NetworkConfig,
@@ -16,6 +17,8 @@ from placket.nn.trunk import Trunk
 
 __all__ = [
     "AttributeNetwork",
+    "Modc",
+    "ModcConfig",
     "NetworkConfig",
     "NetworkOutput",
     "Pictures",
