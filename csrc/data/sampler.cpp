@@ -408,7 +408,7 @@ class ImageSource final : public BatchSource {
 
 class CopiedSource final : public BatchSource {
  public:
-  CopiedSource(std::unique_ptr<BatchSource> source, int64_t copies)
+  CopiedSource(std::shared_ptr<const BatchSource> source, int64_t copies)
       : source_(std::move(source)), copies_(copies) {}
 
   int64_t steps_per_epoch() const override { return source_->steps_per_epoch(); }
@@ -433,7 +433,7 @@ class CopiedSource final : public BatchSource {
   }
 
  private:
-  std::unique_ptr<BatchSource> source_;
+  std::shared_ptr<const BatchSource> source_;
   int64_t copies_;
 };
 
@@ -455,11 +455,11 @@ std::unique_ptr<BatchSource> make_image_source(int64_t images, const ImageSample
   return std::make_unique<ImageSource>(images, config);
 }
 
-std::unique_ptr<BatchSource> make_copied_source(std::unique_ptr<BatchSource> source,
+std::shared_ptr<BatchSource> make_copied_source(std::shared_ptr<BatchSource> source,
                                                 int64_t copies) {
   TORCH_CHECK_VALUE(copies >= 1, "sampler: copies must be at least 1, got ", copies);
   if (copies == 1) return source;
-  return std::make_unique<CopiedSource>(std::move(source), copies);
+  return std::make_shared<CopiedSource>(std::move(source), copies);
 }
 
 }  // namespace placket

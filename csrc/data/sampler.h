@@ -82,7 +82,7 @@ std::unique_ptr<BatchSource> make_image_source(int64_t images, const ImageSample
 
 // Every row of another source `copies` times, next to each other, so that roles stay together. Each
 // copy has a position of its own, hence its own augmentation; one copy is the source itself.
-std::unique_ptr<BatchSource> make_copied_source(std::unique_ptr<BatchSource> source,
+std::shared_ptr<BatchSource> make_copied_source(std::shared_ptr<BatchSource> source,
                                                 int64_t copies);
 
 }  // namespace placket

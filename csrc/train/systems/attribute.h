@@ -11,18 +11,18 @@
 namespace placket {
 
 struct AttributeOptions {
-  double margin = 0.2;                   // of the triplet losses
-  double temperature = 0.07;             // of region_patch
-  double alpha = 12.0;                   // weight of the backgrounds in region_patch
-  double contrast_temperature = 0.1;     // of region_contrast and patch_contrast
-  double classify_scale = 16.0;          // of region_classify and patch_classify
-  double align_margin = 1.0;             // of region_patch_align
-  double centre_momentum = 0.9;          // of the class centres that the network keeps
-  double centre_temperature = 0.1;       // of the losses of assignments to them
-  double pseudo_confidence = 0.8;  // of region_pseudo_label
-  double region_weight = 0.3;            // share beta of the region branch in the joint similarity
-  double box_threshold = 0.1;            // of the normalised attention map, for the crop
-  int64_t patch_size = 224;              // side of the crops
+  double margin = 0.2;                // of the triplet losses
+  double temperature = 0.07;          // of region_patch
+  double alpha = 12.0;                // weight of the backgrounds in region_patch
+  double contrast_temperature = 0.1;  // of region_contrast and patch_contrast
+  double classify_scale = 16.0;       // of region_classify and patch_classify
+  double align_margin = 1.0;          // of region_patch_align
+  double centre_momentum = 0.9;       // of the class centres that the network keeps
+  double centre_temperature = 0.1;    // of the losses of assignments to them
+  double pseudo_confidence = 0.8;     // of region_pseudo_label
+  double region_weight = 0.3;         // share beta of the region branch in the joint similarity
+  double box_threshold = 0.1;         // of the normalised attention map, for the crop
+  int64_t patch_size = 224;           // side of the crops
 };
 
 // Training of a network of attribute-specific retrieval. Losses, by name:

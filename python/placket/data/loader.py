@@ -50,6 +50,7 @@ class Loader:
         images_of_class: int = 4,
         attribute: str | None = None,
         steps: int | None = None,
+        copies: int = 1,
         preprocess: _C.Preprocess | None = None,
         augment: _C.Augment | None = None,
         keep_pixels: bool = False,
@@ -83,6 +84,7 @@ class Loader:
                 before any again.
             attribute: whose values are the classes; None draws one for each step.
             steps: of "classes" and "identities", an epoch; None takes as many as the split's images fill.
+            copies: of every row of a batch, next to each other, each with an augmentation of its own.
             preprocess: from decoded image to input; by default 224 pixels, short side and centre crop.
             augment: random changes; by default none.
             keep_pixels: fill ``pixels``.
@@ -149,6 +151,7 @@ class Loader:
             raise ValueError(
                 f"Loader: sampler must be 'images', 'triplets', 'classes' or 'identities', got '{sampler}'"
             )
+        self._source = _C.copied_source(self._source, copies)
         self._loader = _C.Loader(
             split.image_list(None if resident is None else resident_pixels(split, resident)),
             split.labels.to_native(),
