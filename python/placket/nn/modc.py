@@ -47,18 +47,16 @@ class ModcConfig(NetworkConfig):
     @property
     def head(self) -> str:
         """Return the description of the head."""
-        own: dict[str, object] = {
-            "asen_plus_plus": {"attention_dim": self.attribute_dim},
-            "asen_v2": {},
-            "rpf_region": {"dropout": 0.0},
-        }[self.region_head]
-        return describe(
-            self.region_head,
-            attribute_dim=self.attribute_dim,
-            embedding_dim=self.embedding_dim,
-            hidden_dim=self.hidden_dim,
-            **own,
-        )
+        settings: dict[str, object] = {
+            "attribute_dim": self.attribute_dim,
+            "embedding_dim": self.embedding_dim,
+            "hidden_dim": self.hidden_dim,
+        }
+        if self.region_head == "asen_plus_plus":
+            settings["attention_dim"] = self.attribute_dim
+        elif self.region_head == "rpf_region":
+            settings["dropout"] = 0.0
+        return describe(self.region_head, **settings)
 
 
 class Modc(AttributeNetwork):
@@ -143,7 +141,8 @@ class Modc(AttributeNetwork):
 
     def centres(self, attribute: str | int) -> Tensor:
         """Return the class centres ``[values, E]`` of an attribute; zero for a value that was never seen."""
-        return self.class_centres.split(self.schema.value_counts)[self.schema.index(attribute)]
+        parts: Sequence[Tensor] = self.class_centres.split(self.schema.value_counts)
+        return parts[self.schema.index(attribute)]
 
     def class_probabilities(
         self, images: Tensor, attributes: Sequence[str | int], pictures: Pictures | None = None
