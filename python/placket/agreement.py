@@ -30,7 +30,7 @@ from placket.schema import AttributeSchema
 __all__ = ["Agreement", "Labelled", "agreement_embed", "class_agreement", "class_means", "tune_agreement"]
 
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5)
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 
 
 class Labelled(NamedTuple):
