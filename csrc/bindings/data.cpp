@@ -248,6 +248,7 @@ void bind_data(py::module_& m) {
       },
       arg("images"), py::kw_only(), arg("seed") = 0, arg("batch") = 48, arg("shuffle") = true,
       arg("drop_last") = true, arg("rank") = 0, arg("world_size") = 1);
+  m.def("copied_source", &make_copied_source, arg("source"), arg("copies"));
 
   py::class_<Loader, std::unique_ptr<Loader, WithoutGil>>(m, "Loader")
       .def(py::init([](std::shared_ptr<ImageList> images, std::shared_ptr<LabelTable> labels,

@@ -406,6 +406,37 @@ class ImageSource final : public BatchSource {
   mutable std::array<std::pair<int64_t, Permutation>, 2> kept_;
 };
 
+class CopiedSource final : public BatchSource {
+ public:
+  CopiedSource(std::shared_ptr<const BatchSource> source, int64_t copies)
+      : source_(std::move(source)), copies_(copies) {}
+
+  int64_t steps_per_epoch() const override { return source_->steps_per_epoch(); }
+  bool serves(int64_t image, int64_t attribute, int64_t value) const override {
+    return source_->serves(image, attribute, value);
+  }
+
+  BatchPlan plan(int64_t step) const override {
+    BatchPlan plan = source_->plan(step);
+    for (auto* column : {&plan.positions, &plan.images, &plan.attributes, &plan.values}) {
+      std::vector<int64_t> copied(column->size() * size_t(copies_));
+      for (size_t i = 0; i < copied.size(); ++i) copied[i] = (*column)[i / size_t(copies_)];
+      *column = std::move(copied);
+    }
+    for (size_t i = 0; i < plan.positions.size(); ++i) {
+      plan.positions[i] = plan.positions[i] * copies_ + int64_t(i) % copies_;
+      TORCH_CHECK_VALUE(plan.positions[i] <= std::numeric_limits<uint32_t>::max(),
+                        "sampler: rows of an epoch must fit in 32 bits, got ", copies_,
+                        " copies of ", plan.positions[i] / copies_, " or more");
+    }
+    return plan;
+  }
+
+ private:
+  std::shared_ptr<const BatchSource> source_;
+  int64_t copies_;
+};
+
 }  // namespace
 
 std::unique_ptr<BatchSource> make_triplet_source(std::shared_ptr<const LabelTable> labels,
@@ -422,6 +453,13 @@ std::unique_ptr<BatchSource> make_class_source(std::shared_ptr<const LabelTable>
 
 std::unique_ptr<BatchSource> make_image_source(int64_t images, const ImageSamplerConfig& config) {
   return std::make_unique<ImageSource>(images, config);
+}
+
+std::shared_ptr<BatchSource> make_copied_source(std::shared_ptr<BatchSource> source,
+                                                int64_t copies) {
+  TORCH_CHECK_VALUE(copies >= 1, "sampler: copies must be at least 1, got ", copies);
+  if (copies == 1) return source;
+  return std::make_shared<CopiedSource>(std::move(source), copies);
 }
 
 }  // namespace placket

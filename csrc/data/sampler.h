@@ -80,4 +80,9 @@ struct ImageSamplerConfig {
 // Every image once an epoch, with no attribute role.
 std::unique_ptr<BatchSource> make_image_source(int64_t images, const ImageSamplerConfig& config);
 
+// Every row of another source `copies` times, next to each other, so that roles stay together. Each
+// copy has a position of its own, hence its own augmentation; one copy is the source itself.
+std::shared_ptr<BatchSource> make_copied_source(std::shared_ptr<BatchSource> source,
+                                                int64_t copies);
+
 }  // namespace placket

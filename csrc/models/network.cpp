@@ -12,6 +12,8 @@ namespace {
 void check(const NetworkConfig& config) {
   TORCH_CHECK_VALUE(config.attributes >= 1, "network: attributes must be at least 1, got ",
                     config.attributes);
+  TORCH_CHECK_VALUE(config.classes >= 0, "network: classes must be at least 0, got ",
+                    config.classes);
   TORCH_CHECK_VALUE(config.patch_trunk.empty() == config.patch_head.empty(),
                     "network: patch_trunk and patch_head must be given together, got '",
                     config.patch_trunk, "' and '", config.patch_head, "'");
@@ -45,6 +47,13 @@ TensorSpecs network_spec(const NetworkConfig& config) {
   };
   add_branch("region", config.trunk, config.head);
   if (!config.patch_trunk.empty()) add_branch("patch", config.patch_trunk, config.patch_head);
+  if (config.classes > 0) {
+    specs.push_back({"class_centres",
+                     {config.classes, head_embedding_dim(config.head)},
+                     Initializer::kZeros,
+                     1.0,
+                     /*buffer=*/true});
+  }
   return specs;
 }
 

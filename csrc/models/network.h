@@ -16,11 +16,13 @@ struct NetworkConfig {
   std::string head = "rpf_region";
   std::string patch_trunk;  // empty: region branch only
   std::string patch_head;
+  int64_t classes = 0;  // values of all attributes, of which class centres are kept; 0: none are
 };
 
 // Names: attribute_embedding.weight [A, table_dim] where a head reads it; region.trunk.*,
-// region.head.*; patch.trunk.*, patch.head.*. Both heads read the same table; what does not fit is
-// a ValueError.
+// region.head.*; patch.trunk.*, patch.head.*; and the buffer class_centres [classes, E], unit rows
+// of the region branch's space or zero for a class that was never seen (ops/class_centres.h). Both
+// heads read the same table; what does not fit is a ValueError.
 TensorSpecs network_spec(const NetworkConfig& config);
 
 }  // namespace placket

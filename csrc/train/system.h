@@ -21,6 +21,8 @@ struct StageConfig {
   std::string name = "region";
   std::vector<std::string> branches = {"region"};  // which train; the others stay as they are
   std::vector<std::pair<std::string, double>> losses = {{"triplet_region", 1.0}};  // and weights
+  // Of some losses the epochs in which their weight rises from 0, linearly in steps.
+  std::vector<std::pair<std::string, double>> ramp_epochs;
   // Learning rates by prefix of the parameters' names; the longest that fits counts, 0 freezes.
   std::vector<std::pair<std::string, double>> rates = {{"", 5e-5}};
   Schedule schedule;
@@ -36,6 +38,7 @@ struct StageConfig {
   int64_t batch = 16;         // triplets or images a step, over all ranks
   int64_t triplets = 100000;  // an epoch
   int64_t images_of_class = 4;
+  int64_t copies = 1;  // of every row of a batch, next to each other, each augmented anew
   bool negative_by_value = true;
   bool exclude_shared = false;
   int64_t views_per_image = 1;  // images: attributes of each image that the patch branch looks at

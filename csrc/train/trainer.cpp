@@ -131,10 +131,29 @@ NamedTensors join(NamedTensors first, const NamedTensors& second) {
   return first;
 }
 
-std::shared_ptr<const BatchSource> make_source(const TrainerConfig& config, const GradSync& sync,
-                                               const std::shared_ptr<const ImageList>& images,
-                                               const std::shared_ptr<const LabelTable>& labels,
-                                               uint64_t seed) {
+// The weight of a loss at a step of the stage.
+double weight_at(const StageConfig& stage, const std::string& loss, double weight, int64_t step,
+                 int64_t steps_per_epoch) {
+  for (const auto& [name, epochs] : stage.ramp_epochs) {
+    if (name == loss) weight *= std::min(1.0, double(step) / (epochs * double(steps_per_epoch)));
+  }
+  return weight;
+}
+
+void check_ramps(const StageConfig& stage) {
+  std::vector<std::string> losses;
+  for (const auto& [name, weight] : stage.losses) losses.push_back(name);
+  for (const auto& [name, epochs] : stage.ramp_epochs) {
+    check_known("stage: ramp_epochs", name, losses);
+    TORCH_CHECK_VALUE(epochs > 0, "stage: ramp_epochs of '", name, "' must be positive, got ",
+                      epochs);
+  }
+}
+
+std::unique_ptr<BatchSource> make_single_source(const TrainerConfig& config, const GradSync& sync,
+                                                const std::shared_ptr<const ImageList>& images,
+                                                const std::shared_ptr<const LabelTable>& labels,
+                                                uint64_t seed) {
   const StageConfig& stage = config.stage;
   if (stage.sampler == "triplets") {
     return make_triplet_source(labels, {.seed = seed,
@@ -157,6 +176,14 @@ std::shared_ptr<const BatchSource> make_source(const TrainerConfig& config, cons
   }
   return make_image_source(images->size(), {seed, stage.batch, /*shuffle=*/true, /*drop_last=*/true,
                                             sync.rank(), sync.world_size()});
+}
+
+std::shared_ptr<const BatchSource> make_source(const TrainerConfig& config, const GradSync& sync,
+                                               const std::shared_ptr<const ImageList>& images,
+                                               const std::shared_ptr<const LabelTable>& labels,
+                                               uint64_t seed) {
+  return make_copied_source(make_single_source(config, sync, images, labels, seed),
+                            config.stage.copies);
 }
 
 Adam make_adam(System& system, const StageConfig& stage) {
@@ -216,6 +243,7 @@ Trainer::Trainer(std::shared_ptr<System> system, std::shared_ptr<const ImageList
   TORCH_CHECK_VALUE(config_.evaluate_every == 0 || evaluation_,
                     "Trainer: evaluate_every must be 0 without an evaluation set, got ",
                     config_.evaluate_every);
+  check_ramps(stage);
   if (device_.is_cpu()) host_memory_.emplace();
   adam_ = std::make_unique<Adam>(make_adam(*system_, stage));
   const uint64_t seed = stage_seed(config_.seed, config_.stage_index);
@@ -296,7 +324,8 @@ void Trainer::take_step() {
                                         [&n = name](const Loss& loss) { return loss.name == n; });
         TORCH_INTERNAL_ASSERT(found != losses.end());
         row.push_back(found->value.detach().to(at::kFloat));
-        const Tensor weighted = found->value * weight;
+        const Tensor weighted = found->value * weight_at(config_.stage, name, weight, step_,
+                                                         source_->steps_per_epoch());
         total = total.defined() ? total + weighted : weighted;
       }
     }

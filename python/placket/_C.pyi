@@ -271,6 +271,7 @@ class NetworkConfig(metaclass=_Type):
     head: str
     patch_trunk: str
     patch_head: str
+    classes: int
     def __init__(self) -> None: ...
 
 # Name, shape, initializer, scale, whether it is a buffer.
@@ -282,6 +283,9 @@ class AttributeOptions(metaclass=_Type):
     contrast_temperature: float
     classify_scale: float
     align_margin: float
+    centre_momentum: float
+    centre_temperature: float
+    pseudo_confidence: float
     region_weight: float
     box_threshold: float
     patch_size: int
@@ -298,6 +302,7 @@ class StageConfig(metaclass=_Type):
     name: str
     branches: list[str]
     losses: list[tuple[str, float]]
+    ramp_epochs: list[tuple[str, float]]
     rates: list[tuple[str, float]]
     schedule: Schedule
     weight_decay: float
@@ -312,6 +317,7 @@ class StageConfig(metaclass=_Type):
     views_per_image: int
     new_attributes: int
     images_of_class: int
+    copies: int
     augment: Augment
     def __init__(self) -> None: ...
 
@@ -430,6 +436,7 @@ def class_source(
     rank: int = ...,
     world_size: int = ...,
 ) -> BatchSource: ...
+def copied_source(source: BatchSource, copies: int) -> BatchSource: ...
 def adjust_brightness(pixels: ArrayLike, amount: float) -> NDArray[np.uint8]: ...
 def adjust_contrast(pixels: ArrayLike, amount: float) -> NDArray[np.uint8]: ...
 def adjust_saturation(pixels: ArrayLike, amount: float) -> NDArray[np.uint8]: ...

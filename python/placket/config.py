@@ -45,8 +45,8 @@ class ModelConfig:
     An option of None is left to the method; one that the method does not have is an error.
 
     Attributes:
-        name: of the method: ``"asen"``, ``"asen_v2"``, ``"asen_plus_plus"``, ``"csn"``, ``"rpf"`` or
-            ``"triplet"``.
+        name: of the method: ``"asen"``, ``"asen_v2"``, ``"asen_plus_plus"``, ``"csn"``, ``"modc"``, ``"rpf"``
+            or ``"triplet"``.
         trunk: description of the region branch's trunk.
         patch: the same of the patch branch, from the first stage that trains it; None leaves it out.
         trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load_trunk`` takes it;
@@ -67,6 +67,7 @@ class ModelConfig:
     attention_dim: int | None = None
     patch_attention_dim: int | None = None
     patch_hidden_dim: int | None = None
+    head: str | None = None
     heads: int | None = None
     dropout: float | None = None
     project_background: bool | None = None
@@ -74,6 +75,7 @@ class ModelConfig:
     patch_size: int | None = None
     box_threshold: float | None = None
     region_weight: float | None = None
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,10 @@ class LossConfig:
         contrast_temperature: of ``region_contrast`` and ``patch_contrast``.
         classify_scale: of ``region_classify`` and ``patch_classify``.
         align_margin: of ``region_patch_align``.
+        centre_momentum: of the class centres that MODC keeps: a batch counts for the rest to 1.
+        centre_temperature: of ``region_prototype``, ``region_pseudo_label`` and ``region_consistency``.
+        pseudo_confidence: probability above which ``region_pseudo_label`` takes an unlabelled image for one
+            of the nearest centre's class.
     """
 
     margin: float = 0.2
@@ -134,6 +140,9 @@ class LossConfig:
     contrast_temperature: float = 0.1
     classify_scale: float = 16.0
     align_margin: float = 1.0
+    centre_momentum: float = 0.9
+    centre_temperature: float = 0.1
+    pseudo_confidence: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -197,7 +206,9 @@ class StageConfig:
         branches: which learn, of "region" and "patch"; evaluation embeds with these and the region branch.
         losses: weight of each loss by name: ``triplet_region``, ``triplet_patch``, ``region_patch``,
             ``region_patch_align``, ``region_contrast``, ``patch_contrast``, ``region_classify``,
-            ``patch_classify`` (csrc/train/systems/attribute.h).
+            ``patch_classify``; against MODC's class centres ``region_prototype``, ``region_centre_triplet``,
+            ``region_pseudo_label``, ``region_consistency`` (csrc/train/systems/attribute.h).
+        ramp_epochs: of some of those, by name, the epochs in which the weight rises from 0, linearly.
         rates: learning rate by prefix of the parameters' names; the longest that fits counts, 0 freezes.
         weight_decay: of Adam's L2 term, or with ``decoupled_decay`` AdamW's.
         batch_norm: whose statistics BatchNorm takes in training: "grouped" each triplet role's apart (the
@@ -207,6 +218,7 @@ class StageConfig:
         batch: triplets or images a step, over all processes.
         triplets: an epoch.
         images_of_class: with sampler "classes"; a divisor of ``batch``.
+        copies: of every image of a batch, each with an augmentation of its own; 2 for ``region_consistency``.
         negative_by_value: draw a negative's value uniformly, then an image of it; otherwise uniformly among
             images.
         exclude_shared: draw no negative that carries the anchor's value too.
@@ -222,6 +234,7 @@ class StageConfig:
     name: str = "region"
     branches: tuple[str, ...] = ("region",)
     losses: dict[str, float] = field(default_factory=lambda: {"triplet_region": 1.0})
+    ramp_epochs: dict[str, float] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=lambda: {"": 5e-5})
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     weight_decay: float = 0.0
@@ -232,6 +245,7 @@ class StageConfig:
     batch: int = 16
     triplets: int = 100_000
     images_of_class: int = 4
+    copies: int = 1
     negative_by_value: bool = True
     exclude_shared: bool = False
     views_per_image: int = 1

@@ -15,16 +15,23 @@ from torch import Tensor
 from placket.ranking import RankMetrics
 
 __all__ = [
+    "assignment_consistency",
     "attention_pool",
     "average_precision",
     "batch_hard",
     "batch_norm_act",
     "centre_cross_entropy",
+    "centre_triplet",
+    "class_centres",
+    "class_centres_of_sums",
+    "class_sums",
     "cosine_triplet",
     "crop_resize",
     "flat_search",
     "flat_search_compressed",
     "label_relation",
+    "prototype_cross_entropy",
+    "pseudo_label_cross_entropy",
     "quantize",
     "rank_metrics",
     "rank_metrics_of_scores",
@@ -33,6 +40,30 @@ __all__ = [
     "supervised_contrastive",
     "value_groups",
 ]
+
+
+def assignment_consistency(
+    first: Tensor,
+    second: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    temperature: float = 0.1,
+) -> Tensor:
+    """Return how far two views of the same images differ in the classes they are assigned to.
+
+    The mean of ``-(p . log q + q . log p) / 2`` over images, p and q the two views' softmax over the
+    attribute's centres; the factor outside of the logarithm is a target without a gradient (SwAV's swapped
+    prediction, NeurIPS 2020, without queue and balanced codes).
+
+    Args:
+        first, second: ``[V, E]``, the views of V images under an attribute.
+        centres, owners, attributes, temperature: see ``prototype_cross_entropy``.
+
+    Returns:
+        A scalar, float32 (float64 of float64 embeddings).
+    """
+    return torch.ops.placket.assignment_consistency(first, second, centres, owners, attributes, temperature)
 
 
 def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,6 +265,98 @@ def centre_cross_entropy(
     return torch.ops.placket.centre_cross_entropy(embeddings, centres, owners, attributes, classes, scale)
 
 
+def centre_triplet(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    margin: float = 0.2,
+) -> Tensor:
+    """Return the triplet hinge of embeddings between their class's centre and the nearest other one.
+
+    The mean of ``max(0, margin - cos(z, centre_y) + max_c cos(z, centre_c))``, c the attribute's other
+    classes.
+
+    Args:
+        embeddings, centres, owners, attributes, classes: see ``prototype_cross_entropy``.
+        margin: by how much the own centre must be nearer, in cosine.
+
+    Returns:
+        A scalar, float32 (float64 of float64 embeddings).
+    """
+    return torch.ops.placket.centre_triplet(embeddings, centres, owners, attributes, classes, margin)
+
+
+def class_centres(centres: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.9) -> Tensor:
+    """Return class centres moved towards the means of a batch: an exponential average kept online.
+
+    ``centre_c <- normalise(momentum * centre_c + (1 - momentum) * mean of class c's unit rows)``. A class
+    without a row keeps its centre in every bit; one whose centre is zero, never seen, takes the direction of
+    the mean. Equal calls give equal bits; no gradient.
+
+    Args:
+        centres: ``[M, E]`` unit rows or zeros, float32 (float64 with float64 embeddings).
+        embeddings: ``[V, E]``, float32, bfloat16 or float64; normalised inside.
+        classes: ``[V]`` int64 ids below M; a row of class -1 takes no part.
+        momentum: in [0, 1).
+
+    Returns:
+        ``[M, E]``, like ``centres``.
+
+    Raises:
+        ValueError: a shape does not fit, ``momentum`` is out of range, or, on the CPU, a class is.
+        TypeError: a dtype is another.
+    """
+    return torch.ops.placket.class_centres(centres, embeddings, classes, momentum)
+
+
+@torch.library.register_fake("placket::class_centres")
+def _(centres: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.9) -> Tensor:
+    return torch.empty_like(centres, memory_format=torch.contiguous_format)
+
+
+def class_centres_of_sums(centres: Tensor, sums: Tensor, counts: Tensor, momentum: float = 0.9) -> Tensor:
+    """Return class centres moved towards ``sums / counts``: the second step of ``class_centres``.
+
+    Args:
+        centres: ``[M, E]`` unit rows or zeros.
+        sums: ``[M, E]``, of the dtype of ``centres``, which several processes may have added up.
+        counts: ``[M]`` rows in each sum, of the same dtype; a class with 0 keeps its centre.
+        momentum: in [0, 1).
+
+    Returns:
+        ``[M, E]``, like ``centres``.
+    """
+    return torch.ops.placket.class_centres_of_sums(centres, sums, counts, momentum)
+
+
+@torch.library.register_fake("placket::class_centres_of_sums")
+def _(centres: Tensor, sums: Tensor, counts: Tensor, momentum: float = 0.9) -> Tensor:
+    return torch.empty_like(centres, memory_format=torch.contiguous_format)
+
+
+def class_sums(embeddings: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the sum of each class's unit rows and their number: the first step of ``class_centres``.
+
+    Args:
+        embeddings: ``[V, E]``, float32, bfloat16 or float64; normalised inside.
+        classes: ``[V]`` int64 ids below ``count``; a row of class -1 takes no part.
+        count: M.
+
+    Returns:
+        sums ``[M, E]`` and counts ``[M]``, float32 (float64 of float64 embeddings).
+    """
+    return torch.ops.placket.class_sums(embeddings, classes, count)
+
+
+@torch.library.register_fake("placket::class_sums")
+def _(embeddings: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    sums = embeddings.new_empty(count, embeddings.shape[1], dtype=wide)
+    return sums, sums.new_empty(count)
+
+
 def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2) -> Tensor:
     """Return the triplet hinge ``max(0, margin - cos(a, p) + cos(a, n))`` of each row.
 
@@ -384,6 +507,63 @@ def _(
     k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_hits(queries, database, keep, k)
+
+
+def prototype_cross_entropy(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    temperature: float = 0.1,
+) -> Tensor:
+    """Return the cross-entropy of the softmax over an attribute's class centres.
+
+    The mean of ``-log softmax_c(cos(z, centre_c) / temperature)[y]``, c the classes of the row's attribute
+    that have been seen. It is over rows with a class that has been seen, of an attribute with two such
+    classes or more; 0 where there are none.
+
+    Args:
+        embeddings: ``[V, E]``; normalised inside.
+        centres: ``[M, E]``, which ``class_centres`` keeps: unit rows, or zeros for a class that was never
+            seen. They get no gradient.
+        owners: ``[M]`` int64, the attribute of each class.
+        attributes: ``[V]`` int64.
+        classes: ``[V]`` int64 below M, -1 for a row without one.
+        temperature: above 0.
+
+    Returns:
+        A scalar, float32 (float64 of float64 embeddings).
+    """
+    return torch.ops.placket.prototype_cross_entropy(
+        embeddings, centres, owners, attributes, classes, temperature
+    )
+
+
+def pseudo_label_cross_entropy(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    temperature: float = 0.1,
+    confidence: float = 0.8,
+) -> Tensor:
+    """Return the cross-entropy of rows without a class against that of the nearest centre.
+
+    The mean of ``-log max_c p(c)`` over rows of class -1 with ``max_c p(c) > confidence``, p the softmax of
+    ``prototype_cross_entropy``.
+
+    Args:
+        embeddings, centres, owners, attributes, classes, temperature: see ``prototype_cross_entropy``.
+        confidence: in [0, 1).
+
+    Returns:
+        A scalar, float32 (float64 of float64 embeddings).
+    """
+    return torch.ops.placket.pseudo_label_cross_entropy(
+        embeddings, centres, owners, attributes, classes, temperature, confidence
+    )
 
 
 def _empty_hits(

@@ -62,6 +62,24 @@ def asen_v2_head(
     return _gate(pooled, F.relu(_linear(e, weights, "gate_proj")), weights), attention
 
 
+def assignment_consistency(
+    first: Tensor,
+    second: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    temperature: float = 0.1,
+) -> Tensor:
+    terms = []
+    for one, other, attribute in zip(first, second, attributes, strict=True):
+        known = _seen_classes(centres, owners, int(attribute))
+        if len(known) >= 2:
+            p = (F.normalize(one, dim=0) @ centres[known].T / temperature).softmax(0)
+            q = (F.normalize(other, dim=0) @ centres[known].T / temperature).softmax(0)
+            terms.append(-(p.detach() @ q.log() + q.detach() @ p.log()) / 2)
+    return torch.stack(terms).mean() if terms else (first * 0).sum()
+
+
 def attention_pool(logits: Tensor, values: Tensor, background: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     weights = logits.softmax(2)
     pooled = weights @ values.mT
@@ -147,6 +165,48 @@ def centre_cross_entropy(
     return torch.stack(terms).mean() if terms else embeddings.sum() * 0
 
 
+def centre_triplet(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    margin: float = 0.2,
+) -> Tensor:
+    terms = []
+    for z, attribute, own in zip(embeddings, attributes.tolist(), classes.tolist(), strict=True):
+        known = _seen_classes(centres, owners, attribute)
+        if own in known and len(known) >= 2:
+            cosines = F.normalize(z, dim=0) @ centres.T
+            nearest = max(cosines[c] for c in known if c != own)
+            terms.append(F.relu(margin - cosines[own] + nearest))
+    return torch.stack(terms).mean() if terms else (embeddings * 0).sum()
+
+
+def class_centres(centres: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.9) -> Tensor:
+    rows = F.normalize(embeddings.to(centres.dtype), dim=1)
+    moved = centres.clone()
+    for c in classes.unique().tolist():
+        if c >= 0:
+            mean = rows[classes == c].mean(0)
+            moved[c] = F.normalize(momentum * centres[c] + (1 - momentum) * mean, dim=0)
+    return moved
+
+
+def class_centres_of_sums(centres: Tensor, sums: Tensor, counts: Tensor, momentum: float = 0.9) -> Tensor:
+    moved = centres.clone()
+    for c, count in enumerate(counts.tolist()):
+        if count > 0:
+            moved[c] = F.normalize(momentum * centres[c] + (1 - momentum) * sums[c] / count, dim=0)
+    return moved
+
+
+def class_sums(embeddings: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    rows = F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)
+    sums = torch.stack([rows[classes == c].sum(0) for c in range(count)])
+    return sums, torch.stack([(classes == c).sum() for c in range(count)]).to(sums.dtype)
+
+
 def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2) -> Tensor:
     a, p, n = (F.normalize(x, dim=1) for x in (anchor, positive, negative))
     return F.relu(margin - (a * p).sum(1) + (a * n).sum(1))
@@ -226,6 +286,42 @@ def label_relation(labels: Tensor, groups: Tensor | None = None) -> tuple[Tensor
         2, len(labels), len(labels)
     )
     return positives, negatives
+
+
+def prototype_cross_entropy(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    temperature: float = 0.1,
+) -> Tensor:
+    terms = []
+    for z, attribute, own in zip(embeddings, attributes.tolist(), classes.tolist(), strict=True):
+        known = _seen_classes(centres, owners, attribute)
+        if own in known and len(known) >= 2:
+            p = (F.normalize(z, dim=0) @ centres[known].T / temperature).softmax(0)
+            terms.append(-p[known.index(own)].log())
+    return torch.stack(terms).mean() if terms else (embeddings * 0).sum()
+
+
+def pseudo_label_cross_entropy(
+    embeddings: Tensor,
+    centres: Tensor,
+    owners: Tensor,
+    attributes: Tensor,
+    classes: Tensor,
+    temperature: float = 0.1,
+    confidence: float = 0.8,
+) -> Tensor:
+    terms = []
+    for z, attribute, own in zip(embeddings, attributes.tolist(), classes.tolist(), strict=True):
+        known = _seen_classes(centres, owners, attribute)
+        if own < 0 and len(known) >= 2:
+            p = (F.normalize(z, dim=0) @ centres[known].T / temperature).softmax(0)
+            if p.max() > confidence:
+                terms.append(-p.max().log())
+    return torch.stack(terms).mean() if terms else (embeddings * 0).sum()
 
 
 def _classes(label: int | list[int]) -> frozenset[int]:
@@ -500,3 +596,7 @@ def _scaled_attention(query: Tensor, keys: Tensor) -> Tensor:
     """``[B, D]`` and ``[B, D, h, w]`` to a softmax over positions, ``[B, h, w]``."""
     logits = (query[:, :, None, None] * keys).sum(1) / math.sqrt(query.shape[1])
     return logits.flatten(1).softmax(1).view(logits.shape)
+
+
+def _seen_classes(centres: Tensor, owners: Tensor, attribute: int) -> list[int]:
+    return [c for c, owner in enumerate(owners.tolist()) if owner == attribute and bool(centres[c].any())]

@@ -335,7 +335,7 @@ def _native_stage(stage: StageConfig) -> _C.StageConfig:
     native = _C.StageConfig()
     augmentation = ("flip", "crop_scale", "color_jitter", "grayscale", "blur", "erasing", "random_crop")
     for key, value in dataclasses.asdict(stage).items():
-        if key in ("losses", "rates"):
+        if key in ("losses", "ramp_epochs", "rates"):
             setattr(native, key, list(value.items()))
         elif key not in ("schedule", *augmentation):
             setattr(native, key, value)

@@ -85,6 +85,16 @@ def test_bits_do_not_depend_on_threads(train: Split, sampler: Any, fit: str) -> 
             assert torch.equal(ours, theirs)
 
 
+def test_copies_are_augmented_each_anew(train: Split) -> None:
+    shared: dict[str, Any] = {"batch": 3, "copies": 2, "preprocess": SMALL, "seed": 4}
+    (one, two) = (next(iter(Loader(train, augment=CHANGES, threads=n, **shared))).images for n in (1, 3))
+    assert torch.equal(one, two)
+    first, second = one.unflatten(0, (-1, 2)).unbind(1)
+    assert (first != second).flatten(1).any(dim=1).all()
+    plain = next(iter(Loader(train, **shared))).images.unflatten(0, (-1, 2))
+    assert torch.equal(plain[:, 0], plain[:, 1])
+
+
 def test_rows_are_the_images_of_the_split(train: Split) -> None:
     (batch,) = Loader(train, batch=6, shuffle=False, preprocess=SMALL)
     assert batch.plan.images.tolist() == list(range(6))

@@ -311,3 +311,36 @@ def test_classes_and_their_images_are_uniform() -> None:
 def test_class_arguments_out_of_range(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=f"class sampler: .*{message}"):
         _C.class_source(labels_of(UNEVEN, (4,)).to_native(), **arguments)
+
+
+@pytest.mark.parametrize("kind", ["images", "triplets", "classes"])
+def test_copies_lie_next_to_each_other_at_places_of_their_own(kind: str):
+    labels = labels_of([[(0, i % 3)] for i in range(24)], (3,)).to_native()
+
+    def source(rank: int = 0, world_size: int = 1) -> _C.BatchSource:
+        shared: Any = {"seed": 5, "rank": rank, "world_size": world_size}
+        if kind == "images":
+            return _C.image_source(24, batch=4, **shared)
+        if kind == "triplets":
+            return _C.triplet_source(labels, batch=4, triplets=20, **shared)
+        return _C.class_source(labels, classes=2, images_of_class=2, **shared)
+
+    copied = _C.copied_source(source(), 3)
+    assert copied.steps_per_epoch == source().steps_per_epoch
+    positions = []
+    for step in range(copied.steps_per_epoch):
+        plan, single = copied.plan(step), source().plan(step)
+        for name in ("images", "attributes", "values"):
+            assert np.array_equal(getattr(plan, name), np.repeat(getattr(single, name), 3))
+        assert np.array_equal(plan.positions // 3, np.repeat(single.positions, 3))
+        positions += plan.positions.tolist()
+        halves = [_C.copied_source(source(rank, 2), 3).plan(step).positions.tolist() for rank in (0, 1)]
+        assert sorted(plan.positions.tolist()) == sorted(halves[0] + halves[1])
+    assert len(set(positions)) == len(positions)
+
+
+def test_one_copy_is_the_source_itself():
+    source = _C.image_source(9, batch=3)
+    assert _C.copied_source(source, 1) is source
+    with pytest.raises(ValueError, match="sampler: copies must be at least 1, got 0"):
+        _C.copied_source(source, 0)

@@ -11,6 +11,7 @@
 #include "base/random.h"
 #include "ops/autocast.h"
 #include "ops/centre_cross_entropy.h"
+#include "ops/class_centres.h"
 #include "ops/cosine_triplet.h"
 #include "ops/crop_resize.h"
 #include "ops/region_box.h"
@@ -18,6 +19,7 @@
 #include "ops/supervised_contrastive.h"
 #include "ops/unit_rows.h"
 #include "train/autocast.h"
+#include "train/centre_losses.h"
 
 namespace placket {
 namespace {
@@ -25,11 +27,16 @@ namespace {
 using at::Tensor;
 
 const std::vector<std::string> kBranches = {"region", "patch"};
-const std::vector<std::string> kLosses = {"triplet_region",     "triplet_patch",   "region_patch",
-                                          "region_patch_align", "region_contrast", "patch_contrast",
-                                          "region_classify",    "patch_classify"};
+const std::vector<std::string> kLosses = {
+    "triplet_region",   "triplet_patch",         "region_patch",        "region_patch_align",
+    "region_contrast",  "patch_contrast",        "region_classify",     "patch_classify",
+    "region_prototype", "region_centre_triplet", "region_pseudo_label", "region_consistency"};
+// Those against the network's class centres.
+const std::vector<std::string> kCentreLosses = {"region_prototype", "region_centre_triplet",
+                                                "region_pseudo_label", "region_consistency"};
 
 const std::string kTable = "attribute_embedding.weight";
+const std::string kCentres = "class_centres";
 constexpr int64_t kRegionView = 224;  // the published one, which boxes are counted in
 
 // Images under one attribute each: view v is row images[v] under attributes[v].
@@ -64,7 +71,12 @@ class AttributeSystem : public System {
                         found->second.sizes());
       (spec.buffer ? buffers_ : parameters_).emplace_back(spec.name, found->second);
       if (spec.attribute_dim >= 0) attribute_dims_[spec.name] = spec.attribute_dim;
+      if (spec.name == kCentres) class_centres_ = found->second;
     }
+    const int64_t classes = std::accumulate(values.begin(), values.end(), int64_t{0});
+    TORCH_CHECK_VALUE(config.classes == 0 || config.classes == classes,
+                      "AttributeSystem: values must be the model's ", config.classes,
+                      " classes in all, got ", classes);
     device_ = parameters_.front().second.device();
     make_classes();
     make_centres(seed);
@@ -117,7 +129,7 @@ class AttributeSystem : public System {
     const Batch batch = to_device(host, device_);
     views = {to_device(views.images), to_device(views.attributes), to_device(views.values)};
     const bool every_attribute = weight("region_contrast") > 0 || weight("region_classify") > 0 ||
-                                 (!extra_losses_.empty() && !uses("patch"));
+                                 uses_centres() || (!extra_losses_.empty() && !uses("patch"));
     const int64_t per_image =
         every_attribute ? config_.attributes : views.attributes.size(0) / host.images.size(0);
     const Tensor attributes =
@@ -136,6 +148,7 @@ class AttributeSystem : public System {
     add("triplet_region", [&] { return triplet(region); });
     add("region_contrast", [&] { return contrast_all(regions.embedding, batch.labels, context); });
     add("region_classify", [&] { return classify_all(regions.embedding, batch.labels, context); });
+    if (uses_centres()) add_centre_losses(regions.embedding, batch.labels, context, out);
     if (!uses("patch")) {
       add_extra_losses(out, unit_rows(regions.embedding.flatten(0, 1)),
                        all_attributes_.repeat(batch.labels.size(0)), batch.labels.flatten(),
@@ -268,6 +281,10 @@ class AttributeSystem : public System {
       if (extra_losses_.contains(name)) continue;
       TORCH_CHECK_VALUE(triplets || !name.starts_with("triplet_"), "stage: loss '", name,
                         "' needs sampler triplets, got ", stage.sampler);
+      TORCH_CHECK_VALUE(!contains(kCentreLosses, name) || config_.classes > 0, "stage: loss '",
+                        name, "' needs a network that keeps class centres, got one without");
+      TORCH_CHECK_VALUE(name != "region_consistency" || stage.copies == 2, "stage: loss '", name,
+                        "' needs copies 2, got ", stage.copies);
       const std::string branch = name.find("patch") == std::string::npos ? "region" : "patch";
       TORCH_CHECK_VALUE(contains(stage.branches, branch), "stage: loss '", name, "' needs branch '",
                         branch, "' among the branches that train");
@@ -299,6 +316,11 @@ class AttributeSystem : public System {
       if (name == loss) return weight;
     }
     return 0.0;
+  }
+
+  bool uses_centres() const {
+    return std::any_of(kCentreLosses.begin(), kCentreLosses.end(),
+                       [&](const std::string& loss) { return weight(loss) > 0; });
   }
 
   // Whether a branch takes part in the stage; the region branch always does, for its attention.
@@ -448,6 +470,39 @@ class AttributeSystem : public System {
                     all_attributes_.repeat(labels.size(0)), labels.flatten(), context);
   }
 
+  // Appends the losses of embeddings [N, A, E] with labels [N, A] against the centres as they are;
+  // then the embeddings move the centres.
+  void add_centre_losses(const Tensor& embedding, const Tensor& labels, const StepContext& context,
+                         std::vector<Loss>& out) {
+    const GradSync& sync = context.sync;
+    const Tensor each = all_attributes_.repeat(labels.size(0));
+    const Tensor z = sync.gather(at_least_float32(embedding).flatten(0, 1));
+    const Tensor attributes = sync.gather(each);
+    const Tensor own = sync.gather(classes(each, labels.flatten()));
+    // A copy, which the backward pass still reads when the centres have moved.
+    const ClassCentres known = {class_centres_.clone(), owners_};
+    const double temperature = options_.centre_temperature;
+    const auto add = [&](const char* name, const auto& value) {
+      if (weight(name) > 0) out.push_back({name, weight(name), value()});
+    };
+    add("region_prototype",
+        [&] { return prototype_cross_entropy(z, known, attributes, own, temperature); });
+    add("region_centre_triplet",
+        [&] { return centre_triplet(z, known, attributes, own, options_.margin); });
+    add("region_pseudo_label", [&] {
+      return pseudo_label_cross_entropy(z, known, attributes, own, temperature,
+                                        options_.pseudo_confidence);
+    });
+    add("region_consistency", [&] {
+      const Tensor pairs = z.view({-1, 2, config_.attributes, z.size(1)});
+      const auto view = [&](int64_t copy) { return pairs.select(1, copy).flatten(0, 1); };
+      return assignment_consistency(view(0), view(1), known,
+                                    attributes.narrow(0, 0, attributes.size(0) / 2), temperature);
+    });
+    const at::NoGradGuard no_grad;
+    class_centres_.copy_(class_centres(class_centres_, z, own, options_.centre_momentum));
+  }
+
   Tensor region_patch(const Tensor& region, const Tensor& patch, const Tensor& background,
                       const Views& views, const StepContext& context) const {
     // A view without a label is a positive of nothing but itself.
@@ -497,10 +552,11 @@ class AttributeSystem : public System {
   NamedTensors parameters_, buffers_, centres_;
   std::vector<std::string> frozen_;
   std::map<std::string, int64_t> attribute_dims_;  // of the parameters that have one
-  Tensor class_offsets_;                           // [A]
-  Tensor owners_;                                  // [classes] attribute of each
-  Tensor all_attributes_;                          // [A]
-  Tensor table_;  // of attributes; undefined where no head reads one
+  Tensor class_centres_;   // [classes, E]; undefined where the network keeps none
+  Tensor class_offsets_;   // [A]
+  Tensor owners_;          // [classes] attribute of each
+  Tensor all_attributes_;  // [A]
+  Tensor table_;           // of attributes; undefined where no head reads one
   std::vector<Tensor> region_trunk_, region_head_, patch_trunk_, patch_head_;
 };
 

@@ -18,6 +18,9 @@ struct AttributeOptions {
   double contrast_temperature = 0.1;  // of region_contrast and patch_contrast
   double classify_scale = 16.0;       // of region_classify and patch_classify
   double align_margin = 1.0;          // of region_patch_align
+  double centre_momentum = 0.9;       // of the class centres that the network keeps
+  double centre_temperature = 0.1;    // of the losses of assignments to them
+  double pseudo_confidence = 0.8;     // of region_pseudo_label
   double region_weight = 0.3;         // share beta of the region branch in the joint similarity
   double box_threshold = 0.1;         // of the normalised attention map, for the crop
   int64_t patch_size = 224;           // side of the crops
@@ -35,6 +38,12 @@ struct AttributeOptions {
 //                                       attribute of every image
 //   region_classify, patch_classify     centre_cross_entropy with centres [classes, E] as further
 //                                       parameters "region_centres", "patch_centres"
+//   region_prototype, region_centre_triplet, region_pseudo_label, region_consistency
+//                                       prototype_cross_entropy, centre_triplet,
+//                                       pseudo_label_cross_entropy and assignment_consistency
+//                                       (centre_losses.h) of every attribute of every image against
+//                                       the network's buffer "class_centres"; consistency is
+//                                       between an image's two copies
 //
 // and those of `extra_losses`, of embeddings as encode() has them (with both branches joined): of
 // every attribute that an image has a label of, with the patch branch of the batch's views with a
@@ -44,7 +53,10 @@ struct AttributeOptions {
 // batches views_per_image attributes of each image, drawn without replacement among those with a
 // label as long as there are any. One pass of each trunk serves all losses. The contrastive and
 // classifying losses, and those from outside, are taken over the joined views of all ranks.
-// With both branches in use the embedding is [sqrt(beta) region, sqrt(1 - beta) patch].
+// In a stage with one of the losses against "class_centres" each step's labelled (image, attribute) pairs, of all
+// ranks and copies, move the class centres after its losses have used them (ops/class_centres.h).
+// An image counts under the first of several values. With both branches in use the embedding is
+// [sqrt(beta) region, sqrt(1 - beta) patch].
 std::unique_ptr<System> make_attribute_system(
     const NetworkConfig& config, const AttributeOptions& options,
     const std::map<std::string, at::Tensor>& tensors,  // of network_spec

@@ -50,6 +50,7 @@ class Loader:
         images_of_class: int = 4,
         attribute: str | None = None,
         steps: int | None = None,
+        copies: int = 1,
         preprocess: _C.Preprocess | None = None,
         augment: _C.Augment | None = None,
         keep_pixels: bool = False,
@@ -83,6 +84,7 @@ class Loader:
                 before any again.
             attribute: whose values are the classes; None draws one for each step.
             steps: of "classes" and "identities", an epoch; None takes as many as the split's images fill.
+            copies: of every row of a batch, next to each other, each with an augmentation of its own.
             preprocess: from decoded image to input; by default 224 pixels, short side and centre crop.
             augment: random changes; by default none.
             keep_pixels: fill ``pixels``.
@@ -104,7 +106,7 @@ class Loader:
                 do not fit the device's memory or cannot be prepared as asked.
             DatasetError: the split has no list of filenames, or is no store of pixels to be resident.
         """
-        self._source = make_source(
+        source = make_source(
             "Loader",
             split,
             batch=batch,
@@ -122,6 +124,7 @@ class Loader:
             rank=rank,
             world_size=world_size,
         )
+        self._source = _C.copied_source(source, copies)
         self._loader = _C.Loader(
             split.image_list(None if resident is None else resident_pixels(split, resident)),
             split.labels.to_native(),

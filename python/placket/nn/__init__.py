@@ -14,6 +14,7 @@ from placket.nn.asen import (
     TripletNetwork,
     TripletNetworkConfig,
 )
+from placket.nn.modc import Modc, ModcConfig
 from placket.nn.network import (
     AttributeNetwork,
     NetworkConfig,
@@ -36,6 +37,8 @@ __all__ = [
     "AttributeNetwork",
     "Csn",
     "CsnConfig",
+    "Modc",
+    "ModcConfig",
     "NetworkConfig",
     "NetworkOutput",
     "Pictures",

@@ -60,6 +60,11 @@ class NetworkConfig:
         """Return that of the patch branch's head, for networks that have one."""
         raise NotImplementedError
 
+    @property
+    def classes(self) -> int:
+        """Return of how many classes (values of all attributes) it keeps centres; 0 for none."""
+        return 0
+
     def native(self) -> _C.NetworkConfig:
         """Return the part that the C++ core knows."""
         config = _C.NetworkConfig()
@@ -71,6 +76,7 @@ class NetworkConfig:
         config.head = self.head + adapters
         config.patch_trunk = self.patch_trunk
         config.patch_head = self.patch_head + adapters if self.patch_trunk else ""
+        config.classes = self.classes
         return config
 
 
@@ -155,6 +161,9 @@ class AttributeNetwork(nn.Module):
             return SpecModule(own, generator)
 
         self.attribute_embedding = part("attribute_embedding.")
+        for spec in specs:
+            if spec.name == "class_centres":
+                self.register_buffer(spec.name, torch.zeros(spec.shape))
         self.region = Branch(_make_trunk(trunk, generator), part("region.head."))
         if patch is not None:
             self.patch = Branch(_make_trunk(patch, generator), part("patch.head."))
