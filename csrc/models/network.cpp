@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "models/layers.h"
 
@@ -44,6 +45,15 @@ TensorSpecs network_spec(const NetworkConfig& config) {
   };
   add_branch("region", config.trunk, config.head);
   if (!config.patch_trunk.empty()) add_branch("patch", config.patch_trunk, config.patch_head);
+  const std::vector<int64_t> classes = head_classes(config.head);
+  if (!classes.empty()) {
+    specs.push_back({"class_centres",
+                     {std::accumulate(classes.begin(), classes.end(), int64_t{0}),
+                      head_centre_dim(config.head)},
+                     Initializer::kZeros,
+                     1.0,
+                     /*buffer=*/true});
+  }
   return specs;
 }
 

@@ -19,7 +19,8 @@ struct NetworkConfig {
 };
 
 // Names: attribute_embedding.weight [A, table_dim] where a head reads it; region.trunk.*,
-// region.head.*; patch.trunk.*, patch.head.*. Both heads read the same table; what does not fit is
+// region.head.*; patch.trunk.*, patch.head.*; class_centres [M, F], a buffer, where the region's
+// head has a class sub-network. Both heads read the same table; what does not fit is
 // a ValueError.
 TensorSpecs network_spec(const NetworkConfig& config);
 

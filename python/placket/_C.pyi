@@ -105,6 +105,8 @@ class Batch(metaclass=_Type):
     @property
     def labels(self) -> Tensor: ...
     @property
+    def classes(self) -> Tensor: ...
+    @property
     def pixels(self) -> Tensor: ...
     @property
     def offsets(self) -> Tensor: ...
@@ -282,6 +284,8 @@ class AttributeOptions(metaclass=_Type):
     contrast_temperature: float
     classify_scale: float
     align_margin: float
+    positive_weight: float
+    centre_momentum: float
     region_weight: float
     box_threshold: float
     patch_size: int
@@ -471,6 +475,9 @@ def prepare_image(
 ) -> Batch: ...
 def rate_factor(schedule: Schedule, step: int, steps_per_epoch: int, steps: int) -> float: ...
 def head_attends(head: str) -> bool: ...
+def head_classes(head: str) -> list[int]:
+    """Number of values of each attribute that a head's class sub-network knows; empty without one."""
+
 def head_embedding_dim(head: str) -> int: ...
 def network_spec(config: NetworkConfig) -> list[_Spec]:
     """The tensors of a network: the attribute table, then each branch's trunk and head."""

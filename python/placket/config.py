@@ -45,7 +45,7 @@ class ModelConfig:
     An option of None is left to the method; one that the method does not have is an error.
 
     Attributes:
-        name: of the method: ``"rpf"``.
+        name: of the method: ``"rpf"``, ``"m3net"``.
         trunk: description of the region branch's trunk.
         patch: the same of the patch branch, from the first stage that trains it; None leaves it out.
         trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load_trunk`` takes it;
@@ -64,6 +64,10 @@ class ModelConfig:
     hidden_dim: int | None = None
     heads: int | None = None
     dropout: float | None = None
+    variant: str | None = None
+    class_dim: int | None = None
+    class_query_dim: int | None = None
+    class_output_dim: int | None = None
     project_background: bool | None = None
     project_per_attribute: bool | None = None
     patch_size: int | None = None
@@ -121,6 +125,8 @@ class LossConfig:
         contrast_temperature: of ``region_contrast`` and ``patch_contrast``.
         classify_scale: of ``region_classify`` and ``patch_classify``.
         align_margin: of ``region_patch_align``.
+        positive_weight: of the classes that an image carries, in ``class_recognition``.
+        centre_momentum: share of a class centre that a step keeps, in ``class_centre_triplet``.
     """
 
     margin: float = 0.2
@@ -129,6 +135,8 @@ class LossConfig:
     contrast_temperature: float = 0.1
     classify_scale: float = 16.0
     align_margin: float = 1.0
+    positive_weight: float = 10.0
+    centre_momentum: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -192,7 +200,8 @@ class StageConfig:
         branches: which learn, of "region" and "patch"; evaluation embeds with these and the region branch.
         losses: weight of each loss by name: ``triplet_region``, ``triplet_patch``, ``region_patch``,
             ``region_patch_align``, ``region_contrast``, ``patch_contrast``, ``region_classify``,
-            ``patch_classify`` (csrc/train/systems/attribute.h).
+            ``patch_classify``, ``class_recognition``, ``class_cross_entropy``, ``class_instance_triplet``,
+            ``class_centre_triplet`` (csrc/train/systems/attribute.h).
         rates: learning rate by prefix of the parameters' names; the longest that fits counts, 0 freezes.
         weight_decay: of Adam's L2 term, or with ``decoupled_decay`` AdamW's.
         batch_norm: whose statistics BatchNorm takes in training: "grouped" each triplet role's apart (the

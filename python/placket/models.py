@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from placket import checkpoint
-from placket.nn import AttributeNetwork, Rpf
+from placket.nn import AttributeNetwork, M3Net, Rpf
 from placket.schema import AttributeSchema
 
 __all__ = ["METHODS", "create_model", "load", "takes_patch"]
 
-METHODS: dict[str, type[AttributeNetwork]] = {method.name: method for method in (Rpf,)}
+METHODS: dict[str, type[AttributeNetwork]] = {method.name: method for method in (Rpf, M3Net)}
 
 
 def create_model(name: str, *, schema: AttributeSchema, **options: Any) -> AttributeNetwork:

@@ -17,6 +17,8 @@ struct AttributeOptions {
   double contrast_temperature = 0.1;  // of region_contrast and patch_contrast
   double classify_scale = 16.0;       // of region_classify and patch_classify
   double align_margin = 1.0;          // of region_patch_align
+  double positive_weight = 10.0;      // w_p of class_recognition
+  double centre_momentum = 0.9;       // of the centres of class_centre_triplet
   double region_weight = 0.3;         // share beta of the region branch in the joint similarity
   double box_threshold = 0.1;         // of the normalised attention map, for the crop
   int64_t patch_size = 224;           // side of the crops
@@ -35,10 +37,21 @@ struct AttributeOptions {
 //   region_classify, patch_classify     centre_cross_entropy with centres [classes, E] as further
 //                                       parameters "region_centres", "patch_centres"
 //
+// and, where the region's head has a class sub-network (train/class_losses.h):
+//
+//   class_recognition                   all values of every labelled attribute of every image
+//   class_cross_entropy                 the first value of the same, for single-label sets
+//   class_instance_triplet              the class of each view, with every image of the batch that
+//                                       carries it and every one that carries another value of its
+//                                       attribute and not it
+//   class_centre_triplet                the same with the centre of the class, the buffer
+//                                       "class_centres", for the positive; every step first moves
+//                                       the centres of the classes in its batch by centre_momentum
+//
 // A view is an image under one attribute: in triplet batches each row under the triplet's, in image
 // batches views_per_image attributes of each image, drawn without replacement among those with a
-// label as long as there are any. One pass of each trunk serves all losses. The contrastive and
-// classifying losses are taken over the joined views of all ranks.
+// label as long as there are any. One pass of each trunk serves all losses. The contrastive,
+// classifying and class losses are taken over the joined views of all ranks.
 // With both branches in use the embedding is [sqrt(beta) region, sqrt(1 - beta) patch].
 std::unique_ptr<System> make_attribute_system(
     const NetworkConfig& config, const AttributeOptions& options,

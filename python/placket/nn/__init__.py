@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from placket.nn.m3net import M3Net, M3NetConfig
 from placket.nn.network import (
     AttributeNetwork,
     NetworkConfig,
@@ -16,6 +17,8 @@ from placket.nn.trunk import Trunk
 
 __all__ = [
     "AttributeNetwork",
+    "M3Net",
+    "M3NetConfig",
     "NetworkConfig",
     "NetworkOutput",
     "Pictures",
