@@ -17,6 +17,9 @@ __all__ = [
     "attention_pool",
     "average_precision",
     "batch_norm_act",
+    "class_centres",
+    "class_centres_of_sums",
+    "class_sums",
     "cosine_triplet",
     "crop_resize",
     "flat_search",
@@ -156,6 +159,75 @@ def _(
     map_like = torch.empty_like(input, memory_format=torch.channels_last)
     grad_residual = torch.empty_like(map_like) if residual else input.new_empty(0)
     return map_like, grad_residual, torch.empty_like(weight), torch.empty_like(weight)
+
+
+def class_centres(centres: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.9) -> Tensor:
+    """Return class centres moved towards the means of a batch: an exponential average kept online.
+
+    ``centre_c <- normalise(momentum * centre_c + (1 - momentum) * mean of class c's unit rows)``. A class
+    without a row keeps its centre in every bit; one whose centre is zero, never seen, takes the direction of
+    the mean. Equal calls give equal bits; no gradient.
+
+    Args:
+        centres: ``[M, E]`` unit rows or zeros, float32 (float64 with float64 embeddings).
+        embeddings: ``[V, E]``, float32, bfloat16 or float64; normalised inside.
+        classes: ``[V]`` int64 ids below M; a row of class -1 takes no part.
+        momentum: in [0, 1).
+
+    Returns:
+        ``[M, E]``, like ``centres``.
+
+    Raises:
+        ValueError: a shape does not fit, ``momentum`` is out of range, or, on the CPU, a class is.
+        TypeError: a dtype is another.
+    """
+    return torch.ops.placket.class_centres(centres, embeddings, classes, momentum)
+
+
+@torch.library.register_fake("placket::class_centres")
+def _(centres: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.9) -> Tensor:
+    return torch.empty_like(centres, memory_format=torch.contiguous_format)
+
+
+def class_centres_of_sums(centres: Tensor, sums: Tensor, counts: Tensor, momentum: float = 0.9) -> Tensor:
+    """Return class centres moved towards ``sums / counts``: the second step of ``class_centres``.
+
+    Args:
+        centres: ``[M, E]`` unit rows or zeros.
+        sums: ``[M, E]``, of the dtype of ``centres``, which several processes may have added up.
+        counts: ``[M]`` rows in each sum, of the same dtype; a class with 0 keeps its centre.
+        momentum: in [0, 1).
+
+    Returns:
+        ``[M, E]``, like ``centres``.
+    """
+    return torch.ops.placket.class_centres_of_sums(centres, sums, counts, momentum)
+
+
+@torch.library.register_fake("placket::class_centres_of_sums")
+def _(centres: Tensor, sums: Tensor, counts: Tensor, momentum: float = 0.9) -> Tensor:
+    return torch.empty_like(centres, memory_format=torch.contiguous_format)
+
+
+def class_sums(embeddings: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the sum of each class's unit rows and their number: the first step of ``class_centres``.
+
+    Args:
+        embeddings: ``[V, E]``, float32, bfloat16 or float64; normalised inside.
+        classes: ``[V]`` int64 ids below ``count``; a row of class -1 takes no part.
+        count: M.
+
+    Returns:
+        sums ``[M, E]`` and counts ``[M]``, float32 (float64 of float64 embeddings).
+    """
+    return torch.ops.placket.class_sums(embeddings, classes, count)
+
+
+@torch.library.register_fake("placket::class_sums")
+def _(embeddings: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    sums = embeddings.new_empty(count, embeddings.shape[1], dtype=wide)
+    return sums, sums.new_empty(count)
 
 
 def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2) -> Tensor:

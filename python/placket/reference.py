@@ -53,6 +53,30 @@ def batch_norm_act(
     return F.relu(output) if relu else output, torch.stack(means).detach(), torch.stack(variances).detach()
 
 
+def class_centres(centres: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.9) -> Tensor:
+    rows = F.normalize(embeddings.to(centres.dtype), dim=1)
+    moved = centres.clone()
+    for c in classes.unique().tolist():
+        if c >= 0:
+            mean = rows[classes == c].mean(0)
+            moved[c] = F.normalize(momentum * centres[c] + (1 - momentum) * mean, dim=0)
+    return moved
+
+
+def class_centres_of_sums(centres: Tensor, sums: Tensor, counts: Tensor, momentum: float = 0.9) -> Tensor:
+    moved = centres.clone()
+    for c, count in enumerate(counts.tolist()):
+        if count > 0:
+            moved[c] = F.normalize(momentum * centres[c] + (1 - momentum) * sums[c] / count, dim=0)
+    return moved
+
+
+def class_sums(embeddings: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    rows = F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)
+    sums = torch.stack([rows[classes == c].sum(0) for c in range(count)])
+    return sums, torch.stack([(classes == c).sum() for c in range(count)]).to(sums.dtype)
+
+
 def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2) -> Tensor:
     a, p, n = (F.normalize(x, dim=1) for x in (anchor, positive, negative))
     return F.relu(margin - (a * p).sum(1) + (a * n).sum(1))
