@@ -10,6 +10,7 @@
 
 #include "base/random.h"
 #include "ops/autocast.h"
+#include "ops/class_centres.h"
 #include "ops/cosine_triplet.h"
 #include "ops/crop_resize.h"
 #include "ops/region_box.h"
@@ -445,15 +446,7 @@ class AttributeSystem : public System {
   Tensor move_centres(const ClassViews& seen, const Tensor& own) {
     const at::NoGradGuard no_grad;
     Tensor centres = weights("", {{kCentres, {}}}).front();
-    const Tensor rows = own.clamp_min(0);
-    const Tensor counted = own.ge(0).to(at::kFloat);
-    const Tensor sums = at::zeros_like(centres).index_add_(
-        0, rows, unit_rows(anchors_of(seen)) * counted.unsqueeze(1));
-    const Tensor counts =
-        at::zeros({centres.size(0)}, centres.options()).index_add_(0, rows, counted);
-    const double m = options_.centre_momentum;
-    const Tensor moved = centres * m + sums * (1 - m) / counts.clamp_min(1).unsqueeze(1);
-    centres.copy_(unit_rows(moved).where(counts.gt(0).unsqueeze(1), centres));
+    centres.copy_(class_centres(centres, anchors_of(seen), own, options_.centre_momentum));
     return centres;
   }
 

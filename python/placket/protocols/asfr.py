@@ -48,8 +48,8 @@ Embed = Callable[[NDArray[np.int64], int], "Tensor | NDArray[Any]"]
 "cosine", any finite ones for "dot"."""
 
 EmbedClass = Callable[[NDArray[np.int64], int, int], "tuple[Tensor | NDArray[Any], Tensor | NDArray[Any]]"]
-"""``embed(image_ids [n] int64, attribute id, value id)`` returns rows ``[n, F]``, L2-normalised or zero, and the
-probabilities ``[n]`` that the images carry the value."""
+"""``embed(image_ids [n] int64, attribute id, value id)`` returns rows ``[n, F]``, L2-normalised or zero, and
+the probabilities ``[n]`` that the images carry the value."""
 
 CUTOFF = 100
 
