@@ -1,8 +1,8 @@
 """The class attention of M3-Net for 54, 185 and 1,000 classes: FashionAI, DARN and DeepFashion.
 
-Head: from the trunk's map to the embeddings of all attributes and classes, without gradients, as evaluation does.
-Peers: the best plain PyTorch that takes the formulas as they stand, all classes at once by einsum; and one
-class after another. All arms have the same attribute sub-network.
+Head: from the trunk's map to the embeddings of all attributes and classes, without gradients, as evaluation
+does. Peers: the best plain PyTorch that takes the formulas as they stand, all classes at once by einsum; and
+one class after another. All arms have the same attribute sub-network.
 Image: trunk and head with 1,000 classes of five attributes against 50, forward, and as a training step does
 forward and backward; the ratio is the price of the larger vocabulary.
 """

@@ -413,12 +413,15 @@ class AttributeSystem : public System {
     });
     add("class_cross_entropy", [&] {
       const Tensor labels = sync.gather(batch.labels);
-      return class_cross_entropy(logits(), classes(all_attributes_.expand_as(labels), labels),
+      return class_cross_entropy(logits(), (class_offsets_ + labels).where(labels.ge(0), -1),
                                  owners_);
     });
     if (weight("class_instance_triplet") + weight("class_centre_triplet") == 0) return;
-    const Tensor own = sync.gather(classes(views.attributes, views.values));
-    const ClassViews seen = class_views(regions.class_embedding, batch, views, own, sync);
+    const Tensor rows = at::arange(batch.labels.size(0), batch.labels.options());
+    const Views anchors =
+        batch.attributes.numel() > 0 ? Views{rows, batch.attributes, batch.values} : views;
+    const Tensor own = sync.gather(classes(anchors.attributes, anchors.values));
+    const ClassViews seen = class_views(regions.class_embedding, batch, anchors, own, sync);
     add("class_instance_triplet", [&] { return class_instance_triplet(seen, options_.margin); });
     add("class_centre_triplet", [&] {
       const Tensor centres = move_centres(seen, own).index_select(0, own.clamp_min(0));

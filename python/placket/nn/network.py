@@ -143,6 +143,8 @@ class AttributeNetwork(nn.Module):
         self.config = config
         native = config.native()
         self._heads = native.head, native.patch_head
+        #: Whether it represents images by each class (attribute value) too.
+        self.has_classes = bool(_C.head_classes(native.head))
         specs = [TensorSpec(*spec) for spec in _C.network_spec(native)]
 
         def part(prefix: str) -> SpecModule:
@@ -178,11 +180,6 @@ class AttributeNetwork(nn.Module):
     def attends(self) -> bool:
         """Whether it has an attention map for each attribute, hence boxes and crops."""
         return _C.head_attends(self._heads[0])
-
-    @property
-    def has_classes(self) -> bool:
-        """Whether it represents images by each class (attribute value) too."""
-        return bool(_C.head_classes(self._heads[0]))
 
     def forward(
         self,
