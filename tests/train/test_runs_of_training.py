@@ -292,7 +292,7 @@ def test_two_processes_equal_one(drawn: AsenDataset, tmp_path: Path) -> None:
 
     expected = {}
     for name, stage in STAGES.items():
-        model = make(drawn)
+        model = make(drawn, name)
         Trainer(model, drawn, stage).run(3)
         expected[name] = model.state_dict()
     assert [process.wait(timeout=120) for process in processes] == [0, 0]

@@ -13,7 +13,7 @@ from small_training import BOTH, STAGE, TRUNK
 
 import placket
 from placket.data import AsenDataset
-from placket.nn import Rpf
+from placket.nn import AttributeNetwork
 from placket.train import Trainer
 
 # Statistics of a rank's half would differ from those of the whole, and dropout is drawn on each rank.
@@ -28,10 +28,29 @@ STAGES = {
         losses={"region_contrast": 1.0, "patch_classify": 0.5, "region_patch": 0.1},
     ),
     "region": dataclasses.replace(STAGE, batch_norm="frozen"),
+    "m3net": dataclasses.replace(
+        STAGE,
+        batch_norm="frozen",
+        sampler="classes",
+        batch=8,
+        losses={
+            "class_recognition": 1.0,
+            "class_cross_entropy": 1.0,
+            "class_instance_triplet": 1.0,
+            "class_centre_triplet": 1.0,
+            "region_contrast": 1.0,
+        },
+    ),
 }
 
 
-def make(data: AsenDataset) -> Rpf:
+def make(data: AsenDataset, name: str) -> AttributeNetwork:
+    generator = torch.Generator().manual_seed(0)
+    if name == "m3net":
+        return placket.create_model(
+            name, schema=data.schema, trunk=TRUNK, attribute_dim=16, preprocess={"size": 48},
+            generator=generator,
+        )  # fmt: skip
     return placket.create_model(
         "rpf",
         schema=data.schema,
@@ -41,7 +60,7 @@ def make(data: AsenDataset) -> Rpf:
         dropout=0.0,
         patch_size=32,
         preprocess={"size": 48},
-        generator=torch.Generator().manual_seed(0),
+        generator=generator,
     )
 
 
@@ -50,7 +69,7 @@ def main(root: str, out: str, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=2)
     data = placket.data.open(root)
     for name, stage in STAGES.items():
-        model = make(data)
+        model = make(data, name)
         Trainer(model, data, stage, process_group=dist.group.WORLD).run(3)
         safetensors.torch.save_file(model.state_dict(), Path(out) / f"{name}{rank}.safetensors")
     dist.destroy_process_group()

@@ -217,7 +217,7 @@ class AttributeNetwork(nn.Module):
         )
         if ids.dim() == 1:
             one = [None if x is None else x.squeeze(1) for x in out[:-2]]
-            out = NetworkOutput(*one, *out[-2:])  # type: ignore[arg-type]
+            out = NetworkOutput(*one, *out[-2:])  # type: ignore[arg-type, call-arg]
         return out
 
     def encode(
