@@ -71,7 +71,7 @@ def equal(a: M3Net, b: M3Net) -> bool:
 
 def by_formulas(model: M3Net, batch: _C.Batch, attribute: int) -> dict[str, Tensor]:
     """The losses of a batch of one attribute, image by image; moves the centres."""
-    owners = torch.tensor([n for n, count in enumerate(model.config.classes) for _ in range(count)])
+    owners = torch.tensor([n for n, count in enumerate(model.config.values) for _ in range(count)])
     own = (owners == attribute).nonzero().squeeze(1)
     out = model(batch.images, attribute)
     logits, phi = out.class_logits, F.normalize(out.class_embedding, dim=2)

@@ -20,7 +20,7 @@ class M3NetConfig(NetworkConfig):
     """What an M3-Net is made of. None of these numbers is published.
 
     Attributes:
-        classes: number of values of each attribute.
+        values: number of values of each attribute, whose sum is the number of classes.
         variant: "full"; "attribute" (M3-Net_a), whose classes have their attribute's attention; "class"
             (M3-Net_c), which has no attribute sub-network.
         attribute_dim: width of the attribute table and of both attentions.
@@ -32,7 +32,7 @@ class M3NetConfig(NetworkConfig):
 
     attributes: int = 8
     trunk: str = "resnet50"
-    classes: tuple[int, ...] = ()
+    values: tuple[int, ...] = ()
     variant: Variant = "full"
     attribute_dim: int = 512
     embedding_dim: int = 512
@@ -42,14 +42,14 @@ class M3NetConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "classes", tuple(self.classes))  # JSON's list
+        object.__setattr__(self, "values", tuple(self.values))  # JSON's list
 
     @property
     def head(self) -> str:
         """Return the description of the head with both sub-networks."""
         return describe(
             "m3net",
-            classes="/".join(map(str, self.classes)),
+            classes="/".join(map(str, self.values)),
             variant=self.variant,
             attribute_dim=self.attribute_dim,
             embedding_dim=self.embedding_dim,
@@ -114,7 +114,7 @@ class M3Net(AttributeNetwork):
         config = M3NetConfig(
             attributes=len(schema),
             trunk=describe_trunk(trunk, trunk_channels),
-            classes=tuple(schema.value_counts),
+            values=tuple(schema.value_counts),
             variant=variant,
             attribute_dim=attribute_dim,
             embedding_dim=embedding_dim,
