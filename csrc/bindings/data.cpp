@@ -207,6 +207,7 @@ void bind_data(py::module_& m) {
       .def_readonly("attributes", &Batch::attributes)
       .def_readonly("values", &Batch::values)
       .def_readonly("labels", &Batch::labels)
+      .def_readonly("classes", &Batch::classes)
       .def_readonly("pixels", &Batch::pixels)
       .def_readonly("offsets", &Batch::offsets)
       .def_readonly("sizes", &Batch::sizes);

@@ -58,6 +58,7 @@ void bind_models(py::module_& m) {
       py::arg("config"));
   m.def("head_embedding_dim", &head_embedding_dim, py::arg("head"));
   m.def("head_attends", &head_attends, py::arg("head"));
+  m.def("head_classes", &head_classes, py::arg("head"));
   m.def(
       "trunk_spec", [](const std::string& trunk) { return to_python(trunk_spec(trunk)); },
       py::arg("trunk"));

@@ -6,6 +6,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "bindings/gil.h"
+#include "train/class_losses.h"
 #include "train/systems/attribute.h"
 #include "train/trainer.h"
 
@@ -126,12 +127,36 @@ void bind_configs(py::module_& m) {
       .def_readwrite("contrast_temperature", &AttributeOptions::contrast_temperature)
       .def_readwrite("classify_scale", &AttributeOptions::classify_scale)
       .def_readwrite("align_margin", &AttributeOptions::align_margin)
+      .def_readwrite("positive_weight", &AttributeOptions::positive_weight)
       .def_readwrite("centre_momentum", &AttributeOptions::centre_momentum)
       .def_readwrite("centre_temperature", &AttributeOptions::centre_temperature)
       .def_readwrite("pseudo_confidence", &AttributeOptions::pseudo_confidence)
       .def_readwrite("region_weight", &AttributeOptions::region_weight)
       .def_readwrite("box_threshold", &AttributeOptions::box_threshold)
       .def_readwrite("patch_size", &AttributeOptions::patch_size);
+}
+
+void bind_class_losses(py::module_& m) {
+  m.def("class_recognition", &class_recognition, py::arg("logits"), py::arg("carried"),
+        py::arg("labelled"), py::arg("owners"), py::arg("positive_weight"));
+  m.def("class_cross_entropy", &class_cross_entropy, py::arg("logits"), py::arg("classes"),
+        py::arg("owners"));
+  m.def(
+      "class_instance_triplet",
+      [](const at::Tensor& embeddings, const at::Tensor& anchors, const at::Tensor& positives,
+         const at::Tensor& negatives, double margin) {
+        return class_instance_triplet({embeddings, anchors, positives, negatives}, margin);
+      },
+      py::arg("embeddings"), py::arg("anchors"), py::arg("positives"), py::arg("negatives"),
+      py::arg("margin"));
+  m.def(
+      "class_centre_triplet",
+      [](const at::Tensor& embeddings, const at::Tensor& anchors, const at::Tensor& negatives,
+         const at::Tensor& centres, double margin) {
+        return class_centre_triplet({embeddings, anchors, {}, negatives}, centres, margin);
+      },
+      py::arg("embeddings"), py::arg("anchors"), py::arg("negatives"), py::arg("centres"),
+      py::arg("margin"));
 }
 
 void bind_systems(py::module_& m) {
@@ -251,6 +276,7 @@ void bind_train(py::module_& m) {
   bind_configs(m);
   bind_systems(m);
   bind_trainer(m);
+  bind_class_losses(m);
 }
 
 }  // namespace placket

@@ -30,6 +30,9 @@ struct Batch {
   // [N, A] int64: every image's (first) value of every attribute, -1 where it has none; [N, 0]
   // where the loader has no labels.
   at::Tensor labels;
+  // [N, M] bool: every value that an image carries, of the M values of all attributes in order;
+  // [N, 0] where the loader has no labels.
+  at::Tensor classes;
   // The pictures `images` were made from (after box crop and flip), for crops at full resolution;
   // empty unless kept.
   at::Tensor pixels;   // uint8, the images' [h, w, 3] one after another

@@ -54,6 +54,7 @@ struct Loader::State {
 
   std::shared_ptr<const ImageList> images;
   std::shared_ptr<const LabelTable> labels;
+  std::vector<int64_t> class_offsets;  // [A + 1] of each attribute's values in Batch::classes
   std::shared_ptr<const BatchSource> source;
   LoaderConfig config;
 
@@ -174,22 +175,26 @@ struct Loader::State {
     batch.values = to_tensor(plan.values);
     keep_pictures({}, config.pin_memory, batch);
     const int64_t attributes = labels ? int64_t(labels->values.size()) : 0;
-    batch.labels = at::full({rows, attributes}, -1, at::kLong);
+    batch.labels = at::empty({rows, attributes}, at::kLong);
+    batch.classes = at::empty({rows, labels ? class_offsets.back() : 0}, at::kBool);
     if (labels) {
-      auto* out = batch.labels.mutable_data_ptr<int64_t>();
-      for (int64_t row = 0; row < rows; ++row) {
-        write_labels(plan.images[row], out + row * attributes);
-      }
+      for (int64_t row = 0; row < rows; ++row) write_labels(plan.images[row], row, batch);
     }
     batch.plan = std::move(plan);
     return batch;
   }
 
-  // The first value of every attribute that the image carries.
-  void write_labels(int64_t image, int64_t* out) const {
+  // The first value of every attribute that the image carries, and all its values.
+  void write_labels(int64_t image, int64_t row, Batch& batch) const {
+    const int64_t attributes = batch.labels.size(1), classes = batch.classes.size(1);
+    int64_t* first = batch.labels.mutable_data_ptr<int64_t>() + row * attributes;
+    bool* carried = batch.classes.mutable_data_ptr<bool>() + row * classes;
+    std::fill_n(first, attributes, -1);
+    std::fill_n(carried, classes, false);
     for (int64_t i = labels->begin[image]; i < labels->begin[image + 1]; ++i) {
-      int64_t& value = out[labels->attribute[i]];
+      int64_t& value = first[labels->attribute[i]];
       if (value < 0) value = labels->value[i];
+      carried[class_offsets[size_t(labels->attribute[i])] + labels->value[i]] = true;
     }
   }
 
@@ -215,10 +220,7 @@ struct Loader::State {
       }
     }
     if (plan.images[row] == drawn || !labels) return;
-    const auto attributes = int64_t(labels->values.size());
-    auto* out = pending.batch.labels.mutable_data_ptr<int64_t>() + row * attributes;
-    std::fill_n(out, attributes, -1);
-    write_labels(plan.images[row], out);
+    write_labels(plan.images[row], row, pending.batch);
   }
 
   bool is_skipped(int64_t image) const {
@@ -309,6 +311,12 @@ Loader::Loader(std::shared_ptr<const ImageList> images, std::shared_ptr<const La
   check_preprocess(name, config.preprocess);
   if (images->resident) check_resident(name, *images, config.preprocess, config.augment);
   state_->images = std::move(images);
+  if (labels) {
+    state_->class_offsets = {0};
+    for (const int64_t values : labels->values) {
+      state_->class_offsets.push_back(state_->class_offsets.back() + values);
+    }
+  }
   state_->labels = std::move(labels);
   state_->source = std::move(source);
   state_->config = config;

@@ -238,6 +238,7 @@ Batch make_batch(const ImageView& image, const std::optional<Box>& box,
   batch.attributes = at::empty({0}, at::kLong);
   batch.values = at::empty({0}, at::kLong);
   batch.labels = at::empty({1, 0}, at::kLong);
+  batch.classes = at::empty({1, 0}, at::kBool);
   keep_pictures({cut_picture(image, frame)}, /*pin_memory=*/false, batch);
   return batch;
 }

@@ -73,6 +73,22 @@ int64_t Description::integer(const std::string& key, int64_t fallback, int64_t m
   return value;
 }
 
+std::vector<int64_t> Description::integers(const std::string& key, int64_t minimum) {
+  const std::string* text = find(key);
+  std::vector<int64_t> values;
+  bool valid = text != nullptr;
+  if (valid) {
+    for (const std::string& part : split(*text, '/')) {
+      valid = valid && parse(part, values.emplace_back()) && values.back() >= minimum;
+    }
+  }
+  if (!valid) {
+    fail(key, "be integers of at least " + std::to_string(minimum) + " with / between them",
+         text != nullptr ? "'" + *text + "'" : "nothing");
+  }
+  return values;
+}
+
 double Description::number(const std::string& key, double fallback, double minimum,
                            double maximum) {
   const std::string* text = find(key);

@@ -16,6 +16,8 @@ class Description {
 
   const std::string& name() const { return name_; }
   int64_t integer(const std::string& key, int64_t fallback, int64_t minimum);
+  // "3/4/2": a list, which must be given.
+  std::vector<int64_t> integers(const std::string& key, int64_t minimum);
   double number(const std::string& key, double fallback, double minimum, double maximum);
   bool boolean(const std::string& key, bool fallback);
   std::string choice(const std::string& key, const std::string& fallback,

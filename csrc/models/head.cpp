@@ -30,6 +30,7 @@ constexpr HeadKind kHeads[] = {
     {"triplet", make_triplet},
     {"rpf_region", make_rpf_region},
     {"rpf_patch", make_rpf_patch},
+    {"m3net", make_m3net},
 };
 
 struct Head {
@@ -115,6 +116,20 @@ std::tuple<Tensor, Tensor, Tensor> attribute_head_op(const Tensor& features,
   return {out.embedding, present(out.attention), present(out.background)};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> class_head_op(const Tensor& features,
+                                                         const std::optional<Tensor>& table,
+                                                         const Tensor& attributes,
+                                                         at::TensorList weights,
+                                                         std::string_view head, bool training,
+                                                         bool batch_statistics, int64_t groups) {
+  const HeadOutput out =
+      attribute_head(features, table.value_or(Tensor()), attributes, weights, std::string(head),
+                     /*background=*/false, {training, batch_statistics, groups});
+  TORCH_CHECK_VALUE(out.class_embedding.defined(),
+                    "class_head: head must have a class sub-network, got '", head, "'");
+  return {out.embedding, out.attention, out.class_embedding, out.class_logits};
+}
+
 }  // namespace
 
 TensorSpecs head_spec(const std::string& head, const HeadSizes& sizes) {
@@ -148,6 +163,12 @@ bool head_has_background(const std::string& head) {
   return find_head(head).model->has_background();
 }
 
+std::vector<int64_t> head_classes(const std::string& head) {
+  return find_head(head).model->classes();
+}
+
+int64_t head_centre_dim(const std::string& head) { return find_head(head).model->centre_dim(); }
+
 HeadOutput attribute_head(const Tensor& features, const Tensor& table, const Tensor& attributes,
                           at::TensorList weights, const std::string& head, bool background,
                           const Mode& mode) {
@@ -179,6 +200,11 @@ TORCH_LIBRARY_FRAGMENT(placket, m) {
       "str head, bool background=False, bool training=False, bool batch_statistics=False, "
       "int groups=1) -> (Tensor embedding, Tensor attention, Tensor background)",
       attribute_head_op, {at::Tag::pt2_compliant_tag});
+  m.def(
+      "class_head(Tensor features, Tensor? table, Tensor attributes, Tensor(a!)[] weights, str "
+      "head, bool training=False, bool batch_statistics=False, int groups=1) -> (Tensor embedding, "
+      "Tensor attention, Tensor class_embedding, Tensor class_logits)",
+      class_head_op, {at::Tag::pt2_compliant_tag});
 }
 
 }  // namespace placket

@@ -26,6 +26,8 @@ class HeadModel {
   virtual int64_t table_dim() const { return 0; }
   virtual bool attends() const { return true; }
   virtual bool has_background() const { return false; }
+  virtual std::vector<int64_t> classes() const { return {}; }
+  virtual int64_t centre_dim() const { return embedding_dim(); }
   virtual HeadOutput embed(const HeadInput& input, Weights& weights, const Mode& mode) const = 0;
 };
 
@@ -36,5 +38,6 @@ std::unique_ptr<HeadModel> make_csn(Description& settings);
 std::unique_ptr<HeadModel> make_triplet(Description& settings);
 std::unique_ptr<HeadModel> make_rpf_region(Description& settings);
 std::unique_ptr<HeadModel> make_rpf_patch(Description& settings);
+std::unique_ptr<HeadModel> make_m3net(Description& settings);
 
 }  // namespace placket

@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "models/layers.h"
 
@@ -47,9 +48,12 @@ TensorSpecs network_spec(const NetworkConfig& config) {
   };
   add_branch("region", config.trunk, config.head);
   if (!config.patch_trunk.empty()) add_branch("patch", config.patch_trunk, config.patch_head);
-  if (config.classes > 0) {
+  const std::vector<int64_t> own = head_classes(config.head);
+  const int64_t classes =
+      own.empty() ? config.classes : std::accumulate(own.begin(), own.end(), int64_t{0});
+  if (classes > 0) {
     specs.push_back({"class_centres",
-                     {config.classes, head_embedding_dim(config.head)},
+                     {classes, head_centre_dim(config.head)},
                      Initializer::kZeros,
                      1.0,
                      /*buffer=*/true});

@@ -20,9 +20,10 @@ struct NetworkConfig {
 };
 
 // Names: attribute_embedding.weight [A, table_dim] where a head reads it; region.trunk.*,
-// region.head.*; patch.trunk.*, patch.head.*; and the buffer class_centres [classes, E], unit rows
-// of the region branch's space or zero for a class that was never seen (ops/class_centres.h). Both
-// heads read the same table; what does not fit is a ValueError.
+// region.head.*; patch.trunk.*, patch.head.*; and the buffer class_centres, a row for each class of
+// a network that keeps them or whose region head has a class sub-network, unit vectors of the space
+// of head_centre_dim or zero for a class that was never seen (ops/class_centres.h). Both heads read
+// the same table; what does not fit is a ValueError.
 TensorSpecs network_spec(const NetworkConfig& config);
 
 }  // namespace placket

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "ops/autocast.h"
+#include "ops/loss_terms.h"
 #include "ops/unit_rows.h"
 
 namespace placket {
@@ -11,9 +12,6 @@ namespace placket {
 using at::Tensor;
 
 namespace {
-
-// Finite, so that a row with nothing left has a zero gradient and not NaN.
-constexpr double kClosed = -1e30;
 
 void check_rows(const char* op, const Tensor& embeddings, const ClassCentres& known,
                 const Tensor& attributes) {
@@ -55,7 +53,7 @@ struct Assignable {
   }
 
   Tensor log_probabilities(double temperature) const {
-    return cosines.div(temperature).masked_fill(~open, kClosed).log_softmax(1);
+    return cosines.div(temperature).masked_fill(~open, kMasked).log_softmax(1);
   }
 
   // Whether each row counts and has a class that has been seen.
@@ -68,10 +66,6 @@ struct Assignable {
     return table.gather(1, classes.clamp_min(0).unsqueeze(1)).squeeze(1);
   }
 };
-
-Tensor mean_over(const Tensor& counted, const Tensor& values) {
-  return values.where(counted, 0).sum() / counted.sum().clamp_min(1);
-}
 
 Tensor prototype_cross_entropy_op(const Tensor& embeddings, const Tensor& centres,
                                   const Tensor& owners, const Tensor& attributes,
@@ -108,8 +102,8 @@ Tensor prototype_cross_entropy(const Tensor& embeddings, const ClassCentres& kno
   check_temperature(kName, temperature);
   const BelowAutocast below;
   const Assignable rows(embeddings, known, attributes);
-  return mean_over(rows.labelled(classes),
-                   -Assignable::own(rows.log_probabilities(temperature), classes));
+  return mean_of(-Assignable::own(rows.log_probabilities(temperature), classes),
+                 rows.labelled(classes));
 }
 
 Tensor centre_triplet(const Tensor& embeddings, const ClassCentres& known, const Tensor& attributes,
@@ -121,9 +115,9 @@ Tensor centre_triplet(const Tensor& embeddings, const ClassCentres& known, const
   const Assignable rows(embeddings, known, attributes);
   const Tensor ids = at::arange(known.centres.sym_size(0), classes.options());
   const Tensor others = rows.open & classes.unsqueeze(1).ne(ids.unsqueeze(0));
-  const Tensor nearest = rows.cosines.masked_fill(~others, kClosed).amax(1);
+  const Tensor nearest = rows.cosines.masked_fill(~others, kMasked).amax(1);
   const Tensor hinge = (margin - Assignable::own(rows.cosines, classes) + nearest).clamp_min(0);
-  return mean_over(rows.labelled(classes), hinge);
+  return mean_of(hinge, rows.labelled(classes));
 }
 
 Tensor pseudo_label_cross_entropy(const Tensor& embeddings, const ClassCentres& known,
@@ -138,7 +132,7 @@ Tensor pseudo_label_cross_entropy(const Tensor& embeddings, const ClassCentres& 
   const BelowAutocast below;
   const Assignable rows(embeddings, known, attributes);
   const Tensor best = rows.log_probabilities(temperature).amax(1);
-  return mean_over(rows.counts & classes.lt(0) & best.exp().gt(confidence), -best);
+  return mean_of(-best, rows.counts & classes.lt(0) & best.exp().gt(confidence));
 }
 
 Tensor assignment_consistency(const Tensor& first, const Tensor& second, const ClassCentres& known,
@@ -154,7 +148,7 @@ Tensor assignment_consistency(const Tensor& first, const Tensor& second, const C
   const Tensor log_p = one.log_probabilities(temperature);
   const Tensor log_q = other.log_probabilities(temperature);
   const Tensor swapped = log_p.detach().exp() * log_q + log_q.detach().exp() * log_p;
-  return mean_over(one.counts, swapped.sum(1) * -0.5);
+  return mean_of(swapped.sum(1) * -0.5, one.counts);
 }
 
 TORCH_LIBRARY_FRAGMENT(placket, m) {

@@ -23,8 +23,8 @@ std::string joined(const std::vector<std::string>& names) {
 
 Batch to_device(const Batch& batch, at::Device device) {
   Batch out = batch;
-  for (at::Tensor* tensor : {&out.images, &out.attributes, &out.values, &out.labels, &out.pixels,
-                             &out.offsets, &out.sizes}) {
+  for (at::Tensor* tensor : {&out.images, &out.attributes, &out.values, &out.labels, &out.classes,
+                             &out.pixels, &out.offsets, &out.sizes}) {
     *tensor = moved(*tensor, device);
   }
   return out;

@@ -45,8 +45,8 @@ class ModelConfig:
     An option of None is left to the method; one that the method does not have is an error.
 
     Attributes:
-        name: of the method: ``"asen"``, ``"asen_v2"``, ``"asen_plus_plus"``, ``"csn"``, ``"modc"``, ``"rpf"``
-            or ``"triplet"``.
+        name: of the method: ``"asen"``, ``"asen_v2"``, ``"asen_plus_plus"``, ``"csn"``, ``"m3net"``,
+            ``"modc"``, ``"rpf"`` or ``"triplet"``.
         trunk: description of the region branch's trunk.
         patch: the same of the patch branch, from the first stage that trains it; None leaves it out.
         trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load_trunk`` takes it;
@@ -70,6 +70,10 @@ class ModelConfig:
     head: str | None = None
     heads: int | None = None
     dropout: float | None = None
+    variant: str | None = None
+    class_dim: int | None = None
+    class_query_dim: int | None = None
+    class_output_dim: int | None = None
     project_background: bool | None = None
     project_per_attribute: bool | None = None
     patch_size: int | None = None
@@ -128,7 +132,8 @@ class LossConfig:
         contrast_temperature: of ``region_contrast`` and ``patch_contrast``.
         classify_scale: of ``region_classify`` and ``patch_classify``.
         align_margin: of ``region_patch_align``.
-        centre_momentum: of the class centres that MODC keeps: a batch counts for the rest to 1.
+        positive_weight: of the classes that an image carries, in ``class_recognition``.
+        centre_momentum: share of a class centre that a step keeps: MODC's, and M3-Net's.
         centre_temperature: of ``region_prototype``, ``region_pseudo_label`` and ``region_consistency``.
         pseudo_confidence: probability above which ``region_pseudo_label`` takes an unlabelled image for one
             of the nearest centre's class.
@@ -140,6 +145,7 @@ class LossConfig:
     contrast_temperature: float = 0.1
     classify_scale: float = 16.0
     align_margin: float = 1.0
+    positive_weight: float = 10.0
     centre_momentum: float = 0.9
     centre_temperature: float = 0.1
     pseudo_confidence: float = 0.8
@@ -206,8 +212,10 @@ class StageConfig:
         branches: which learn, of "region" and "patch"; evaluation embeds with these and the region branch.
         losses: weight of each loss by name: ``triplet_region``, ``triplet_patch``, ``region_patch``,
             ``region_patch_align``, ``region_contrast``, ``patch_contrast``, ``region_classify``,
-            ``patch_classify``; against MODC's class centres ``region_prototype``, ``region_centre_triplet``,
-            ``region_pseudo_label``, ``region_consistency`` (csrc/train/systems/attribute.h).
+            ``patch_classify``; M3-Net's ``class_recognition``, ``class_cross_entropy``,
+            ``class_instance_triplet``, ``class_centre_triplet``; against MODC's class centres
+            ``region_prototype``, ``region_centre_triplet``, ``region_pseudo_label``, ``region_consistency``
+            (csrc/train/systems/attribute.h); and those of ``Trainer``'s ``extra_losses``.
         ramp_epochs: of some of those, by name, the epochs in which the weight rises from 0, linearly.
         rates: learning rate by prefix of the parameters' names; the longest that fits counts, 0 freezes.
         weight_decay: of Adam's L2 term, or with ``decoupled_decay`` AdamW's.

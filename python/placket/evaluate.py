@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,21 +22,24 @@ from placket.protocols import (
     PROTOCOLS,
     Blocks,
     Embed,
+    EmbedClass,
     Gallery,
     Photos,
     Result,
     asfr_joint,
     asfr_map_all,
     asfr_multilabel,
+    asfr_multilabel_class,
     c2s_topk,
     inshop_recall,
     split_joint,
 )
 from placket.train import is_native, native_system
 
-__all__ = ["embed_image", "embed_pairs", "embed_split", "evaluate"]
+__all__ = ["embed_classes", "embed_image", "embed_pairs", "embed_split", "evaluate"]
 
 Integers = NDArray[np.int64]
+T = TypeVar("T")
 
 
 def evaluate(
@@ -50,6 +53,7 @@ def evaluate(
     by_category: bool | None = None,
     tune_region: Literal["overall", "per attribute"] | None = None,
     flip: bool = False,
+    class_weight: float = 1.0,
     allow_missing: bool = False,
     batch: int = 64,
     threads: int = 2,
@@ -59,13 +63,14 @@ def evaluate(
 
     Every image that the protocol needs is read once and passes each trunk once; with ``flip`` twice.
 
-    ==================  ====================================================================================
-    asfr-map-all/v1     the split's query and candidate lists; data and model have the same attributes
-    asfr-multilabel/v1  the split's labels; the same
-    c2s-topk/v1         query and gallery photos of two kinds, consumers' and shops'; ranked by the mean
-                        cosine of the model's attribute spaces
-    inshop-recall/v1    query and gallery photos of one kind; ranked in the same way
-    ==================  ====================================================================================
+    ========================  ==============================================================================
+    asfr-map-all/v1           the split's query and candidate lists; data and model have the same attributes
+    asfr-multilabel/v1        the split's labels; the same
+    asfr-multilabel-class/v1  the same, each query with its value, for a model with class embeddings
+    c2s-topk/v1               query and gallery photos of two kinds, consumers' and shops'; ranked by the mean
+                              cosine of the model's attribute spaces
+    inshop-recall/v1          query and gallery photos of one kind; ranked in the same way
+    ========================  ==============================================================================
 
     The other protocols need what no RPF gives (class scores, embeddings of an image and a text together):
     call ``placket.protocols.recognition``, ``fashioniq_original`` or ``fashioniq_val`` with it.
@@ -83,6 +88,7 @@ def evaluate(
         tune_region: choose the weight of the region branch by ``asfr-map-all/v1`` on "valid", one for all
             attributes or one for each, instead of the model's own. Its images pass the trunks once.
         flip: average the embeddings of the image and its mirror image, see ``embed_pairs``.
+        class_weight: of ``asfr-multilabel-class/v1``, see ``asfr_multilabel_class``.
         allow_missing: leave out images whose file is not there; the result counts them and is named a subset.
         batch: images at a time.
         threads: that decode.
@@ -103,6 +109,12 @@ def evaluate(
         part = data.split(split).under(model.schema)
         if protocol == "asfr-multilabel/v1":
             return _multilabel(part, embed, allow_missing)
+        if protocol == "asfr-multilabel-class/v1":
+            classes: EmbedClass = _EmbedClasses(model, part, batch, threads, bfloat16)
+            rows, missing = _labels(part, allow_missing)
+            return asfr_multilabel_class(
+                rows, classes, part.schema, class_weight=class_weight, missing=missing
+            )
         valid = None if tune_region is None else data.split("valid").under(model.schema)
         return _map_all(part, embed, valid, tune_region == "per attribute", allow_missing)
     if protocol in ("c2s-topk/v1", "inshop-recall/v1"):
@@ -224,7 +236,44 @@ def embed_pairs(
     )
 
 
-@torch.no_grad()
+def embed_classes(
+    model: AttributeNetwork,
+    split: Split,
+    images: NDArray[np.int64],
+    attribute: int,
+    *,
+    batch: int = 64,
+    threads: int = 2,
+    bfloat16: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Embed images of a split by each value of an attribute, with a model that has class embeddings.
+
+    Args:
+        images: ``[n]`` ids of the split.
+        attribute: id of the schema, with V values.
+
+    Returns:
+        Embeddings ``[n, V, F]``, L2-normalised, and the probabilities ``[n, V]`` that an image carries a
+        value, each by itself; float32 on the CPU.
+
+    Raises:
+        RuntimeError: an image cannot be read.
+    """
+    counts = model.schema.value_counts
+    first = sum(counts[:attribute])
+    own = slice(first, first + counts[attribute])
+
+    def embed(pixels: Tensor, pictures: Pictures | None) -> tuple[Tensor, Tensor]:
+        out = model(pixels, attribute, pictures)
+        rows = F.normalize(out.class_embedding[:, own].float(), dim=2)
+        return rows.cpu(), out.class_logits[:, own].float().sigmoid().cpu()
+
+    embeddings, probabilities = zip(
+        *_in_python(model, split, images, embed, batch, threads, bfloat16), strict=True
+    )
+    return torch.cat(embeddings), torch.cat(probabilities)
+
+
 def _embed_in_python(
     model: AttributeNetwork,
     split: Split,
@@ -235,11 +284,31 @@ def _embed_in_python(
     bfloat16: bool,
     augment: Augment | None = None,
 ) -> Tensor:
-    """The same for a trunk that is a module of the caller's, or for changed images."""
-    device = next(model.parameters()).device
+    """``embed_pairs`` for a trunk that is a module of the caller's, or for changed images."""
     asked, rows = np.unique(images, return_inverse=True)
+
+    def embed(pixels: Tensor, pictures: Pictures | None) -> Tensor:
+        return model.encode_all(pixels, pictures).float().cpu()
+
+    every = torch.cat(_in_python(model, split, asked, embed, batch, threads, bfloat16, augment))
+    return every[torch.from_numpy(rows), torch.from_numpy(attributes)]
+
+
+@torch.no_grad()
+def _in_python(
+    model: AttributeNetwork,
+    split: Split,
+    images: Integers,
+    embed: Callable[[Tensor, Pictures | None], T],
+    batch: int,
+    threads: int,
+    bfloat16: bool,
+    augment: Augment | None = None,
+) -> list[T]:
+    """What ``embed`` makes of each batch of images, the model in evaluation mode."""
+    device = next(model.parameters()).device
     loader = Loader(
-        _part(split, asked),
+        _part(split, images),
         batch=batch,
         shuffle=False,
         drop_last=False,
@@ -256,9 +325,9 @@ def _embed_in_python(
             pictures = None
             if model.config.patch_trunk:
                 pictures = Pictures.of(part, device)
-            every.append(model.encode_all(part.images.to(device), pictures).float().cpu())
+            every.append(embed(part.images.to(device), pictures))
     model.train(training)
-    return torch.cat(every)[torch.from_numpy(rows), torch.from_numpy(attributes)]
+    return every
 
 
 def _mean_direction(one: Tensor, other: Tensor, branches: int) -> Tensor:
@@ -307,6 +376,12 @@ def _map_all(
 
 
 def _multilabel(part: Split, embed: _EmbedPairs, allow_missing: bool) -> Result:
+    rows, missing = _labels(part, allow_missing)
+    return asfr_multilabel(rows, _embed_rows(part, rows, embed), part.schema, missing=missing)
+
+
+def _labels(part: Split, allow_missing: bool) -> tuple[Integers, int]:
+    """Labels (image, attribute, value) of images that are there, and how many images are not."""
     labels = part.labels
     rows = np.stack([labels.images(), labels.attribute, labels.value], axis=1).astype(np.int64)
     if not len(rows):
@@ -314,8 +389,27 @@ def _multilabel(part: Split, embed: _EmbedPairs, allow_missing: bool) -> Result:
             f"evaluate: split must have labels, got '{part.name}' of {part.root} without; "
             f"put label_{part.name}.txt beside the other lists"
         )
-    rows, missing = _present(part, rows, allow_missing)
-    return asfr_multilabel(rows, _embed_rows(part, rows, embed), part.schema, missing=missing)
+    return _present(part, rows, allow_missing)
+
+
+class _EmbedClasses:
+    """Class-conditioned embeddings of a split, of one attribute's values at a time."""
+
+    def __init__(
+        self, model: AttributeNetwork, split: Split, batch: int, threads: int, bfloat16: bool
+    ) -> None:
+        if not model.has_classes:
+            raise ValueError(
+                f"evaluate: model must have class embeddings for asfr-multilabel-class/v1, got {model.name}"
+            )
+        self._embed = partial(embed_classes, model, split, batch=batch, threads=threads, bfloat16=bfloat16)
+        self._attribute = -1
+
+    def __call__(self, images: Integers, attribute: int, value: int) -> tuple[Tensor, Tensor]:
+        if attribute != self._attribute:
+            self._attribute = attribute
+            self._embeddings, self._probabilities = self._embed(images, attribute)
+        return self._embeddings[:, value], self._probabilities[:, value]
 
 
 def _lists(part: Split, allow_missing: bool) -> tuple[Integers, Integers, int]:

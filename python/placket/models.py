@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from placket import checkpoint
-from placket.nn import Asen, AsenPlusPlus, AsenV2, AttributeNetwork, Csn, Modc, Rpf, TripletNetwork
+from placket.nn import Asen, AsenPlusPlus, AsenV2, AttributeNetwork, Csn, M3Net, Modc, Rpf, TripletNetwork
 from placket.schema import AttributeSchema
 
 __all__ = ["METHODS", "create_model", "load", "takes_patch"]
 
 METHODS: dict[str, type[AttributeNetwork]] = {
-    method.name: method for method in (Asen, AsenV2, AsenPlusPlus, Csn, Modc, Rpf, TripletNetwork)
+    method.name: method for method in (Asen, AsenV2, AsenPlusPlus, Csn, M3Net, Modc, Rpf, TripletNetwork)
 }
 
 

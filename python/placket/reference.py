@@ -288,6 +288,58 @@ def label_relation(labels: Tensor, groups: Tensor | None = None) -> tuple[Tensor
     return positives, negatives
 
 
+def m3net_head(
+    features: Tensor,
+    attribute_embedding: Tensor | None,
+    attributes: Tensor,
+    weights: Mapping[str, Tensor],
+    classes: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``[B, C, h, w]`` and attributes ``[B]`` to embedding ``[B, E]``, attention ``[B, h, w]``, class
+    embedding ``[B, M, F]`` and class logits ``[B, M]``; weights by name, which tell the variant. One
+    attribute and one class after another."""
+    x = features.flatten(2).transpose(1, 2)  # [B, P, C]
+    psi, attribute_alpha, class_alpha, phi = [], [], [], []
+    if attribute_embedding is not None:
+        key = torch.tanh(_linear(x, weights, "image_proj"))
+        for t in attribute_embedding:
+            query = torch.tanh(_linear(t, weights, "attribute_proj"))
+            alpha = ((key * query).sum(2) / len(query) ** 0.5).softmax(1)
+            u = (alpha[:, :, None] * x).sum(1)
+            asked = F.relu(_linear(t, weights, "gate.attribute_proj")).expand(len(u), -1)
+            gate = _linear(
+                F.relu(_linear(torch.cat([u, asked], 1), weights, "gate.fc1")), weights, "gate.fc2"
+            )
+            gated = gate.sigmoid()[:, None] * x
+            psi.append(_linear((alpha[:, :, None] * gated).sum(1), weights, "pooled_proj"))
+            attribute_alpha.append(alpha)
+    owners = [n for n, count in enumerate(classes) for _ in range(count)]
+    for m, n in enumerate(owners):
+        if "class_query.weight" in weights:
+            e = weights["class_embedding.weight"][m].expand(len(x), -1)
+            query = _linear(torch.cat([e, psi[n]], 1) if psi else e, weights, "class_query")
+            logit = (torch.tanh(_linear(x, weights, "class_image_proj")) * query[:, None]).sum(2)
+            logit = logit / query.shape[1] ** 0.5
+            alpha = (logit + attribute_alpha[n].log() if psi else logit).softmax(1)
+        else:
+            alpha = attribute_alpha[n]
+        phi.append(_linear((alpha[:, :, None] * x).sum(1), weights, "class_proj"))
+        class_alpha.append(alpha)
+    class_embedding = torch.stack(phi, 1)
+    logits = (class_embedding * weights["classifier.weight"]).sum(2) + weights["classifier.bias"]
+    embeddings, attentions = [], []
+    for b, n in enumerate(attributes.tolist()):
+        own = [m for m, owner in enumerate(owners) if owner == n]
+        share = logits[b, own].softmax(0)
+        mixed = (share[:, None] * F.normalize(class_embedding[b, own], dim=1)).sum(0)
+        of_classes = weights["class_output.weight"] @ mixed
+        embeddings.append(torch.cat([F.normalize(psi[n][b], dim=0), of_classes]) if psi else of_classes)
+        of_classes = (share[:, None] * torch.stack([class_alpha[m][b] for m in own])).sum(0)
+        attentions.append(attribute_alpha[n][b] if psi else of_classes)
+    attention = torch.stack(attentions).unflatten(1, features.shape[2:])
+    return torch.stack(embeddings), attention, class_embedding, logits
+
+
 def prototype_cross_entropy(
     embeddings: Tensor,
     centres: Tensor,

@@ -15,6 +15,7 @@ from placket.protocols import (
     Result,
     asfr_map_all,
     asfr_multilabel,
+    asfr_multilabel_class,
     embed_from,
     expected_average_precision,
     published,
@@ -164,6 +165,60 @@ def test_multilabel_matches_a_plain_loop():
     assert asfr_multilabel(labels, embed_from(embeddings), MANY) == result
     assert asfr_multilabel(labels[1:], embed_from(embeddings), MANY).lists != result.lists
     assert asfr_multilabel(labels, embed_from(embeddings), MANY, missing=2).protocol.endswith("/v1 subset")
+
+
+@pytest.mark.parametrize("class_weight", [0.0, 0.5])
+def test_multilabel_by_class_matches_a_plain_loop(class_weight: float):
+    random = np.random.default_rng(6)
+    labels = np.unique(random.integers((0, 0, 0), (40, 2, 4), size=(120, 3)), axis=0)
+    labels = np.concatenate([labels, [[40, 0, 5], [41, 1, 5]]])  # values of one image each
+    # Two attributes of six values are twelve spaces. Eighths: sums of products are exact in any order.
+    spaces = plain.exact_rows(42, 12)
+    probabilities = random.integers(0, 9, size=(42, 12)).astype(np.float32) / 8
+    calls = []
+
+    def embed(images: np.ndarray, attribute: int, value: int) -> tuple[np.ndarray, np.ndarray]:
+        calls.append((attribute, value))
+        own = 6 * attribute + value
+        return spaces[images, own].numpy(), probabilities[images, own]
+
+    shuffled = random.permutation(np.concatenate([labels, labels[:20]]))
+    result = asfr_multilabel_class(shuffled, embed, MANY, class_weight=class_weight)
+    carried = {(image, attribute, value) for image, attribute, value in labels.tolist()}
+    assert calls == sorted({(a, v) for _, a, v in carried})
+    for attribute, name in enumerate(MANY.names):
+        images = sorted({i for i, a, _ in carried if a == attribute})
+        asked = sorted((i, v) for i, a, v in carried if a == attribute)
+        expected = {metric: [] for metric in result.metrics}
+        for image, value in asked:
+            own = 6 * attribute + value
+            others = [i for i in images if i != image]
+            scores = (spaces[others, own] @ spaces[image, own]).numpy()
+            scores = scores + np.float32(class_weight) * probabilities[others, own]
+            relevant = np.array([(i, attribute, value) in carried for i in others])
+            for metric, figure in expected_figures(scores, relevant).items():
+                expected[metric].append(figure)
+        assert (result.queries[name], result.candidates[name]) == (len(asked), len(images) - 1)
+        for metric, found in result.metrics.items():
+            assert found.values[name].tolist() == pytest.approx(expected[metric], abs=1e-12)
+    assert result.without_relevant == 2
+    assert result.similarity == f"cosine by class + {class_weight:g} probability of the candidate"
+    assert PROTOCOLS[result.protocol] is asfr_multilabel_class
+    # The queries are those of the blind protocol, in its order.
+    blind = asfr_multilabel(labels, embed_from(plain.exact_rows(42, 2)), MANY)
+    assert (blind.queries, blind.candidates, blind.lists) == (result.queries, result.candidates, result.lists)
+
+
+def test_multilabel_by_class_refuses_what_are_no_probabilities():
+    def embed(images: np.ndarray, attribute: int, value: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.ones((len(images), 1), np.float32), given[: len(images)]
+
+    given = np.array([0.5, 1.5])
+    with pytest.raises(ValueError, match=r"probabilities from 0 to 1, got 1.5 for image 3, attribute 1"):
+        asfr_multilabel_class([[2, 1, 0], [3, 1, 0]], embed, MANY)
+    given = np.zeros((2, 1))
+    with pytest.raises(ValueError, match=r"probabilities of shape \[2\], got \[2, 1\]"):
+        asfr_multilabel_class([[2, 1, 0], [3, 1, 0]], embed, MANY)
 
 
 def test_multilabel_embeds_an_image_once_and_sees_no_value():

@@ -40,19 +40,32 @@ STAGES = {
             "region_consistency": 1.0,
         },
     ),
+    "m3net": dataclasses.replace(
+        STAGE,
+        batch_norm="frozen",
+        sampler="classes",
+        batch=8,
+        losses={
+            "class_recognition": 1.0,
+            "class_cross_entropy": 1.0,
+            "class_instance_triplet": 1.0,
+            "class_centre_triplet": 1.0,
+            "region_contrast": 1.0,
+        },
+    ),
 }
 
 
 def make(data: AsenDataset, stage: str) -> AttributeNetwork:
-    if stage == "centres":
+    options = {"m3net": {"name": "m3net"}, "centres": {"name": "modc", "head": "rpf_region"}}
+    if stage in options:
         return placket.create_model(
-            "modc",
             schema=data.schema,
             trunk=TRUNK,
-            head="rpf_region",
             attribute_dim=16,
             preprocess={"size": 48},
             generator=torch.Generator().manual_seed(0),
+            **options[stage],
         )
     return placket.create_model(
         "rpf",

@@ -20,6 +20,7 @@
 #include "ops/unit_rows.h"
 #include "train/autocast.h"
 #include "train/centre_losses.h"
+#include "train/class_losses.h"
 
 namespace placket {
 namespace {
@@ -28,9 +29,10 @@ using at::Tensor;
 
 const std::vector<std::string> kBranches = {"region", "patch"};
 const std::vector<std::string> kLosses = {
-    "triplet_region",   "triplet_patch",         "region_patch",        "region_patch_align",
-    "region_contrast",  "patch_contrast",        "region_classify",     "patch_classify",
-    "region_prototype", "region_centre_triplet", "region_pseudo_label", "region_consistency"};
+    "triplet_region",    "triplet_patch",         "region_patch",           "region_patch_align",
+    "region_contrast",   "patch_contrast",        "region_classify",        "patch_classify",
+    "region_prototype",  "region_centre_triplet", "region_pseudo_label",    "region_consistency",
+    "class_recognition", "class_cross_entropy",   "class_instance_triplet", "class_centre_triplet"};
 // Those against the network's class centres.
 const std::vector<std::string> kCentreLosses = {"region_prototype", "region_centre_triplet",
                                                 "region_pseudo_label", "region_consistency"};
@@ -62,6 +64,10 @@ class AttributeSystem : public System {
     TORCH_CHECK_VALUE(int64_t(values.size()) == config.attributes,
                       "AttributeSystem: values must have one entry for each of the model's ",
                       config.attributes, " attributes, got ", values.size());
+    const std::vector<int64_t> classes = head_classes(config.head);
+    TORCH_CHECK_VALUE(classes.empty() || classes == values,
+                      "AttributeSystem: values must be the head's classes, ",
+                      at::IntArrayRef(classes), ", got ", at::IntArrayRef(values));
     for (const TensorSpec& spec : network_spec(config)) {
       const auto found = tensors.find(spec.name);
       TORCH_CHECK_VALUE(found != tensors.end(), "AttributeSystem: no tensor named '", spec.name,
@@ -148,6 +154,7 @@ class AttributeSystem : public System {
     add("triplet_region", [&] { return triplet(region); });
     add("region_contrast", [&] { return contrast_all(regions.embedding, batch.labels, context); });
     add("region_classify", [&] { return classify_all(regions.embedding, batch.labels, context); });
+    add_class_losses(regions, batch, views, context, out);
     if (uses_centres()) add_centre_losses(regions.embedding, batch.labels, context, out);
     if (!uses("patch")) {
       add_extra_losses(out, unit_rows(regions.embedding.flatten(0, 1)),
@@ -288,6 +295,9 @@ class AttributeSystem : public System {
       const std::string branch = name.find("patch") == std::string::npos ? "region" : "patch";
       TORCH_CHECK_VALUE(contains(stage.branches, branch), "stage: loss '", name, "' needs branch '",
                         branch, "' among the branches that train");
+      TORCH_CHECK_VALUE(!name.starts_with("class_") || !head_classes(config_.head).empty(),
+                        "stage: loss '", name, "' needs a head with a class sub-network, got '",
+                        config_.head, "'");
       TORCH_CHECK_VALUE(
           !name.starts_with("region_patch") ||
               head_embedding_dim(config_.head) == head_embedding_dim(config_.patch_head),
@@ -501,6 +511,63 @@ class AttributeSystem : public System {
     });
     const at::NoGradGuard no_grad;
     class_centres_.copy_(class_centres(class_centres_, z, own, options_.centre_momentum));
+  }
+
+  void add_class_losses(const HeadOutput& regions, const Batch& batch, const Views& views,
+                        const StepContext& context, std::vector<Loss>& out) {
+    const GradSync& sync = context.sync;
+    const auto add = [&](const char* name, const auto& value) {
+      if (weight(name) > 0) out.push_back({name, weight(name), value()});
+    };
+    const auto logits = [&] { return sync.gather(at_least_float32(regions.class_logits)); };
+    add("class_recognition", [&] {
+      return class_recognition(logits(), gather_bool(batch.classes, sync),
+                               sync.gather(batch.labels).ge(0), owners_, options_.positive_weight);
+    });
+    add("class_cross_entropy", [&] {
+      const Tensor labels = sync.gather(batch.labels);
+      return class_cross_entropy(logits(), (class_offsets_ + labels).where(labels.ge(0), -1),
+                                 owners_);
+    });
+    if (weight("class_instance_triplet") + weight("class_centre_triplet") == 0) return;
+    const Tensor rows = at::arange(batch.labels.size(0), batch.labels.options());
+    const Views anchors =
+        batch.attributes.numel() > 0 ? Views{rows, batch.attributes, batch.values} : views;
+    const Tensor own = sync.gather(classes(anchors.attributes, anchors.values));
+    const ClassViews seen = class_views(regions.class_embedding, batch, anchors, own, sync);
+    add("class_instance_triplet", [&] { return class_instance_triplet(seen, options_.margin); });
+    add("class_centre_triplet", [&] {
+      const Tensor centres = move_centres(seen, own).index_select(0, own.clamp_min(0));
+      return class_centre_triplet(seen, centres, options_.margin);
+    });
+  }
+
+  // All ranks' images in the spaces of all ranks' views, whose classes are `own` [V]. A rank sends
+  // its images in these V spaces and not in all M.
+  ClassViews class_views(const Tensor& embedding, const Batch& batch, const Views& views,
+                         const Tensor& own, const GradSync& sync) const {
+    const Tensor columns = own.clamp_min(0);
+    const Tensor labelled = own.ge(0);
+    const Tensor carries = gather_bool(batch.classes, sync).index_select(1, columns) & labelled;
+    const Tensor known =
+        sync.gather(batch.labels).ge(0).index_select(1, owners_.index_select(0, columns)) &
+        labelled;
+    // An index list, whose backward pass adds up in a fixed order where two views share a class.
+    const Tensor selected = at_least_float32(embedding).index({at::indexing::Slice(), columns});
+    return {sync.gather(selected), sync.gather(views.images + sync.rank() * batch.images.size(0)),
+            carries, known & ~carries};
+  }
+
+  // The centres after the batch's own images have moved them.
+  Tensor move_centres(const ClassViews& seen, const Tensor& own) {
+    const at::NoGradGuard no_grad;
+    Tensor centres = weights("", {{kCentres, {}}}).front();
+    centres.copy_(class_centres(centres, anchors_of(seen), own, options_.centre_momentum));
+    return centres;
+  }
+
+  static Tensor gather_bool(const Tensor& rows, const GradSync& sync) {
+    return sync.gather(rows.to(at::kByte)).to(at::kBool);
   }
 
   Tensor region_patch(const Tensor& region, const Tensor& patch, const Tensor& background,

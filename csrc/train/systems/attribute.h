@@ -18,6 +18,7 @@ struct AttributeOptions {
   double contrast_temperature = 0.1;  // of region_contrast and patch_contrast
   double classify_scale = 16.0;       // of region_classify and patch_classify
   double align_margin = 1.0;          // of region_patch_align
+  double positive_weight = 10.0;      // w_p of class_recognition
   double centre_momentum = 0.9;       // of the class centres that the network keeps
   double centre_temperature = 0.1;    // of the losses of assignments to them
   double pseudo_confidence = 0.8;     // of region_pseudo_label
@@ -45,18 +46,31 @@ struct AttributeOptions {
 //                                       the network's buffer "class_centres"; consistency is
 //                                       between an image's two copies
 //
+// where the region's head has a class sub-network (train/class_losses.h):
+//
+//   class_recognition                   all values of every labelled attribute of every image
+//   class_cross_entropy                 the first value of the same, for single-label sets
+//   class_instance_triplet              the class that each image was drawn for, with sampler
+//   images
+//                                       that of each view, with every image of the batch that
+//                                       carries it and every one that carries another value of its
+//                                       attribute and not it
+//   class_centre_triplet                the same with the centre of the class, the buffer
+//                                       "class_centres", for the positive; every step first moves
+//                                       the centres of the classes in its batch by centre_momentum
+//
 // and those of `extra_losses`, of embeddings as encode() has them (with both branches joined): of
 // every attribute that an image has a label of, with the patch branch of the batch's views with a
 // label; classes count the values of all attributes in order.
 //
 // A view is an image under one attribute: in triplet batches each row under the triplet's, in image
 // batches views_per_image attributes of each image, drawn without replacement among those with a
-// label as long as there are any. One pass of each trunk serves all losses. The contrastive and
-// classifying losses, and those from outside, are taken over the joined views of all ranks.
-// In a stage with one of the losses against "class_centres" each step's labelled (image, attribute) pairs, of all
-// ranks and copies, move the class centres after its losses have used them (ops/class_centres.h).
-// An image counts under the first of several values. With both branches in use the embedding is
-// [sqrt(beta) region, sqrt(1 - beta) patch].
+// label as long as there are any. One pass of each trunk serves all losses. The contrastive,
+// classifying and class losses, and those from outside, are taken over the joined views of all
+// ranks. In a stage with one of the losses of centre_losses.h each step's labelled (image,
+// attribute) pairs, of all ranks and copies, move the class centres after its losses have used them
+// (ops/class_centres.h). An image counts under the first of several values. With both branches in
+// use the embedding is [sqrt(beta) region, sqrt(1 - beta) patch].
 std::unique_ptr<System> make_attribute_system(
     const NetworkConfig& config, const AttributeOptions& options,
     const std::map<std::string, at::Tensor>& tensors,  // of network_spec

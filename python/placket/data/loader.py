@@ -27,6 +27,7 @@ class Loader:
 
     - ``images``: [N, 3, size, size] float32, normalised, channels_last;
     - ``labels``: [N, A] int64, each image's first value of every attribute, -1 where it has none;
+    - ``classes``: [N, M] bool, which of the M values of all attributes, in order, each image carries;
     - ``attributes``, ``values``: [N] int64, what each row was drawn for; empty for sampler "images";
     - ``pixels``, ``offsets``, ``sizes``: with ``keep_pixels``, the uint8 pictures [h, w, 3] that ``images``
     were

@@ -14,6 +14,7 @@ from placket.nn.asen import (
     TripletNetwork,
     TripletNetworkConfig,
 )
+from placket.nn.m3net import M3Net, M3NetConfig
 from placket.nn.modc import Modc, ModcConfig
 from placket.nn.network import (
     AttributeNetwork,
@@ -37,6 +38,8 @@ __all__ = [
     "AttributeNetwork",
     "Csn",
     "CsnConfig",
+    "M3Net",
+    "M3NetConfig",
     "Modc",
     "ModcConfig",
     "NetworkConfig",

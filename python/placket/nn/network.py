@@ -95,6 +95,8 @@ class NetworkOutput(NamedTuple):
     background: Tensor | None  #: ``[*, E]`` what the attention leaves out, from RPF in training
     attention: Tensor | None  #: ``[*, h, w]``, sums to 1; None for a method without attention
     box: Tensor | None  #: ``[*, 4]`` int64 x0 y0 x1 y1 of the crop, x1 y1 exclusive
+    class_embedding: Tensor | None = None  #: ``[B, M, F]`` of every class, not normalised; None: has none
+    class_logits: Tensor | None = None  #: ``[B, M]`` of the probability that the image carries the class
 
 
 class Pictures(NamedTuple):
@@ -154,6 +156,8 @@ class AttributeNetwork(nn.Module):
         self.config = config
         native = config.native()
         self._heads = native.head, native.patch_head
+        #: Whether it represents images by each class (attribute value) too.
+        self.has_classes = bool(_C.head_classes(native.head))
         specs = [TensorSpec(*spec) for spec in _C.network_spec(native)]
 
         def part(prefix: str) -> SpecModule:
@@ -225,7 +229,8 @@ class AttributeNetwork(nn.Module):
             groups,
         )
         if ids.dim() == 1:
-            out = NetworkOutput(*[None if x is None else x.squeeze(1) for x in out])  # type: ignore[arg-type]
+            one = [None if x is None else x.squeeze(1) for x in out[:-2]]
+            out = NetworkOutput(*one, *out[-2:])  # type: ignore[arg-type, call-arg]
         return out
 
     def encode(
@@ -326,9 +331,14 @@ class AttributeNetwork(nn.Module):
         """Embed under ids ``[B, K]``, or ``[K]``: the same for every image, and projected once."""
         config = self.config
         features = _features(self.region.trunk, images, groups)
-        region, attention, background = self._head(
-            self.region, self._heads[0], features, ids, use_background, groups
-        )
+        class_embedding = class_logits = None
+        if self.has_classes:
+            region, attention, class_embedding, class_logits = self._class_head(features, ids, groups)
+            background = region.new_empty(0)
+        else:
+            region, attention, background = self._head(
+                self.region, self._heads[0], features, ids, use_background, groups
+            )
         patch = box = None
         if use_patch and config.patch_trunk:
             flat_box, crops = self._crops(images, attention.detach(), pictures)
@@ -342,6 +352,8 @@ class AttributeNetwork(nn.Module):
             background if background.numel() else None,
             attention if attention.numel() else None,
             box,
+            class_embedding,
+            class_logits,
         )
 
     def _head(
@@ -362,6 +374,24 @@ class AttributeNetwork(nn.Module):
             groups,
         )
         return cast(tuple[Tensor, Tensor, Tensor], out)
+
+    def _class_head(
+        self, features: Tensor, ids: Tensor, groups: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Run a head with a class sub-network: embedding, attention, class embedding and class logits."""
+        trunk = self.region.trunk
+        frozen = isinstance(trunk, Trunk) and trunk.freeze_batch_norm
+        out = torch.ops.placket.class_head(
+            features,
+            next(self.attribute_embedding.parameters(), None),
+            ids,
+            self.region.head.tensors(),
+            self._heads[0],
+            self.training,
+            self.training and not frozen,
+            groups,
+        )
+        return cast(tuple[Tensor, Tensor, Tensor, Tensor], out)
 
     def _crops(self, images: Tensor, attention: Tensor, pictures: Pictures | None) -> tuple[Tensor, Tensor]:
         """Boxes ``[V, 4]`` and crops ``[V, 3, S, S]`` of maps ``[B, K, h, w]``, V = B K."""

@@ -17,8 +17,10 @@ from collections.abc import Callable
 from placket.protocols._ranking import Similarity
 from placket.protocols.asfr import (
     Embed,
+    EmbedClass,
     asfr_map_all,
     asfr_multilabel,
+    asfr_multilabel_class,
     embed_from,
     expected_average_precision,
 )
@@ -45,6 +47,7 @@ __all__ = [
     "Comparison",
     "Difference",
     "Embed",
+    "EmbedClass",
     "Gallery",
     "Metric",
     "Photos",
@@ -56,6 +59,7 @@ __all__ = [
     "asfr_joint",
     "asfr_map_all",
     "asfr_multilabel",
+    "asfr_multilabel_class",
     "attention_peaks",
     "beside",
     "best_thresholds",
@@ -81,6 +85,7 @@ __all__ = [
 PROTOCOLS: dict[str, Callable[..., Result]] = {
     "asfr-map-all/v1": asfr_map_all,
     "asfr-multilabel/v1": asfr_multilabel,
+    "asfr-multilabel-class/v1": asfr_multilabel_class,
     "fashioniq-original/v1": fashioniq_original,
     "fashioniq-val/v1": fashioniq_val,
     "c2s-topk/v1": c2s_topk,

@@ -1,7 +1,8 @@
 """Attribute-specific fashion retrieval: garments alike in one attribute, among those that have it.
 
 ``asfr-map-all/v1`` takes lists of one value per image and attribute, as ASEN, ASEN++ and RPF report it;
-``asfr-multilabel/v1`` asks for every label of every image, as M3-Net does for DeepFashion.
+``asfr-multilabel/v1`` asks for every label of every image, as M3-Net does for DeepFashion;
+``asfr-multilabel-class/v1`` asks the same with the label told, for models that represent images by class.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from placket.protocols._ranking import (
     Integers,
+    Ranked,
     Reals,
     Relevance,
     Similarity,
@@ -30,11 +33,23 @@ from placket.protocols._ranking import (
 from placket.protocols.result import Result
 from placket.schema import AttributeSchema
 
-__all__ = ["Embed", "asfr_map_all", "asfr_multilabel", "embed_from", "expected_average_precision"]
+__all__ = [
+    "Embed",
+    "EmbedClass",
+    "asfr_map_all",
+    "asfr_multilabel",
+    "asfr_multilabel_class",
+    "embed_from",
+    "expected_average_precision",
+]
 
 Embed = Callable[[NDArray[np.int64], int], "Tensor | NDArray[Any]"]
 """``embed(image_ids [n] int64, attribute id)`` returns rows ``[n, D]``: L2-normalised or zero for similarity
 "cosine", any finite ones for "dot"."""
+
+EmbedClass = Callable[[NDArray[np.int64], int, int], "tuple[Tensor | NDArray[Any], Tensor | NDArray[Any]]"]
+"""``embed(image_ids [n] int64, attribute id, value id)`` returns rows ``[n, F]``, L2-normalised or zero, and
+the probabilities ``[n]`` that the images carry the value."""
 
 CUTOFF = 100
 
@@ -100,14 +115,75 @@ def asfr_multilabel(
     """
     caller = "asfr_multilabel"
     check_similarity(caller, similarity)
-    rows = triples(caller, "labels", labels, schema)
-    rows = np.unique(rows[:, [1, 0, 2]], axis=0)[:, [1, 0, 2]]
+    rows = _unique_labels(caller, labels, schema)
     lists = []
     for attribute, name, part in _attributes(caller, "labels", rows, schema):
         images, row = np.unique(part[:, 0], return_inverse=True)
         relevant = relevance(part[:, 2], part[:, 2], row, excluded=row)
         lists.append(Lists(attribute, name, None, row, images, relevant, len(images) - 1))
     return _evaluate("asfr-multilabel/v1", caller, lists, embed, similarity, missing, hash_of(rows))
+
+
+def asfr_multilabel_class(
+    labels: ArrayLike,
+    embed: EmbedClass,
+    schema: AttributeSchema,
+    *,
+    class_weight: float = 1.0,
+    missing: int = 0,
+) -> Result:
+    """Evaluate class-conditioned embeddings by ``asfr-multilabel-class/v1``.
+
+    Queries, candidates and relevance are those of ``asfr_multilabel``, but the query is (image, attribute,
+    value): all are embedded by the value that is asked for. Its figures are not comparable with those of
+    ``asfr-multilabel/v1``, where a model must find out what is asked for.
+
+    Args:
+        labels: as in ``asfr_multilabel``.
+        embed: called once for each value that has labels, with the images that carry its attribute.
+        schema: as in ``asfr_multilabel``.
+        class_weight: weight w of the candidate's probability in the similarity, ``cosine + w x``; 0 ranks by
+            the cosine alone.
+        missing: as in ``asfr_multilabel``.
+
+    Raises:
+        ValueError: as ``asfr_multilabel``, or a probability is not in [0, 1].
+    """
+    caller = "asfr_multilabel_class"
+    rows = _unique_labels(caller, labels, schema)
+    values: dict[str, dict[str, Reals]] = {}
+    floor: dict[str, Reals] = {}
+    counts: dict[str, Integers] = {}
+    candidates: dict[str, int] = {}
+    for attribute, name, part in _attributes(caller, "labels", rows, schema):
+        images, row = np.unique(part[:, 0], return_inverse=True)
+        counts[name] = np.zeros(len(part), dtype=np.int64)
+        candidates[name] = len(images) - 1
+        for value in np.unique(part[:, 2]).tolist():
+            asks = np.flatnonzero(part[:, 2] == value)
+            own = row[asks]
+            relevant = relevance(part[asks, 2], part[:, 2], row, excluded=own)
+            embeddings, probabilities = embed(images.copy(), attribute, value)
+            where = f", attribute {attribute} and value {value}"
+            space = checked(caller, "embed must return", embeddings, images, "cosine", where)
+            likely = _probabilities(caller, probabilities, images, where).to(space.device)
+            asked = F.pad(space[torch.from_numpy(own).to(space.device)], (0, 1), value=class_weight)
+            found = rank([asked], [torch.cat([space, likely[:, None]], 1)], relevant, [CUTOFF])
+            for metric, figures in _figures(found, relevant).items():
+                values.setdefault(metric, {}).setdefault(name, np.zeros(len(part)))[asks] = figures
+            counts[name][asks] = relevant.counts
+        floor[name] = expected_average_precision(counts[name], candidates[name])
+    return Result.of(
+        "asfr-multilabel-class/v1",
+        values,
+        floor=floor,
+        missing=missing,
+        queries={name: len(each) for name, each in counts.items()},
+        candidates=candidates,
+        without_relevant=sum(int((each == 0).sum()) for each in counts.values()),
+        similarity=f"cosine by class + {class_weight:g} probability of the candidate",
+        lists=hash_of(rows),
+    )
 
 
 def embed_from(embeddings: Tensor | NDArray[Any]) -> Embed:
@@ -202,6 +278,28 @@ def triples(caller: str, name: str, rows: ArrayLike, schema: AttributeSchema) ->
     return array.astype(np.int64)
 
 
+def _unique_labels(caller: str, labels: ArrayLike, schema: AttributeSchema) -> Integers:
+    """Return rows (image, attribute, value), each once, in order of attribute, image and value."""
+    rows = triples(caller, "labels", labels, schema)
+    return np.unique(rows[:, [1, 0, 2]], axis=0)[:, [1, 0, 2]]
+
+
+def _probabilities(caller: str, given: Tensor | NDArray[Any], images: Integers, where: str) -> Tensor:
+    found = torch.as_tensor(given).detach().float()
+    if found.shape != (len(images),):
+        raise ValueError(
+            f"{caller}: embed must return probabilities of shape [{len(images)}], got {list(found.shape)}"
+        )
+    wrong = ~((found >= 0) & (found <= 1))
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{caller}: embed must return probabilities from 0 to 1, got {found[first].item():.4g} for "
+            f"image {images[first]}{where}"
+        )
+    return found
+
+
 def _attributes(
     caller: str, name: str, rows: Integers, schema: AttributeSchema
 ) -> Iterator[tuple[int, str, Integers]]:
@@ -225,18 +323,9 @@ def _evaluate(
     for part in lists:
         queries, candidates = part.embed(caller, embed, similarity)
         found = rank([queries], [candidates], part.relevant, [CUTOFF])
-        relevant, hits, total = part.relevant.counts, found.hits[0, :, 0], found.precision_sum[0, :, 0]
-        figures = {
-            "MAP@all": found.average_precision[0],
-            "E[MAP@all]": found.expected_average_precision[0],
-            f"MAP@{CUTOFF}": share(total, hits),
-            f"MAP@{CUTOFF}/min(R,{CUTOFF})": share(total, np.minimum(relevant, CUTOFF)),
-            f"MAP@{CUTOFF}/R": share(total, relevant),
-            f"Recall@{CUTOFF}": share(hits, relevant),
-        }
-        for name, value in figures.items():
+        for name, value in _figures(found, part.relevant).items():
             values.setdefault(name, {})[part.name] = value
-        floor[part.name] = expected_average_precision(relevant, part.offered)
+        floor[part.name] = expected_average_precision(part.relevant.counts, part.offered)
     return Result.of(
         protocol,
         values,
@@ -248,3 +337,16 @@ def _evaluate(
         similarity=similarity,
         lists=digest,
     )
+
+
+def _figures(found: Ranked, relevant: Relevance) -> dict[str, Reals]:
+    """Return the figures of each query by metric."""
+    counts, hits, total = relevant.counts, found.hits[0, :, 0], found.precision_sum[0, :, 0]
+    return {
+        "MAP@all": found.average_precision[0],
+        "E[MAP@all]": found.expected_average_precision[0],
+        f"MAP@{CUTOFF}": share(total, hits),
+        f"MAP@{CUTOFF}/min(R,{CUTOFF})": share(total, np.minimum(counts, CUTOFF)),
+        f"MAP@{CUTOFF}/R": share(total, counts),
+        f"Recall@{CUTOFF}": share(hits, counts),
+    }
