@@ -121,8 +121,8 @@ def test_damaged_files(model: Rpf, tmp_path: Path) -> None:
     config.write_text(json.dumps({"format": 7}))
     with pytest.raises(ValueError, match=r"config.json' must have format 1, got 7"):
         placket.load(tmp_path)
-    config.write_text(json.dumps({"format": 1, "model": {"name": "asen"}}))
-    with pytest.raises(ValueError, match=r"must be one of rpf, got 'asen'"):
+    config.write_text(json.dumps({"format": 1, "model": {"name": "mystery"}}))
+    with pytest.raises(ValueError, match=r"must be one of .*rpf.*, got 'mystery'"):
         placket.load(tmp_path)
 
 
