@@ -64,10 +64,10 @@ class AttributeSystem : public System {
     TORCH_CHECK_VALUE(int64_t(values.size()) == config.attributes,
                       "AttributeSystem: values must have one entry for each of the model's ",
                       config.attributes, " attributes, got ", values.size());
-    const std::vector<int64_t> classes = head_classes(config.head);
-    TORCH_CHECK_VALUE(classes.empty() || classes == values,
+    const std::vector<int64_t> of_head = head_classes(config.head);
+    TORCH_CHECK_VALUE(of_head.empty() || of_head == values,
                       "AttributeSystem: values must be the head's classes, ",
-                      at::IntArrayRef(classes), ", got ", at::IntArrayRef(values));
+                      at::IntArrayRef(of_head), ", got ", at::IntArrayRef(values));
     for (const TensorSpec& spec : network_spec(config)) {
       const auto found = tensors.find(spec.name);
       TORCH_CHECK_VALUE(found != tensors.end(), "AttributeSystem: no tensor named '", spec.name,

@@ -46,15 +46,14 @@ struct AttributeOptions {
 //                                       the network's buffer "class_centres"; consistency is
 //                                       between an image's two copies
 //
-// where the region's head has a class sub-network (train/class_losses.h):
+// where the region's head has a class sub-network (train/class_losses.h),
 //
 //   class_recognition                   all values of every labelled attribute of every image
 //   class_cross_entropy                 the first value of the same, for single-label sets
-//   class_instance_triplet              the class that each image was drawn for, with sampler
-//   images
-//                                       that of each view, with every image of the batch that
-//                                       carries it and every one that carries another value of its
-//                                       attribute and not it
+//   class_instance_triplet              the class each image was drawn for (sampler images: that of
+//                                       each view) with every image of the batch that carries it
+//                                       and every one that carries another value of its attribute
+//                                       and not it
 //   class_centre_triplet                the same with the centre of the class, the buffer
 //                                       "class_centres", for the positive; every step first moves
 //                                       the centres of the classes in its batch by centre_momentum
