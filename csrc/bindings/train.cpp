@@ -6,7 +6,6 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "bindings/gil.h"
-#include "train/class_losses.h"
 #include "train/systems/attribute.h"
 #include "train/trainer.h"
 
@@ -136,29 +135,6 @@ void bind_configs(py::module_& m) {
       .def_readwrite("patch_size", &AttributeOptions::patch_size);
 }
 
-void bind_class_losses(py::module_& m) {
-  m.def("class_recognition", &class_recognition, py::arg("logits"), py::arg("carried"),
-        py::arg("labelled"), py::arg("owners"), py::arg("positive_weight"));
-  m.def("class_cross_entropy", &class_cross_entropy, py::arg("logits"), py::arg("classes"),
-        py::arg("owners"));
-  m.def(
-      "class_instance_triplet",
-      [](const at::Tensor& embeddings, const at::Tensor& anchors, const at::Tensor& positives,
-         const at::Tensor& negatives, double margin) {
-        return class_instance_triplet({embeddings, anchors, positives, negatives}, margin);
-      },
-      py::arg("embeddings"), py::arg("anchors"), py::arg("positives"), py::arg("negatives"),
-      py::arg("margin"));
-  m.def(
-      "class_centre_triplet",
-      [](const at::Tensor& embeddings, const at::Tensor& anchors, const at::Tensor& negatives,
-         const at::Tensor& centres, double margin) {
-        return class_centre_triplet({embeddings, anchors, {}, negatives}, centres, margin);
-      },
-      py::arg("embeddings"), py::arg("anchors"), py::arg("negatives"), py::arg("centres"),
-      py::arg("margin"));
-}
-
 void bind_systems(py::module_& m) {
   py::class_<System, std::shared_ptr<System>>(m, "System")
       .def("parameters", [](const System& system) { return to_dict(system.parameters()); })
@@ -276,7 +252,6 @@ void bind_train(py::module_& m) {
   bind_configs(m);
   bind_systems(m);
   bind_trainer(m);
-  bind_class_losses(m);
 }
 
 }  // namespace placket

@@ -1,6 +1,7 @@
 #include "train/class_losses.h"
 
 #include <ATen/ATen.h>
+#include <torch/library.h>
 
 #include "ops/autocast.h"
 #include "ops/loss_terms.h"
@@ -57,6 +58,37 @@ Tensor class_instance_triplet(const ClassViews& views, double margin) {
 Tensor class_centre_triplet(const ClassViews& views, const Tensor& centres, double margin) {
   const Tensor own = (unit_rows(anchors_of(views)) * unit_rows(centres)).sum(1);  // [V]
   return mean_of(at::relu(margin - own + similarities(views)), views.negatives);
+}
+
+namespace {
+
+Tensor class_instance_triplet_op(const Tensor& embeddings, const Tensor& anchors,
+                                 const Tensor& positives, const Tensor& negatives, double margin) {
+  return class_instance_triplet({embeddings, anchors, positives, negatives}, margin);
+}
+
+Tensor class_centre_triplet_op(const Tensor& embeddings, const Tensor& anchors,
+                               const Tensor& negatives, const Tensor& centres, double margin) {
+  return class_centre_triplet({embeddings, anchors, {}, negatives}, centres, margin);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(placket, m) {
+  m.def(
+      "class_recognition(Tensor logits, Tensor carried, Tensor labelled, Tensor owners, float "
+      "positive_weight=10.0) -> Tensor",
+      class_recognition, {at::Tag::pt2_compliant_tag});
+  m.def("class_cross_entropy(Tensor logits, Tensor classes, Tensor owners) -> Tensor",
+        class_cross_entropy, {at::Tag::pt2_compliant_tag});
+  m.def(
+      "class_instance_triplet(Tensor embeddings, Tensor anchors, Tensor positives, Tensor "
+      "negatives, float margin=0.2) -> Tensor",
+      class_instance_triplet_op, {at::Tag::pt2_compliant_tag});
+  m.def(
+      "class_centre_triplet(Tensor embeddings, Tensor anchors, Tensor negatives, Tensor centres, "
+      "float margin=0.2) -> Tensor",
+      class_centre_triplet_op, {at::Tag::pt2_compliant_tag});
 }
 
 }  // namespace placket

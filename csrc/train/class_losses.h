@@ -7,6 +7,8 @@ namespace placket {
 // The class-level losses of M3-Net (CVPR 2023), whose forms its poster gives. M classes are the
 // values of A attributes in order; phi_m is an image's representation by class m. float32 at least;
 // no host synchronisation; 0 with a zero gradient where a batch has nothing to learn from.
+// Registered as placket::class_recognition and so on, composite operators with the members of
+// ClassViews one by one.
 
 // L_M: mean over images with a label of the sum over their labelled attributes of
 //

@@ -22,8 +22,12 @@ __all__ = [
     "batch_norm_act",
     "centre_cross_entropy",
     "centre_triplet",
+    "class_centre_triplet",
     "class_centres",
     "class_centres_of_sums",
+    "class_cross_entropy",
+    "class_instance_triplet",
+    "class_recognition",
     "class_sums",
     "cosine_triplet",
     "crop_resize",
@@ -288,6 +292,18 @@ def centre_triplet(
     return torch.ops.placket.centre_triplet(embeddings, centres, owners, attributes, classes, margin)
 
 
+def class_centre_triplet(
+    embeddings: Tensor, anchors: Tensor, negatives: Tensor, centres: Tensor, margin: float = 0.2
+) -> Tensor:
+    """Return M3-Net's L_CC: as ``class_instance_triplet`` with class centres for the positives.
+
+    Args:
+        embeddings, anchors, negatives, margin: see ``class_instance_triplet``.
+        centres: ``[V, F]`` of the anchors' classes.
+    """
+    return torch.ops.placket.class_centre_triplet(embeddings, anchors, negatives, centres, margin)
+
+
 def class_centres(centres: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.9) -> Tensor:
     """Return class centres moved towards the means of a batch: an exponential average kept online.
 
@@ -334,6 +350,56 @@ def class_centres_of_sums(centres: Tensor, sums: Tensor, counts: Tensor, momentu
 @torch.library.register_fake("placket::class_centres_of_sums")
 def _(centres: Tensor, sums: Tensor, counts: Tensor, momentum: float = 0.9) -> Tensor:
     return torch.empty_like(centres, memory_format=torch.contiguous_format)
+
+
+def class_cross_entropy(logits: Tensor, classes: Tensor, owners: Tensor) -> Tensor:
+    """Return the cross-entropy of the softmax within each attribute, for images of one value an attribute.
+
+    Args:
+        logits: ``[N, M]``.
+        classes: ``[N, A]`` int64 below M, -1 for no label.
+        owners: ``[M]`` int64, the attribute of each class.
+    """
+    return torch.ops.placket.class_cross_entropy(logits, classes, owners)
+
+
+def class_instance_triplet(
+    embeddings: Tensor, anchors: Tensor, positives: Tensor, negatives: Tensor, margin: float = 0.2
+) -> Tensor:
+    """Return M3-Net's L_CI: triplets of images in the space of each anchor's class.
+
+    Args:
+        embeddings: ``[N, V, F]``, image n by the class of anchor v.
+        anchors: ``[V]`` int64, which of the images each anchor is.
+        positives: ``[N, V]`` bool, images that carry the anchor's class.
+        negatives: ``[N, V]`` bool, images that carry other values of its attribute only.
+        margin: in cosine.
+
+    Returns:
+        A scalar, float32 at least; 0 without triplets. Memory grows as N N V.
+    """
+    return torch.ops.placket.class_instance_triplet(embeddings, anchors, positives, negatives, margin)
+
+
+def class_recognition(
+    logits: Tensor, carried: Tensor, labelled: Tensor, owners: Tensor, positive_weight: float = 10.0
+) -> Tensor:
+    """Return M3-Net's L_M: the weighted binary cross-entropy of all classes of labelled attributes.
+
+    The mean over images with a label of the sum over their labelled attributes of
+    ``mean_m -[w_p y_m log x_m + (1 - y_m) log(1 - x_m)]``, ``x_m = sigmoid(logit_m)``.
+
+    Args:
+        logits: ``[N, M]``.
+        carried: ``[N, M]`` bool, the classes that each image carries: y.
+        labelled: ``[N, A]`` bool.
+        owners: ``[M]`` int64, the attribute of each class.
+        positive_weight: w_p.
+
+    Returns:
+        A scalar, float32 at least; 0 where no image has a label.
+    """
+    return torch.ops.placket.class_recognition(logits, carried, labelled, owners, positive_weight)
 
 
 def class_sums(embeddings: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import plain_rankings as plain
 import pytest
 import torch
 
-from placket.nn.rpf import joint_embedding
+from placket.nn import joint_embedding
 from placket.protocols import (
     Blocks,
     asfr_joint,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from placket import _C
+from placket import ops
 
 OWNERS = torch.tensor([0, 0, 0, 1, 1])  # classes 0-2 of attribute 0, 3 and 4 of attribute 1
 
@@ -24,7 +24,7 @@ def test_recognition_by_hand() -> None:
     labelled = torch.tensor([[True, False]])
     # x = 1/2, 3/4, 1/4: -(log 1/2 + 2 log 3/4 + log 3/4) / 3.
     expected = -(math.log(0.5) + 2 * math.log(0.75) + math.log(0.75)) / 3
-    ours = _C.class_recognition(logits, carried, labelled, OWNERS, positive_weight=2.0)
+    ours = ops.class_recognition(logits, carried, labelled, OWNERS, positive_weight=2.0)
     assert ours.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -48,17 +48,19 @@ def test_recognition() -> None:
     # Several labels of one attribute, one attribute without a label, an image without any.
     carried = torch.tensor([[1, 1, 0, 0, 1], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]]).bool()
     labelled = torch.tensor([[1, 1], [0, 1], [0, 0], [1, 0]]).bool()
-    ours = _C.class_recognition(logits, carried, labelled, OWNERS, 3.0)
+    ours = ops.class_recognition(logits, carried, labelled, OWNERS, 3.0)
     expected = recognition(logits, carried, labelled, 3.0)
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(torch.autograd.grad(ours, logits), torch.autograd.grad(expected, logits))
-    assert torch.autograd.gradcheck(lambda x: _C.class_recognition(x, carried, labelled, OWNERS, 3.0), logits)
+    assert torch.autograd.gradcheck(
+        lambda x: ops.class_recognition(x, carried, labelled, OWNERS, 3.0), logits
+    )
 
 
 def test_recognition_of_certain_logits_is_finite() -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, 0.0, 0.0]], requires_grad=True)
     carried = torch.tensor([[False, True, False, False, False]])
-    loss = _C.class_recognition(logits, carried, torch.tensor([[True, False]]), OWNERS, 1.0)
+    loss = ops.class_recognition(logits, carried, torch.tensor([[True, False]]), OWNERS, 1.0)
     assert loss.item() == pytest.approx((2e4 + math.log(2)) / 3)
     assert torch.autograd.grad(loss, logits)[0].isfinite().all()
 
@@ -66,7 +68,7 @@ def test_recognition_of_certain_logits_is_finite() -> None:
 def test_cross_entropy() -> None:
     logits = double(4, 5)
     classes = torch.tensor([[1, 4], [-1, 3], [-1, -1], [0, -1]])
-    ours = _C.class_cross_entropy(logits, classes, OWNERS)
+    ours = ops.class_cross_entropy(logits, classes, OWNERS)
 
     def of(n: int, a: int, m: int) -> Tensor:
         own = (a == OWNERS).nonzero().squeeze(1)
@@ -74,7 +76,7 @@ def test_cross_entropy() -> None:
 
     expected = (of(0, 0, 1) + of(0, 1, 4) + of(1, 1, 3) + of(3, 0, 0)) / 3
     torch.testing.assert_close(ours, expected)
-    assert torch.autograd.gradcheck(lambda x: _C.class_cross_entropy(x, classes, OWNERS), logits)
+    assert torch.autograd.gradcheck(lambda x: ops.class_cross_entropy(x, classes, OWNERS), logits)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ def test_instance_triplet() -> None:
                     terms.append(hinge.relu())
     assert len(terms) == 4
     expected = torch.stack(terms).mean()
-    ours = _C.class_instance_triplet(z, ANCHORS, POSITIVES, NEGATIVES, 0.9)
+    ours = ops.class_instance_triplet(z, ANCHORS, POSITIVES, NEGATIVES, 0.9)
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(torch.autograd.grad(ours, z), torch.autograd.grad(expected, z))
 
@@ -107,8 +109,8 @@ def test_instance_triplet_by_hand() -> None:
     rows = torch.tensor([[2.0, 0.0], [0.5, 0.75**0.5], [0.0, 3.0]])[:, None]
     positives = torch.tensor([[True], [True], [False]])
     arguments = torch.tensor([0]), positives, ~positives
-    assert _C.class_instance_triplet(rows, *arguments, 0.7).item() == pytest.approx(0.2, abs=1e-6)
-    assert _C.class_instance_triplet(rows, *arguments, 0.4).item() == 0
+    assert ops.class_instance_triplet(rows, *arguments, 0.7).item() == pytest.approx(0.2, abs=1e-6)
+    assert ops.class_instance_triplet(rows, *arguments, 0.4).item() == 0
 
 
 def test_centre_triplet() -> None:
@@ -120,7 +122,7 @@ def test_centre_triplet() -> None:
                 hinge = 0.9 - cosine(z[anchor, v], centres[v]) + cosine(z[anchor, v], z[k, v])
                 terms.append(hinge.relu())
     expected = torch.stack(terms).mean()
-    ours = _C.class_centre_triplet(z, ANCHORS, NEGATIVES, centres, 0.9)
+    ours = ops.class_centre_triplet(z, ANCHORS, NEGATIVES, centres, 0.9)
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(torch.autograd.grad(ours, z), torch.autograd.grad(expected, z))
 
@@ -130,13 +132,13 @@ def test_nothing_to_learn_is_zero() -> None:
     none, anchors = torch.zeros(2, 2, dtype=torch.bool), torch.tensor([0, 1])
     losses = {
         logits: [
-            _C.class_recognition(logits, torch.zeros(2, 5, dtype=torch.bool), none, OWNERS, 2.0),
-            _C.class_cross_entropy(logits, torch.full((2, 2), -1), OWNERS),
+            ops.class_recognition(logits, torch.zeros(2, 5, dtype=torch.bool), none, OWNERS, 2.0),
+            ops.class_cross_entropy(logits, torch.full((2, 2), -1), OWNERS),
         ],
         z: [
-            _C.class_instance_triplet(z, anchors, ~none, none, 0.2),  # a value that no other one meets
-            _C.class_instance_triplet(z, anchors, torch.eye(2).bool(), ~none, 0.2),  # no second image
-            _C.class_centre_triplet(z, anchors, none, torch.zeros(2, 3), 0.2),
+            ops.class_instance_triplet(z, anchors, ~none, none, 0.2),  # a value that no other one meets
+            ops.class_instance_triplet(z, anchors, torch.eye(2).bool(), ~none, 0.2),  # no second image
+            ops.class_centre_triplet(z, anchors, none, torch.zeros(2, 3), 0.2),
         ],
     }
     for tensor, values in losses.items():
@@ -148,6 +150,6 @@ def test_nothing_to_learn_is_zero() -> None:
 def test_a_centre_of_zero_has_cosine_zero() -> None:
     z = torch.randn(2, 1, 3, requires_grad=True)
     negatives = torch.tensor([[False], [True]])
-    loss = _C.class_centre_triplet(z, torch.tensor([0]), negatives, torch.zeros(1, 3), 2.0)
+    loss = ops.class_centre_triplet(z, torch.tensor([0]), negatives, torch.zeros(1, 3), 2.0)
     assert loss.item() == pytest.approx(2 + cosine(z[0, 0], z[1, 0]).item(), abs=1e-6)
     assert torch.autograd.grad(loss, z)[0].isfinite().all()
