@@ -47,7 +47,8 @@ def extend(
         generator: of the initial values; None takes torch's default generator.
 
     Raises:
-        ValueError: an attribute is there already, none is given, or the rank is another.
+        ValueError: an attribute is there already, none is given, the rank is another, or the model is an
+            M3-Net, whose class sub-network would need the new attribute's classes.
     """
     if not attributes:
         raise ValueError("extend: attributes must be at least one, got none")
@@ -59,9 +60,10 @@ def extend(
         raise ValueError(
             f"extend: adapter_rank must be {config.adapter_rank} as of the adapters there are, got {rank}"
         )
+    if model.has_classes:
+        raise ValueError(f"extend: model must not have a class sub-network, got {model.name}")
     made = dataclasses.replace(
-        config,
-        attributes=len(schema),
+        config.for_schema(schema),
         adapters_from=config.adapters_from or config.attributes,
         adapter_rank=rank,
     )
@@ -88,8 +90,7 @@ def extends(longer: AttributeNetwork, model: AttributeNetwork) -> bool:
     if type(longer) is not type(model) or longer.schema.attributes[:count] != model.schema.attributes:
         return False
     config = dataclasses.replace(
-        longer.config,
-        attributes=count,
+        longer.config.for_schema(model.schema),
         adapters_from=model.config.adapters_from,
         adapter_rank=model.config.adapter_rank,
     )

@@ -18,6 +18,7 @@ from placket.config import StageConfig, TrainerConfig
 from placket.data import DatasetError
 from placket.extension import extend, extends
 from placket.index import AttributeIndex, search_image
+from placket.models import METHODS
 from placket.nn import AttributeNetwork
 from placket.train import Trainer
 
@@ -151,6 +152,27 @@ def test_a_second_extension_keeps_the_first(
         extend(longer, {"side": PLACES}, adapter_rank=8)
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("rpf", "m3net")])
+def test_every_method_can_be_extended(
+    name: str, both: placket.data.Dataset, alone: dict[str, placket.data.Dataset]
+) -> None:
+    torch.manual_seed(1)
+    options = {"patch": TRUNK, "patch_size": 32} if name == "asen_plus_plus" else {}
+    model = placket.create_model(
+        name, schema=alone["colour"].schema, trunk=TRUNK, preprocess={"size": SIZE}, **options
+    ).eval()
+    images = photographs(both)
+    with torch.no_grad():
+        before = model.encode(images, ["colour"])
+    longer = extend(model, {"place": PLACES})
+    trainer = Trainer(longer, alone["place"], TEACH, evaluation="valid")
+    trainer.run()
+    assert trainer.evaluate().per_attribute[1] > 0.9
+    with torch.no_grad():
+        assert torch.equal(longer.eval().encode(images, ["colour"]), before)
+    assert extends(longer, model)
+
+
 def test_another_model_is_no_extension(alone: dict[str, placket.data.Dataset]) -> None:
     model = make(alone["colour"])
     longer = extend(model, {"place": PLACES})
@@ -169,6 +191,9 @@ def test_errors_name_the_value(both: placket.data.Dataset, alone: dict[str, plac
         extend(model, {"colour": COLOURS})
     with pytest.raises(DatasetError, match="attribute 'place' must be one of colour with the same values"):
         Trainer(model, both, STAGE)
+    schema = alone["colour"].schema
+    with pytest.raises(ValueError, match="model must not have a class sub-network, got m3net"):
+        extend(placket.create_model("m3net", schema=schema, trunk=TRUNK), {"place": PLACES})
     longer = extend(model, {"place": PLACES})
     for change, message in (
         ({"batch_norm": "merged"}, "batch_norm must be frozen with new_attributes, got merged"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,10 @@ class ModcConfig(NetworkConfig):
         super().__post_init__()
         if not self.temperature > 0:
             raise ValueError(f"network: temperature must be positive, got {self.temperature}")
+
+    def for_schema(self, schema: AttributeSchema) -> Self:
+        """Return the same for other attributes."""
+        return dataclasses.replace(super().for_schema(schema), classes=sum(schema.value_counts))
 
     @property
     def head(self) -> str:

@@ -65,6 +65,10 @@ class NetworkConfig:
         """Return of how many classes (values of all attributes) it keeps centres; 0 for none."""
         return 0
 
+    def for_schema(self, schema: AttributeSchema) -> Self:
+        """Return the same for other attributes."""
+        return dataclasses.replace(self, attributes=len(schema))
+
     def native(self) -> _C.NetworkConfig:
         """Return the part that the C++ core knows."""
         config = _C.NetworkConfig()
