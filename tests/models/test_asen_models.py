@@ -425,7 +425,7 @@ def test_look_refuses_what_has_no_attention(method: str, photograph: Path) -> No
             lambda: torch.ops.placket.attribute_head(
                 torch.randn(1, 16, 2, 2), None, torch.tensor([0]), [], "asen_plus_plus,atention_dim=3"
             ),
-            "attention_dim, embedding_dim, hidden_dim, got 'atention_dim'",
+            "attention_dim, embedding_dim, hidden_dim, adapters_from, adapter_rank, got 'atention_dim'",
         ),
         (
             lambda: AsenPlusPlus(SCHEMA, trunk=SHALLOW, patch=SHALLOW, patch_size=0),
