@@ -183,7 +183,7 @@ class Split:
         return dataclasses.replace(
             self,
             schema=schema,
-            labels=Labels.gather(*rows.T, len(self), schema.value_counts),
+            labels=Labels.gather(rows[:, 0], rows[:, 1], rows[:, 2], len(self), schema.value_counts),
             queries=renumbered(self.queries),
             candidates=renumbered(self.candidates),
         )
