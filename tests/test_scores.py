@@ -15,12 +15,14 @@ import torch.nn.functional as F
 
 import placket
 from placket import scores
+from placket.agreement import TEMPERATURES, Labelled, class_agreement
 from placket.cli import main
 from placket.data import Dataset
-from placket.data.columns import Labels
+from placket.evaluate import classify_split, embed_split
 from placket.models import METHODS
-from placket.protocols import asfr_map_all, embed_from
-from placket.scores import rankings, training
+from placket.nn.modc import assignment
+from placket.schema import AttributeSchema
+from placket.scores import training
 from placket.scores.settings import SETTINGS, TITLES, Entry, Setting, small_config
 
 SMALL = replace(
@@ -157,7 +159,7 @@ def _record(folder: Path) -> dict[str, object]:
 def test_other_settings_are_refused(found: scores.Scores, out: Path) -> None:
     with pytest.raises(FileExistsError, match="out must be a new folder or hold scores of the same"):
         scores.run(out, Setting((replace(SMALL, rate=0.5),), 1, 1), methods=["rpf"])
-    with pytest.raises(ValueError, match=r"methods must be among .*rpf-ours, got 'rfp'"):
+    with pytest.raises(ValueError, match=r"methods must be among .*rpf-ours, .*got 'rfp'"):
         scores.run(out, Setting((SMALL,), 1, 1), methods=["rfp"])
     with pytest.raises(ValueError, match="setting must be one of minutes, night, got 'year'"):
         scores.run(out, "year")
@@ -195,7 +197,7 @@ def test_every_method_has_an_entry() -> None:
     assert set(METHODS) <= set(TITLES)
     found = scores.entries(SMALL)
     assert {entry.method for entry in found if not entry.ours} == set(METHODS)
-    assert {entry.method for entry in found if entry.ours} == set(METHODS) - {"modc"}
+    assert {entry.method for entry in found if entry.ours} == set(METHODS)
     assert len({entry.key for entry in found}) == len({entry.title for entry in found}) == len(found)
 
 
@@ -204,17 +206,84 @@ def test_settings_say_what_is_trained_how_often() -> None:
     entries = {entry.key: entry for entry in scores.entries(bench)}
     counts = {name: [setting.seeds_of(entries[key]) for key in CHOSEN] for name, setting in SETTINGS.items()}
     assert counts == {"minutes": [0, 1], "night": [1, 3]}
-    modc = Entry("modc", "MODC", "modc", "modc", ours=False)  # stands by its paper's recipe alone
-    assert SETTINGS["minutes"].seeds_of(modc) == 1
 
 
 @pytest.mark.parametrize("entry", scores.entries(SMALL), ids=lambda entry: entry.key)
 def test_every_entry_trains(entry: scores.Entry, data: Dataset) -> None:
     torch.set_num_threads(1)
     config = small_config(entry, SMALL, str(data.root), len(data.split("train")), seed=0)
-    assert {stage.batch * (3 if stage.sampler == "triplets" else 1) for stage in config.stages} == {12}
-    assert len(config.stages) == (len(placket.load_config(entry.recipe).stages) if config.model.patch else 1)
+    for stage in config.stages:
+        assert stage.batch * stage.copies * (3 if stage.sampler == "triplets" else 1) == 12
+    stages = placket.load_config(entry.recipe).stages
+    kept = [stage for stage in stages if config.model.patch or "patch" not in stage.branches]
+    assert [stage.name for stage in config.stages] == [stage.name for stage in kept]
     assert training.fit_epochs(config, data, 1e-3) == [1] * len(config.stages)
+
+
+def test_ramps_keep_their_share_of_the_epochs() -> None:
+    modc = Entry("modc", "MODC", "modc", "modc", ours=False)
+    stages = small_config(modc, SMALL, "data", images=60, seed=0, epochs=[5, 2, 2]).stages
+    recipe = placket.load_config("modc").stages[2]
+    assert (recipe.ramp_epochs["region_pseudo_label"], recipe.epochs) == (5, 20)
+    assert stages[2].ramp_epochs == {"region_pseudo_label": 0.5, "region_consistency": 0.5}
+    assert [stage.epochs for stage in stages] == [5, 2, 2]
+
+
+@pytest.mark.parametrize(("name", "stage"), [("modc", 1), ("m3net", 0)])
+def test_our_recipe_has_a_methods_own_losses(name: str, stage: int) -> None:
+    entry = Entry(f"{name}-ours", name, name, "demo", ours=True)
+    (ours,) = small_config(entry, SMALL, "data", images=60, seed=0).stages
+    own = placket.load_config(name).stages[stage].losses
+    added = {key: weight for key, weight in own.items() if key not in ("triplet_region", "region_contrast")}
+    assert ours.losses == {"region_classify": 1.0, **added}
+
+
+@pytest.mark.parametrize("key", ["modc", "m3net", "modc-ours", "m3net-ours"])
+def test_own_class_probabilities_take_part(
+    key: str, found: scores.Scores, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MODC's centres and M3-Net's classifiers are tried beside class means, on both splits."""
+    offered: list[tuple[Labelled, Labelled]] = []
+
+    def spied(valid: Labelled, test: Labelled, schema: AttributeSchema, *, per_attribute: bool) -> object:
+        offered.append((valid, test))
+        return class_agreement(valid, test, schema, per_attribute=per_attribute)
+
+    monkeypatch.setattr(training, "class_agreement", spied)
+    entry = next(entry for entry in scores.entries(SMALL) if entry.key == key)
+    counts = {"epochs": [1, 1, 1] if key == "modc" else [1]}
+    config = small_config(entry, SMALL, str(data.root), len(data.split("train")), seed=0, **counts)
+    record = training.run_method(config, entry.title, SMALL, data, tmp_path / "run")
+    assert list(record.rankings) == list(record.valid) == EVERY
+    means = [f"class means, temperature {t:g}" for t in TEMPERATURES]
+    own = ["class logits"]
+    if entry.method == "modc":
+        own = [f"centres of the training, temperature {t:g}" for t in TEMPERATURES]
+    model = placket.load(tmp_path / "run" / "best")
+    for flip, splits in zip((False, True), offered, strict=True):
+        for split, name in zip(splits, ("valid", "test"), strict=True):
+            assert list(split.probabilities) == means + own
+            images = np.arange(len(data.split(name)))
+            if entry.method == "m3net":
+                expected = classify_split(model, data.split(name), flip=flip)
+            else:
+                z = embed_split(model, data.split(name), flip=flip)
+                expected = [assignment(z[:, a], model.centres(a), 0.02) for a in range(len(data.schema))]
+            for attribute, p in enumerate(expected):
+                assert torch.equal(torch.as_tensor(split.probabilities[own[0]](images, attribute)), p)
+                assert p.shape == (len(images), data.schema.value_counts[attribute])
+
+
+def test_class_means_are_of_the_training_images(found: scores.Scores, data: Dataset, out: Path) -> None:
+    model = placket.load(out / "garments" / "rpf-0" / "best")
+    train = data.split("train")
+    z = embed_split(model, train)
+    means = training._class_means(data, z)
+    for attribute, count in enumerate(data.schema.value_counts):
+        for value in range(count):
+            own = [i for i in range(len(train)) if (attribute, value) in train.labels[i]]
+            expected = F.normalize(z[own, attribute].sum(0), dim=0)
+            torch.testing.assert_close(means[attribute][value], expected)
 
 
 def test_papers_rates_keep_their_ratio_and_trunks_have_their_own() -> None:
@@ -232,72 +301,3 @@ def test_papers_rates_keep_their_ratio_and_trunks_have_their_own() -> None:
     recipe = placket.load_config("lite")
     assert [stage.rates for stage in ours.stages] == [stage.rates for stage in recipe.stages]
     assert ours.model.embedding_dim == recipe.model.embedding_dim
-
-
-def test_class_probabilities_by_hand() -> None:
-    """Two attributes of three values; of the first, value 2 has no image; the second has no label."""
-    train = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 3.0]]), dim=1)
-    train = train[:, None].expand(-1, 2, -1)
-    labels = Labels.of([[(0, 0)], [(0, 0)], [(0, 1)]], (3, 3))
-    asked = F.normalize(torch.tensor([[[2.0, 1.0]], [[-1.0, 0.5]]]), dim=2).expand(-1, 2, -1)
-    centres = torch.stack([F.normalize(train[0, 0] + train[1, 0], dim=0), train[2, 0]])
-    pairs = rankings.class_probabilities(train, labels, asked, asked[:1])
-    assert len(pairs) == len(rankings._TEMPERATURES)
-    for (valid, test), temperature in zip(pairs, rankings._TEMPERATURES, strict=True):
-        logits = torch.exp(asked[:, 0] @ centres.T / temperature)
-        torch.testing.assert_close(valid[:, 0, :2], logits / logits.sum(1, keepdim=True))
-        assert not valid[:, 0, 2].any()
-        assert not valid[:, 1].any()
-        torch.testing.assert_close(test, valid[:1])
-
-
-@pytest.fixture
-def lists(tmp_path: Path) -> Dataset:
-    """Lists of images that are not there: twelve queries among 48 candidates of two attributes."""
-    counts = {"colour": 3, "cut": 4}
-    values = {name: [str(i) for i in range(n)] for name, n in counts.items()}
-    entry = {"ATTRIBUTES": list(counts), "ATTRIBUTES_NUM": counts, "VALUES": values}
-    (tmp_path / "meta.json").write_text(json.dumps({tmp_path.name: entry}))
-    random = np.random.default_rng(0)
-    for split in ("train", "valid", "test"):
-        rows = [f"{i} {a} {random.integers(n)}" for i in range(60) for a, n in enumerate(counts.values())]
-        for stem, lines in (
-            ("filenames", [f"{i}.jpg" for i in range(60)]),
-            ("query", rows[:24]),
-            ("candidate", rows[24:]),
-        ):
-            (tmp_path / f"{stem}_{split}.txt").write_text("\n".join(lines) + "\n")
-    return placket.data.open(tmp_path)
-
-
-def test_choices_are_the_best_on_valid(lists: Dataset) -> None:
-    """Against every choice, ranked one by one, on embeddings that know something."""
-    generator = torch.Generator().manual_seed(0)
-    data, valid, test = lists, lists.split("valid"), lists.split("test")
-    found = {}
-    for part in (valid, test):
-        rows = np.concatenate([part.queries, part.candidates])
-        truth = torch.zeros(60, 2, 4)
-        truth[tuple(torch.from_numpy(rows.T.astype(np.int64).copy()))] = 1
-        noisy = [truth + noise * torch.randn(truth.shape, generator=generator) for noise in (0.8, 1.0, 0.9)]
-        found[part.name] = F.normalize(noisy[0], dim=2), [x.softmax(dim=2) for x in noisy[1:]]
-    pairs = list(zip(found["valid"][1], found["test"][1], strict=True))
-    ranked = rankings.rank_both_ways(data, found["valid"][0], found["test"][0], pairs)
-
-    def scored(part, rows: torch.Tensor) -> dict[str, float]:
-        lists = part.queries, part.candidates
-        return asfr_map_all(*lists, embed_from(rows), data.schema, similarity="dot").per_attribute
-
-    def joined(name: str, which: int, weight: float) -> torch.Tensor:
-        embeddings, given = found[name]
-        return torch.cat([embeddings, weight**0.5 * given[which]], dim=2)
-
-    alone = [(scored(valid, p), scored(test, q)) for p, q in pairs]
-    every = itertools.product(range(2), rankings._WEIGHTS)
-    both = [(scored(valid, joined("valid", *x)), scored(test, joined("test", *x))) for x in every]
-    for name, tried in (("agreement", alone), ("both", both)):
-        for attribute in data.schema.names:
-            best = max(tried, key=lambda figures: figures[0][attribute])
-            assert ranked[name].valid.per_attribute[attribute] == pytest.approx(best[0][attribute])
-            assert ranked[name].test.per_attribute[attribute] == pytest.approx(best[1][attribute])
-    assert len({figures[0]["colour"] for figures in both}) > 8  # the choice matters

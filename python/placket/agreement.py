@@ -5,13 +5,18 @@ each image's estimated distribution over the attribute's values, so that ``p . p
 the two share one (reconstruction, ours: neither paper's public part gives the formula). p is an estimate from
 the image alone: neither side's label is read.
 
-Any embeddings can be ranked so, with the centres of a split's classes, which need no training.
+Any embeddings can be ranked so, with the centres of the training split's classes::
+
+    means = class_means(labels, embed, schema)
+    valid = Labelled(queries, candidates, embed, centre_probabilities(embed, means))
+    ...
+    class_agreement(valid, test, schema)["both"].test
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,19 +27,28 @@ from torch import Tensor
 
 from placket import ops
 from placket.nn.modc import assignment
-from placket.protocols import Embed, Result, asfr_map_all
-from placket.protocols._ranking import rank
+from placket.protocols import Embed, Result, Similarity, asfr_map_all
+from placket.protocols._ranking import Reals, rank
 from placket.protocols.asfr import single_label_lists, triples
 from placket.schema import AttributeSchema
 
-__all__ = ["Agreement", "Labelled", "agreement_embed", "class_agreement", "class_means", "tune_agreement"]
+__all__ = [
+    "Choice",
+    "Labelled",
+    "Ranked",
+    "agreement_embed",
+    "centre_probabilities",
+    "class_agreement",
+    "class_means",
+    "tune_agreement",
+]
 
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5)
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 
 
 class Labelled(NamedTuple):
-    """The lists of a split, its embeddings, and, where a classifier gives them, its class probabilities."""
+    """The lists of a split, its embeddings, and what its class probabilities may be."""
 
     queries: ArrayLike
     """[Q, 3] rows (image, attribute, value)."""
@@ -42,120 +56,149 @@ class Labelled(NamedTuple):
     """[C, 3] the same."""
     embed: Embed
     """L2-normalised or zero rows; see ``placket.protocols.embed_from``."""
-    probabilities: Embed | None = None
-    """Rows ``[n, values]`` of an attribute; None: of class centres."""
+    probabilities: Mapping[str, Embed]
+    """By name, at least one: rows ``[n, values]`` of an attribute, of ``centre_probabilities`` or a model's
+    own. They and ``embed`` are called for each of them, and so should look up what is there."""
+    missing: int = 0
+    """Images of the lists that were left out because they are not there."""
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """The settings that reach the highest MAP@all on a split; of equal ones the first that was tried."""
+class Choice(NamedTuple):
+    """What ranks an attribute."""
 
-    temperature: float | None
-    """Of the class probabilities in ``weight``; None for given probabilities."""
+    alone: str
+    """Name of the class probabilities that rank without embeddings."""
+    joined: str
+    """Name of those that rank with them."""
     weight: float
-    classes_temperature: float | None
-    """The same where they rank alone."""
+    """Of their agreement."""
+
+
+class Ranked(NamedTuple):
+    """A ranking of the test split, and of the validation split by the same choices."""
+
+    test: Result
+    valid: Result
 
 
 def class_agreement(
     valid: Labelled,
     test: Labelled,
-    centres: Sequence[Tensor] | None,
     schema: AttributeSchema,
     *,
-    temperatures: Sequence[float] = TEMPERATURES,
     weights: Sequence[float] = WEIGHTS,
-    missing: int = 0,
-) -> dict[str, Result]:
+    per_attribute: bool = False,
+) -> dict[str, Ranked]:
     """Rank by embeddings, by class agreement, and by both, by ``asfr-map-all/v1``.
 
     Args:
-        valid: on which temperature and weight are chosen, by ``tune_agreement``.
-        test: which is ranked. Its values say what is relevant and nothing else.
-        centres: of each attribute ``[values, D]``: a ``Modc``'s, or ``class_means`` of any embeddings. None
-            where both splits have probabilities.
+        valid: on which class probabilities and weight are chosen, by ``tune_agreement``.
+        test: with class probabilities of the same names. Its values say what is relevant and nothing else.
         schema: the attributes.
-        temperatures, weights: to be tried.
-        missing: images of the test lists that were left out because they are not there.
+        weights, per_attribute: see ``tune_agreement``.
 
     Returns:
-        "embedding" (cosine), "classes" (``p . p'``) and "both"; ``similarity`` says what was chosen.
+        "embedding" (cosine), "agreement" (``p . p'``) and "both"; ``similarity`` says what was chosen, or
+        that it was for each attribute.
 
     Raises:
-        ValueError: as ``asfr_map_all``; neither centres nor probabilities are given, or both are; a
-            temperature is not positive or a weight negative.
+        ValueError: as ``asfr_map_all`` and ``tune_agreement``; the splits have probabilities of different
+            names.
     """
-    found = tune_agreement(valid, centres, schema, temperatures=temperatures, weights=weights)
-    alone = _probabilities(test, centres, schema, found.classes_temperature)
-    mixed = _probabilities(test, centres, schema, found.temperature)
-    lists = test.queries, test.candidates
+    if valid.probabilities.keys() != test.probabilities.keys():
+        raise ValueError(
+            "class_agreement: probabilities must have the same names on valid and test, got "
+            f"{list(valid.probabilities)} and {list(test.probabilities)}"
+        )
+    chosen = tune_agreement(valid, schema, weights=weights, per_attribute=per_attribute)
+    if per_attribute:
+        texts = "class agreement", "cosine + class agreement"
+        alone, both = (f"{text}, chosen on valid for each attribute" for text in texts)
+    else:
+        first = chosen[0]
+        alone = f"class agreement ({first.alone}), chosen on valid"
+        both = f"cosine + {first.weight:g} class agreement ({first.joined}), chosen on valid"
 
-    def said(text: str, temperature: float | None) -> str:
-        return text if temperature is None else f"{text}, temperature {temperature:g}, chosen on valid"
+    def ranked(split: Labelled) -> dict[str, Result]:
+        def by(embed: Embed, similarity: Similarity) -> Result:
+            lists = split.queries, split.candidates
+            return asfr_map_all(*lists, embed, schema, similarity=similarity, missing=split.missing)
 
-    classes = asfr_map_all(*lists, alone, schema, similarity="dot", missing=missing)
-    both = agreement_embed(test.embed, mixed, found.weight)
-    joint = asfr_map_all(*lists, both, schema, similarity="dot", missing=missing)
-    return {
-        "embedding": asfr_map_all(*lists, test.embed, schema, missing=missing),
-        "classes": replace(classes, similarity=said("class agreement", found.classes_temperature)),
-        "both": replace(
-            joint,
-            similarity=said(f"cosine + {found.weight:g} class agreement, chosen on valid", found.temperature),
-        ),
-    }
+        joined = _picked(split, [choice.joined for choice in chosen])
+        mixed = agreement_embed(split.embed, joined, [choice.weight for choice in chosen])
+        agreement = by(_picked(split, [choice.alone for choice in chosen]), "dot")
+        return {
+            "embedding": by(split.embed, "cosine"),
+            "agreement": replace(agreement, similarity=alone),
+            "both": replace(by(mixed, "dot"), similarity=both),
+        }
+
+    on_valid = ranked(valid)
+    return {name: Ranked(result, on_valid[name]) for name, result in ranked(test).items()}
 
 
 def tune_agreement(
     valid: Labelled,
-    centres: Sequence[Tensor] | None,
     schema: AttributeSchema,
     *,
-    temperatures: Sequence[float] = TEMPERATURES,
     weights: Sequence[float] = WEIGHTS,
-) -> Agreement:
-    """Choose the temperature of class probabilities and the weight of their agreement on a split.
-
-    Every pair is ranked in one pass over the scores.
+    per_attribute: bool = False,
+) -> list[Choice]:
+    """Choose the class probabilities and the weight of their agreement by the MAP@all of a split.
 
     Args:
         valid: the split.
-        centres, schema, temperatures, weights: see ``class_agreement``.
+        schema: the attributes.
+        weights: to be tried.
+        per_attribute: choose for each attribute alone, and not by the mean over all queries; an attribute
+            without queries has what is best for all.
+
+    Returns:
+        for each attribute the best choice, of equal ones the first.
 
     Raises:
-        ValueError: as ``class_agreement``.
+        ValueError: as ``asfr_map_all``; there are no probabilities or weights, or a weight is negative.
     """
     caller = "tune_agreement"
-    if not temperatures or min(temperatures) <= 0:
-        raise ValueError(f"{caller}: temperatures must be positive numbers, got {list(temperatures)}")
+    if not valid.probabilities:
+        raise ValueError(f"{caller}: probabilities must be at least one, got none")
     if not weights or min(weights) < 0:
         raise ValueError(f"{caller}: weights must be numbers from 0 on, got {list(weights)}")
-    tried: Sequence[float | None] = temperatures if valid.probabilities is None else (None,)
-    views = [_probabilities(valid, centres, schema, temperature) for temperature in tried]
-    # A column for the embeddings and one for each view; the last rows rank by a view alone.
-    mixtures = np.zeros((len(tried) * len(weights) + len(tried), 1 + len(tried)))
-    mixtures[: -len(tried), 0] = 1
-    mixtures[: -len(tried), 1:] = np.kron(np.eye(len(tried)), np.asarray(weights)[:, None])
-    mixtures[-len(tried) :, 1:] = np.eye(len(tried))
+    names = list(valid.probabilities)
+    mixtures = np.array([(0.0, 1.0), *((1.0, weight) for weight in weights)])
     asked, offered = (
         triples(caller, name, rows, schema)
         for name, rows in (("queries", valid.queries), ("candidates", valid.candidates))
     )
-    found = []
+    found: dict[int, Reals] = {}  # [probabilities, 1 + weights, queries] of each attribute
     for part in single_label_lists(caller, asked, offered, schema):
-        spaces = [part.embed(caller, valid.embed, "cosine")]
-        spaces += [part.embed(caller, view, "dot") for view in views]
-        queries, candidates = zip(*spaces, strict=True)
-        found.append(rank(queries, candidates, part.relevant, [1], mixtures).average_precision)
-    overall = np.concatenate(found, axis=1).mean(axis=1)
-    best, best_alone = int(overall[: -len(tried)].argmax()), int(overall[-len(tried) :].argmax())
-    return Agreement(tried[best // len(weights)], weights[best % len(weights)], tried[best_alone])
+        cosine = part.embed(caller, valid.embed, "cosine")
+        figures = []
+        for given in valid.probabilities.values():
+            queries, candidates = zip(cosine, part.embed(caller, given, "dot"), strict=True)
+            figures.append(rank(queries, candidates, part.relevant, [1], mixtures).average_precision)
+        found[part.attribute] = np.stack(figures)
+
+    def best(figures: Reals) -> Choice:
+        means = figures.mean(axis=2)
+        joined, weight = np.unravel_index(means[:, 1:].argmax(), means[:, 1:].shape)
+        return Choice(names[means[:, 0].argmax()], names[joined], weights[weight])
+
+    overall = best(np.concatenate(list(found.values()), axis=2))
+    if not per_attribute:
+        return [overall] * len(schema)
+    return [best(found[a]) if a in found else overall for a in range(len(schema))]
 
 
-def agreement_embed(embed: Embed, probabilities: Embed, weight: float) -> Embed:
+def agreement_embed(embed: Embed, probabilities: Embed, weight: float | Sequence[float]) -> Embed:
     """Join embeddings and class probabilities so that the dot product is ``z . z' + weight * p . p'``.
 
     The rows are for ``asfr_map_all(..., similarity="dot")``, or for any search by dot product.
+
+    Args:
+        embed: gives z, normalised here.
+        probabilities: gives p.
+        weight: at least 0, of all attributes or of each.
     """
 
     def joined(images: NDArray[np.int64], attribute: int) -> Tensor:
@@ -163,7 +206,8 @@ def agreement_embed(embed: Embed, probabilities: Embed, weight: float) -> Embed:
             torch.as_tensor(part).float()
             for part in (embed(images, attribute), probabilities(images, attribute))
         )
-        return torch.cat([F.normalize(z, dim=1), weight**0.5 * p.to(z.device)], dim=1)
+        own = weight[attribute] if isinstance(weight, Sequence) else weight
+        return torch.cat([F.normalize(z, dim=1), own**0.5 * p.to(z.device)], dim=1)
 
     return joined
 
@@ -193,28 +237,50 @@ def class_means(labels: ArrayLike, embed: Embed, schema: AttributeSchema) -> lis
     return means
 
 
-def _probabilities(
-    split: Labelled, centres: Sequence[Tensor] | None, schema: AttributeSchema, temperature: float | None
-) -> Embed:
-    given = split.probabilities
-    if (given is None) == (centres is None):
-        both = "both" if centres is not None else "neither"
-        raise ValueError(f"class_agreement: either centres or probabilities must be given, got {both}")
-    if given is not None:
-        return given
-    assert centres is not None
-    if len(centres) != len(schema):
-        raise ValueError(
-            f"class_agreement: centres must be those of the {len(schema)} attributes, got {len(centres)}"
-        )
-    known: Sequence[Tensor] = centres
+def centre_probabilities(
+    embed: Embed,
+    centres: Sequence[Tensor],
+    *,
+    temperatures: Sequence[float] = TEMPERATURES,
+    name: str = "class means",
+) -> dict[str, Embed]:
+    """Return class probabilities by the nearest centres, for each temperature.
+
+    Args:
+        embed: the embeddings of a split.
+        centres: of each attribute ``[values, D]``: ``class_means`` of any embeddings, or a ``Modc``'s.
+        temperatures: of the softmax of the cosines, see ``placket.nn.modc.assignment``.
+        name: what the centres are; begins the names of the probabilities.
+
+    Returns:
+        for ``Labelled``; 0 for a value whose centre is 0, and for an attribute without centres.
+
+    Raises:
+        ValueError: a temperature is not positive; when called, ``centres`` lack the attribute.
+    """
+    caller = "centre_probabilities"
+    if not temperatures or min(temperatures) <= 0:
+        raise ValueError(f"{caller}: temperatures must be positive numbers, got {list(temperatures)}")
+
+    def at(temperature: float) -> Embed:
+        def probabilities(images: NDArray[np.int64], attribute: int) -> Tensor:
+            if attribute >= len(centres):
+                raise ValueError(f"{caller}: centres must be those of every attribute, got {len(centres)}")
+            z = torch.as_tensor(embed(images, attribute)).float()
+            own = centres[attribute].to(z)
+            if not own.shape[1]:  # no label of the attribute in the split of the centres
+                return z.new_zeros(len(z), len(own))
+            return assignment(z, own, temperature)
+
+        return probabilities
+
+    return {f"{name}, temperature {temperature:g}": at(temperature) for temperature in temperatures}
+
+
+def _picked(split: Labelled, names: Sequence[str]) -> Embed:
+    """Return the class probabilities in which each attribute has those of a name."""
 
     def embed(images: NDArray[np.int64], attribute: int) -> Tensor | NDArray[Any]:
-        assert temperature is not None
-        z = torch.as_tensor(split.embed(images, attribute)).float()
-        own = known[attribute].to(z)
-        if not own.shape[1]:  # no label of the attribute in the split of the centres
-            return z.new_zeros(len(z), len(own))
-        return assignment(z, own, temperature)
+        return split.probabilities[names[attribute]](images, attribute)
 
     return embed

@@ -36,7 +36,7 @@ from placket.protocols import (
 )
 from placket.train import is_native, native_system
 
-__all__ = ["embed_classes", "embed_image", "embed_pairs", "embed_split", "evaluate"]
+__all__ = ["classify_split", "embed_classes", "embed_image", "embed_pairs", "embed_split", "evaluate"]
 
 Integers = NDArray[np.int64]
 T = TypeVar("T")
@@ -272,6 +272,45 @@ def embed_classes(
         *_in_python(model, split, images, embed, batch, threads, bfloat16), strict=True
     )
     return torch.cat(embeddings), torch.cat(probabilities)
+
+
+def classify_split(
+    model: AttributeNetwork,
+    split: Split,
+    *,
+    flip: bool = False,
+    batch: int = 64,
+    threads: int = 2,
+    bfloat16: bool = False,
+) -> list[Tensor]:
+    """Estimate the value of each attribute of every image of a split, with a model that classifies.
+
+    Args:
+        flip: the mean of the probabilities of the image and of its mirror image.
+
+    Returns:
+        for each attribute ``[N, values]``: the softmax of its classes' logits; float32 on the CPU.
+
+    Raises:
+        ValueError: the model has no class logits.
+        RuntimeError: an image cannot be read.
+    """
+    if not model.has_classes:
+        raise ValueError(f"classify_split: model must have class logits, got {model.name}")
+
+    def logits(pixels: Tensor, pictures: Pictures | None) -> Tensor:
+        found: Tensor = model(pixels, 0, pictures).class_logits
+        return found.float().cpu()
+
+    def probabilities(augment: Augment | None) -> list[Tensor]:
+        parts = _in_python(model, split, np.arange(len(split)), logits, batch, threads, bfloat16, augment)
+        return [own.softmax(1) for own in torch.cat(parts).split(model.schema.value_counts, 1)]
+
+    plain = probabilities(None)
+    if not flip:
+        return plain
+    mirrored = probabilities(Augment(flip=1.0))
+    return [(one + other) / 2 for one, other in zip(plain, mirrored, strict=True)]
 
 
 def _embed_in_python(

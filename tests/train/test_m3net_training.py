@@ -18,7 +18,7 @@ from placket import _C
 from placket.config import LossConfig, StageConfig, TrainerConfig, load_config
 from placket.data import AsenDataset, Dataset, Loader
 from placket.data import garments as garments_data
-from placket.evaluate import embed_classes, embed_pairs
+from placket.evaluate import classify_split, embed_classes, embed_pairs
 from placket.nn import M3Net
 from placket.protocols import asfr_map_all, embed_from
 from placket.train import Trainer
@@ -300,6 +300,29 @@ def test_class_conditioned_table(drawn: AsenDataset, make: MakeM3Net) -> None:
     rpf = placket.create_model("rpf", schema=drawn.schema, trunk=TRUNK, patch=None)
     with pytest.raises(ValueError, match="must have class embeddings for asfr-multilabel-class/v1, got rpf"):
         placket.evaluate(rpf, drawn, "valid", "asfr-multilabel-class/v1")
+
+
+def test_classify_split(drawn: AsenDataset, make: MakeM3Net) -> None:
+    model, part = make(), drawn.split("valid")
+    Trainer(model, drawn, STAGE, trainer=QUIET).run(2)
+    model.eval()
+    preprocess = _C.Preprocess(**model.preprocess)
+    batch = next(iter(Loader(part, batch=len(part), shuffle=False, preprocess=preprocess)))
+
+    def softmax(images: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            logits = model(images, 1).class_logits
+        assert logits is not None
+        return [own.exp() / own.exp().sum(1, keepdim=True) for own in (logits[:, :3], logits[:, 3:])]
+
+    plain, mirrored = softmax(batch.images), softmax(batch.images.flip(3))
+    torch.testing.assert_close(classify_split(model, part, batch=5), plain)
+    mean = [(one + other) / 2 for one, other in zip(plain, mirrored, strict=True)]
+    torch.testing.assert_close(classify_split(model, part, flip=True), mean)
+    assert not torch.allclose(mean[1], plain[1], atol=1e-5)  # sides of a bar that the mirror exchanges
+    rpf = placket.create_model("rpf", schema=drawn.schema, trunk=TRUNK, patch=None)
+    with pytest.raises(ValueError, match="classify_split: model must have class logits, got rpf"):
+        classify_split(rpf, part)
 
 
 def test_class_losses_need_a_class_sub_network(drawn: AsenDataset) -> None:

@@ -42,14 +42,15 @@ PSEUDO = dataclasses.replace(
 )
 LOSS = LossConfig(pseudo_confidence=0.3)  # 0.8 is rare in the first steps
 OWNERS = torch.tensor([0, 0, 0, 1, 1])
+HEADS = ["asen_plus_plus", "asen_v2", "rpf_region"]
 
 
-def make(data: AsenDataset, seed: int = 0) -> Modc:
+def make(data: AsenDataset, seed: int = 0, head: str = "rpf_region") -> Modc:
     model = placket.create_model(
         "modc",
         schema=data.schema,
         trunk=TRUNK,
-        head="rpf_region",
+        head=head,
         attribute_dim=16,
         preprocess={"size": SIZE},
         generator=torch.Generator().manual_seed(seed),
@@ -132,9 +133,10 @@ def python_loop(model: Modc, data: AsenDataset, stage: StageConfig, steps: int) 
     model.eval()
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("stage", [CLUSTER, PSEUDO], ids=["cluster", "pseudo_label"])
-def test_equals_a_python_loop_in_every_bit(drawn: AsenDataset, stage: StageConfig) -> None:
-    native, python = make(drawn), make(drawn)
+def test_equals_a_python_loop_in_every_bit(drawn: AsenDataset, stage: StageConfig, head: str) -> None:
+    native, python = make(drawn, head=head), make(drawn, head=head)
     Trainer(native, drawn, stage, loss=LOSS, trainer=QUIET).run(6)
     python_loop(python, drawn, stage, 6)
     for (name, a), b in zip(native.state_dict().items(), python.state_dict().values(), strict=True):
@@ -155,6 +157,12 @@ def test_resumes_from_state(drawn: AsenDataset, stage: StageConfig) -> None:
     resumed.load_state(state)
     resumed.run()
     assert equal(whole, second)
+
+
+def test_the_default_head_is_asen_plus_plus(drawn: AsenDataset) -> None:
+    model = placket.create_model("modc", schema=drawn.schema, trunk=TRUNK, attribute_dim=16)
+    assert model.state_dict().keys() == make(drawn, head="asen_plus_plus").state_dict().keys()
+    assert model.state_dict().keys() != make(drawn, head="asen_v2").state_dict().keys()
 
 
 def test_a_step_that_fails_leaves_the_centres(drawn: AsenDataset) -> None:
@@ -181,11 +189,12 @@ def test_the_instance_stage_has_no_centres(drawn: AsenDataset) -> None:
     assert not model.class_centres.any()
 
 
-def test_images_in_place_of_triplets(drawn: AsenDataset) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_images_in_place_of_triplets(drawn: AsenDataset, head: str) -> None:
     losses = {"region_prototype": 1.0, "region_consistency": 1.0}
     stage = dataclasses.replace(PSEUDO, sampler="images", batch=6, batch_norm="merged", losses=losses)
     stage = dataclasses.replace(stage, ramp_epochs={}, epochs=30, schedule=ScheduleConfig(factor=1.0))
-    model = make(drawn)
+    model = make(drawn, head=head)
     trainer = Trainer(model, drawn, stage, trainer=QUIET)
     trainer.step()  # every class is seen
     first = np.mean([trainer.step()["region_prototype"] for _ in range(4)])

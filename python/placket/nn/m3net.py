@@ -77,7 +77,7 @@ class M3Net(AttributeNetwork):
 
     ``NetworkOutput.class_embedding`` ``[B, M, F]`` and ``class_logits`` ``[B, M]`` are of all classes, those
     of attribute 0 first, whatever attributes were asked for; a class's probability is the sigmoid of its
-    logit, or the softmax within its attribute where an image has one value.
+    logit, or the softmax within its attribute where an image has one value (``evaluate.classify_split``).
 
     Args:
         schema: the attributes and their values, which are the classes.

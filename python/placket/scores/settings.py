@@ -46,7 +46,7 @@ class Bench:
     """Side in pixels of the input of frozen features."""
     attribute_dim: int
     batch: int
-    """Images a step; a third of it triplets."""
+    """Images a step, copies of an image counted; a third of it triplets."""
     batch_norm: Literal["merged", "frozen"]
     rate: float
     """The highest learning rate of a stage; the recipe's others keep their ratio to it."""
@@ -67,11 +67,11 @@ class Setting:
     benches: tuple[Bench, ...]
     seeds: int
     paper_seeds: int
-    """Of the papers' recipes of methods that also stand by ours."""
+    """Of the papers' recipes."""
 
     def seeds_of(self, entry: Entry) -> int:
         """Return with how many seeds an entry is trained."""
-        return self.seeds if entry.ours or entry.method not in _OURS else self.paper_seeds
+        return self.seeds if entry.ours else self.paper_seeds
 
 
 TITLES = {
@@ -87,8 +87,12 @@ TITLES = {
 """Names in the table of the methods in ``placket.models.METHODS``; each has a recipe of its own name."""
 
 _ANY_METHOD = ("name", "trunk", "patch", "trunk_weights", "patch_weights", "start")  # of ModelConfig
-# MODC is a way to train ASEN++'s global branch; by our recipe it would be that branch again.
-_OURS = tuple(name for name in TITLES if name != "modc")
+# Without these, weighted as in the method's own recipe, MODC would be ASEN++'s global branch, and nothing
+# would teach M3-Net's classifiers.
+_OWN_LOSSES = {
+    "modc": {"region_prototype": 1.0, "region_centre_triplet": 1.0},
+    "m3net": {"class_recognition": 1.0, "class_instance_triplet": 1.0, "class_centre_triplet": 1.0},
+}
 
 _GARMENTS = Bench(
     name="garments",
@@ -143,7 +147,7 @@ def entries(bench: Bench) -> list[Entry]:
     papers = [Entry(name, title, name, name, False) for name, title in TITLES.items() if name in METHODS]
     ours = [
         Entry(f"{name}-ours", f"{TITLES[name]}, our recipe", name, bench.ours, True)
-        for name in _OURS
+        for name in TITLES
         if name in METHODS
     ]
     return papers + ours
@@ -155,15 +159,16 @@ def small_config(
     """Return an entry's recipe on a bench: its losses, stages and samplers; the bench's everything else.
 
     Our recipe is written for RPF. Another method takes it without ``region_patch``, RPF's own loss, and, if
-    it has one branch, the first stage alone.
+    it has one branch, the first stage alone; MODC adds the losses of its centres and M3-Net those of its
+    classes, weighted as in their recipes.
 
     Args:
         entry: one of ``entries(bench)``.
-        bench: gives trunk, input, batch, augmentation, and, unless the entry is ours, widths and rates.
+        bench: gives trunk, input, batch, flips and crops, and, unless the entry is ours, widths and rates.
         root: of the data set.
         images: to learn from; an epoch sees about so many with any sampler.
         seed: of the training.
-        epochs: of each stage; the recipe's by default.
+        epochs: of each stage; the recipe's by default. Ramps keep their share of them.
     """
     config = load_config(entry.recipe)
     has_patch = takes_patch(entry.method)
@@ -191,7 +196,7 @@ def small_config(
         if has_patch or "patch" not in stage.branches
     ]
     if epochs is not None:
-        stages = [replace(stage, epochs=n) for stage, n in zip(stages, epochs, strict=True)]
+        stages = [_lasting(stage, n) for stage, n in zip(stages, epochs, strict=True)]
     return replace(
         config,
         model=model,
@@ -202,12 +207,20 @@ def small_config(
     )
 
 
+def _lasting(stage: StageConfig, epochs: int) -> StageConfig:
+    ramps = {name: ramp * epochs / stage.epochs for name, ramp in stage.ramp_epochs.items()}
+    return replace(stage, epochs=epochs, ramp_epochs=ramps)
+
+
 def _small_stage(stage: StageConfig, bench: Bench, entry: Entry, images: int) -> StageConfig:
-    others = {name: weight for name, weight in stage.losses.items() if name != "region_patch"}
+    losses = stage.losses
+    if entry.ours and entry.method != "rpf":
+        losses = {name: weight for name, weight in losses.items() if name != "region_patch"}
+        losses |= _OWN_LOSSES.get(entry.method, {})
     common = replace(
         stage,
-        losses=stage.losses if entry.method == "rpf" else others,
-        batch=bench.batch // 3 if stage.sampler == "triplets" else bench.batch,
+        losses=losses,
+        batch=bench.batch // stage.copies // (3 if stage.sampler == "triplets" else 1),
         triplets=images // 3,
         batch_norm=bench.batch_norm,
         flip=bench.flip,

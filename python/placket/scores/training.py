@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from placket import _C, baselines, rivals
+from placket.agreement import Labelled, Ranked, centre_probabilities, class_agreement, class_means
 from placket.config import TrainConfig
-from placket.data import Augment, Dataset, Loader, Preprocess
-from placket.evaluate import embed_split
-from placket.protocols import Result
-from placket.scores.rankings import Ranked, by_region_weight, class_probabilities, rank_both_ways
+from placket.data import Augment, Dataset, Loader, Preprocess, Split
+from placket.evaluate import classify_split, embed_split
+from placket.nn import AttributeNetwork, Modc
+from placket.protocols import Blocks, Embed, Result, asfr_joint, embed_from, split_joint
 from placket.scores.settings import Bench
 from placket.train import Trainer, stage_model, train
 
@@ -106,22 +108,28 @@ def run_method(config: TrainConfig, title: str, bench: Bench, data: Dataset, fol
     trained = train(config, run=folder, progress=False)
     seconds = time.monotonic() - start
     model = trained.model()
-    labels = data.split("train").labels
-    train_embeddings, valid = (embed_split(model, data.split(name)) for name in ("train", "valid"))
+    held_out = data.split("valid"), data.split("test")
+    means = _class_means(data, embed_split(model, data.split("train")))
     start = time.monotonic()
-    test = embed_split(model, data.split("test"))
+    test = embed_split(model, held_out[1])
     speed = len(test) / (time.monotonic() - start)
+    valid = embed_split(model, held_out[0])
 
-    def both_ways(valid: Tensor, test: Tensor) -> dict[str, Ranked]:
-        return rank_both_ways(data, valid, test, class_probabilities(train_embeddings, labels, valid, test))
+    def ranked(valid: Tensor, test: Tensor, flip: bool) -> dict[str, Ranked]:
+        of_valid, of_test = (
+            _labelled(split, own, _estimates(model, split, own, means, flip))
+            for split, own in zip(held_out, (valid, test), strict=True)
+        )
+        return class_agreement(of_valid, of_test, data.schema, per_attribute=True)
 
-    ranked = both_ways(valid, test)
+    every = ranked(valid, test, flip=False)
     if bench.flip:
-        mirrored = (embed_split(model, data.split(name), flip=True) for name in ("valid", "test"))
-        ranked |= {name + MIRRORED: found for name, found in both_ways(*mirrored).items()}
-    rankings, on_valid = _figures(ranked)
+        mirrored_valid, mirrored_test = (embed_split(model, split, flip=True) for split in held_out)
+        by_mirrored = ranked(mirrored_valid, mirrored_test, flip=True)
+        every |= {name + MIRRORED: found for name, found in by_mirrored.items()}
+    rankings, on_valid = _figures(every)
     if model.config.patch_trunk:
-        rankings["region weight"] = by_region_weight(data, valid, test)
+        rankings["region weight"] = _by_region_weight(data, valid, test)
     return Record(
         title,
         rankings,
@@ -131,6 +139,48 @@ def run_method(config: TrainConfig, title: str, bench: Bench, data: Dataset, fol
         speed,
         sum(parameter.numel() for parameter in model.parameters()),
     )
+
+
+def _class_means(data: Dataset, train: Tensor) -> list[Tensor]:
+    labels = data.split("train").labels
+    rows = np.stack([labels.images(), labels.attribute, labels.value], axis=1)
+    return class_means(rows, embed_from(train), data.schema)
+
+
+def _estimates(
+    model: AttributeNetwork, split: Split, embeddings: Tensor, means: Sequence[Tensor], flip: bool
+) -> dict[str, Embed]:
+    """Return what the class probabilities of a split may be: by class means, or the model's own.
+
+    Args:
+        embeddings: ``[N, A, D]`` of the split.
+        means: of the training split's classes.
+        flip: whether the embeddings are means of mirror images.
+    """
+    embed = embed_from(embeddings)
+    found = centre_probabilities(embed, means)
+    if isinstance(model, Modc):
+        own = [model.centres(attribute) for attribute in split.schema.names]
+        found |= centre_probabilities(embed, own, name="centres of the training")
+    if model.has_classes:
+        classes = classify_split(model, split, flip=flip)
+        found["class logits"] = lambda images, attribute: classes[attribute][images]
+    return found
+
+
+def _labelled(split: Split, embeddings: Tensor, probabilities: Mapping[str, Embed]) -> Labelled:
+    return Labelled(split.queries, split.candidates, embed_from(embeddings), probabilities)
+
+
+def _by_region_weight(data: Dataset, valid: Tensor, test: Tensor) -> Result:
+    """Rank joint embeddings ``[N, A, 2 E]`` with each attribute's own weight of the region branch."""
+
+    def blocks(split: str, embeddings: Tensor) -> Blocks:
+        part = data.split(split)
+        region, patch = (embed_from(block) for block in split_joint(embeddings))
+        return Blocks(part.queries, part.candidates, region, patch)
+
+    return asfr_joint(blocks("valid", valid), blocks("test", test), data.schema, per_attribute=True)
 
 
 def run_rivals(bench: Bench, data: Dataset, seed: int, steps: int) -> list[Record]:
@@ -157,17 +207,18 @@ def _run_classifier(bench: Bench, data: Dataset, seed: int, steps: int) -> Recor
     seconds = time.monotonic() - start
     inputs = _inputs(bench, bench.size)
 
-    def embedded(split: str, flip: bool) -> baselines.Classified:
-        return rivals.classified(classifier, data.split(split), inputs, flip=flip)
+    def embedded(name: str, flip: bool) -> Labelled:
+        split = data.split(name)
+        found = rivals.classified(classifier, split, inputs, flip=flip)
+        return _labelled(split, found.embeddings, {"classifier": embed_from(found.probabilities)})
 
     start = time.monotonic()
-    test = embedded("test", False)
-    speed = len(test.embeddings) / (time.monotonic() - start)
+    embedded("test", False)
+    speed = len(data.split("test")) / (time.monotonic() - start)
     every: dict[str, Ranked] = {}
     for ending, flip in [("", False), (MIRRORED, True)][: 2 if bench.flip else 1]:
-        valid, test = embedded("valid", flip), embedded("test", flip)
-        probabilities = [(valid.probabilities, test.probabilities)]
-        ranked = rank_both_ways(data, valid.embeddings, test.embeddings, probabilities)
+        splits = embedded("valid", flip), embedded("test", flip)
+        ranked = class_agreement(*splits, data.schema, per_attribute=True)
         every |= {name + ending: found for name, found in ranked.items()}
     size = sum(parameter.numel() for parameter in classifier.parameters())
     tests, valids = _figures(every)
