@@ -304,6 +304,6 @@ def test_two_processes_equal_one(drawn: AsenDataset, tmp_path: Path) -> None:
             # turns into whole steps.
             if key == "patch.head.attn.k.bias":
                 continue
-            # Sums over two halves are added in another order, which Adam's division may enlarge: a tenth of one
-            # of its steps of 1e-3.
+            # Sums over two halves are added in another order, which Adam's division may enlarge, here to a
+            # tenth of one of its steps of 1e-3.
             torch.testing.assert_close(found[0][key], tensor, rtol=1e-4, atol=1e-4, msg=f"{name} {key}")
