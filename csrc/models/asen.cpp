@@ -67,11 +67,11 @@ class Asen : public HeadModel {
                      {sizes.attributes, attribute_dim_},
                      Initializer::kLinear,
                      one_hot});
-    specs.back().attribute_dim = 0;
+    specs.back().attribute_axis = 0;
     add_linear(specs, "attention_proj", 1, attribute_dim_);
     specs.push_back(
         {"gate_table.weight", {sizes.attributes, sizes.channels}, Initializer::kLinear, one_hot});
-    specs.back().attribute_dim = 0;
+    specs.back().attribute_axis = 0;
     add_linear(specs, "gate.fc1", hidden_dim_, 2 * sizes.channels);
     add_linear(specs, "gate.fc2", sizes.channels, hidden_dim_);
     add_linear(specs, "pooled_proj", embedding_dim_, sizes.channels);

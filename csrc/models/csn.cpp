@@ -35,7 +35,7 @@ class Csn : public HeadModel {
                      0.7,
                      /*buffer=*/false,
                      /*mean=*/0.9});
-    specs.back().attribute_dim = 0;
+    specs.back().attribute_axis = 0;
     return specs;
   }
 

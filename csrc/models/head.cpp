@@ -146,7 +146,7 @@ TensorSpecs head_spec(const std::string& head, const HeadSizes& sizes) {
     specs.push_back(
         {"adapter.down", {adapters, rank, channels}, Initializer::kLinear, double(channels)});
     specs.push_back({"adapter.up", {adapters, width, rank}, Initializer::kLinear, double(rank)});
-    for (size_t i = specs.size() - 3; i < specs.size(); ++i) specs[i].attribute_dim = 0;
+    for (size_t i = specs.size() - 3; i < specs.size(); ++i) specs[i].attribute_axis = 0;
   }
   return specs;
 }

@@ -39,7 +39,7 @@ TensorSpecs network_spec(const NetworkConfig& config) {
   if (table > 0) {
     specs.push_back(
         {"attribute_embedding.weight", {config.attributes, table}, Initializer::kNormal});
-    specs.back().attribute_dim = 0;
+    specs.back().attribute_axis = 0;
   }
   const auto add_branch = [&](const std::string& name, const std::string& trunk,
                               const std::string& head) {

@@ -81,7 +81,7 @@ class RpfRegion : public HeadModel {
                        fan_in});
       specs.push_back(
           {"pooled_proj.bias", {sizes.attributes, embedding_dim_}, Initializer::kLinear, fan_in});
-      for (size_t i = specs.size() - 2; i < specs.size(); ++i) specs[i].attribute_dim = 0;
+      for (size_t i = specs.size() - 2; i < specs.size(); ++i) specs[i].attribute_axis = 0;
     } else {
       add_linear(specs, "pooled_proj", embedding_dim_, sizes.channels);
     }

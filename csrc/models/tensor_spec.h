@@ -28,7 +28,7 @@ struct TensorSpec {
   double mean = 0.0;
   // The dimension whose rows belong to one attribute each, in their order; -1: all share the
   // tensor.
-  int64_t attribute_dim = -1;
+  int64_t attribute_axis = -1;
 };
 
 using TensorSpecs = std::vector<TensorSpec>;

@@ -435,7 +435,7 @@ def _add_scores(parser: ArgumentParser) -> None:
         "--setting",
         choices=("minutes", "night"),
         default="minutes",
-        help="about ten minutes on generated garments; or a night, with photographs and three seeds",
+        help="45 seconds a method on generated garments; or a night, with photographs and three seeds",
     )
     parser.add_argument(
         "--data", type=Path, help="the photographs; $PLACKET_DATA/deepfashion-fine6 by default, where it is"

@@ -110,6 +110,8 @@ def evaluate(
         if protocol == "asfr-multilabel/v1":
             return _multilabel(part, embed, allow_missing)
         if protocol == "asfr-multilabel-class/v1":
+            if flip:
+                raise ValueError(f"evaluate: flip must be False with {protocol}, got True")
             classes: EmbedClass = _EmbedClasses(model, part, batch, threads, bfloat16)
             rows, missing = _labels(part, allow_missing)
             return asfr_multilabel_class(

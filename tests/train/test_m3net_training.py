@@ -300,6 +300,8 @@ def test_class_conditioned_table(drawn: AsenDataset, make: MakeM3Net) -> None:
     rpf = placket.create_model("rpf", schema=drawn.schema, trunk=TRUNK, patch=None)
     with pytest.raises(ValueError, match="must have class embeddings for asfr-multilabel-class/v1, got rpf"):
         placket.evaluate(rpf, drawn, "valid", "asfr-multilabel-class/v1")
+    with pytest.raises(ValueError, match="flip must be False with asfr-multilabel-class/v1, got True"):
+        placket.evaluate(model, drawn, "valid", "asfr-multilabel-class/v1", flip=True)
 
 
 def test_classify_split(drawn: AsenDataset, make: MakeM3Net) -> None:

@@ -11,7 +11,9 @@
 #include "base/random.h"
 #include "ops/autocast.h"
 #include "ops/centre_cross_entropy.h"
+#include "ops/centre_losses.h"
 #include "ops/class_centres.h"
+#include "ops/class_losses.h"
 #include "ops/cosine_triplet.h"
 #include "ops/crop_resize.h"
 #include "ops/region_box.h"
@@ -19,8 +21,6 @@
 #include "ops/supervised_contrastive.h"
 #include "ops/unit_rows.h"
 #include "train/autocast.h"
-#include "train/centre_losses.h"
-#include "train/class_losses.h"
 
 namespace placket {
 namespace {
@@ -76,7 +76,7 @@ class AttributeSystem : public System {
                         spec.name, "' must have shape ", at::IntArrayRef(spec.shape), ", got ",
                         found->second.sizes());
       (spec.buffer ? buffers_ : parameters_).emplace_back(spec.name, found->second);
-      if (spec.attribute_dim >= 0) attribute_dims_[spec.name] = spec.attribute_dim;
+      if (spec.attribute_axis >= 0) attribute_axes_[spec.name] = spec.attribute_axis;
       if (spec.name == kCentres) class_centres_ = found->second;
     }
     const int64_t classes = std::accumulate(values.begin(), values.end(), int64_t{0});
@@ -342,7 +342,7 @@ class AttributeSystem : public System {
   bool learns(const std::string& name) const {
     if (name == "region_centres") return weight("region_classify") > 0;
     if (name == "patch_centres") return weight("patch_classify") > 0;
-    if (stage_.new_attributes > 0 && !attribute_dims_.contains(name)) return false;
+    if (stage_.new_attributes > 0 && !attribute_axes_.contains(name)) return false;
     return contains(stage_.branches, name.starts_with("patch.") ? "patch" : "region");
   }
 
@@ -360,8 +360,8 @@ class AttributeSystem : public System {
 
   // The tensor; its gradient may be that of the new attributes' rows alone.
   Tensor what_learns(const std::string& name, const Tensor& tensor) const {
-    const auto found = attribute_dims_.find(name);
-    if (stage_.new_attributes == 0 || found == attribute_dims_.end()) return tensor;
+    const auto found = attribute_axes_.find(name);
+    if (stage_.new_attributes == 0 || found == attribute_axes_.end()) return tensor;
     const int64_t dim = found->second;
     const int64_t old = tensor.size(dim) - stage_.new_attributes;
     return old <= 0 ? tensor
@@ -561,9 +561,9 @@ class AttributeSystem : public System {
   // The centres after the batch's own images have moved them.
   Tensor move_centres(const ClassViews& seen, const Tensor& own) {
     const at::NoGradGuard no_grad;
-    Tensor centres = weights("", {{kCentres, {}}}).front();
-    centres.copy_(class_centres(centres, anchors_of(seen), own, options_.centre_momentum));
-    return centres;
+    class_centres_.copy_(
+        class_centres(class_centres_, anchors_of(seen), own, options_.centre_momentum));
+    return class_centres_;
   }
 
   static Tensor gather_bool(const Tensor& rows, const GradSync& sync) {
@@ -618,8 +618,8 @@ class AttributeSystem : public System {
   StageConfig stage_;
   NamedTensors parameters_, buffers_, centres_;
   std::vector<std::string> frozen_;
-  std::map<std::string, int64_t> attribute_dims_;  // of the parameters that have one
-  Tensor class_centres_;   // [classes, E]; undefined where the network keeps none
+  std::map<std::string, int64_t> attribute_axes_;  // of the parameters that have one
+  Tensor class_centres_;   // [classes, head_centre_dim]; undefined where the network keeps none
   Tensor class_offsets_;   // [A]
   Tensor owners_;          // [classes] attribute of each
   Tensor all_attributes_;  // [A]

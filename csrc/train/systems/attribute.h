@@ -42,11 +42,11 @@ struct AttributeOptions {
 //   region_prototype, region_centre_triplet, region_pseudo_label, region_consistency
 //                                       prototype_cross_entropy, centre_triplet,
 //                                       pseudo_label_cross_entropy and assignment_consistency
-//                                       (centre_losses.h) of every attribute of every image against
+//                                       (ops/centre_losses.h) of every attribute of every image against
 //                                       the network's buffer "class_centres"; consistency is
 //                                       between an image's two copies
 //
-// where the region's head has a class sub-network (train/class_losses.h),
+// where the region's head has a class sub-network (ops/class_losses.h),
 //
 //   class_recognition                   all values of every labelled attribute of every image
 //   class_cross_entropy                 the first value of the same, for single-label sets
@@ -66,7 +66,7 @@ struct AttributeOptions {
 // batches views_per_image attributes of each image, drawn without replacement among those with a
 // label as long as there are any. One pass of each trunk serves all losses. The contrastive,
 // classifying and class losses, and those from outside, are taken over the joined views of all
-// ranks. In a stage with one of the losses of centre_losses.h each step's labelled (image,
+// ranks. In a stage with one of the losses of ops/centre_losses.h each step's labelled (image,
 // attribute) pairs, of all ranks and copies, move the class centres after its losses have used them
 // (ops/class_centres.h). An image counts under the first of several values. With both branches in
 // use the embedding is [sqrt(beta) region, sqrt(1 - beta) patch].

@@ -364,18 +364,8 @@ class AttributeNetwork(nn.Module):
         self, branch: Branch, head: str, features: Tensor, ids: Tensor, background: bool, groups: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run a head: embedding, attention and background; what it does not have is an empty tensor."""
-        frozen = isinstance(branch.trunk, Trunk) and branch.trunk.freeze_batch_norm
-        table = next(self.attribute_embedding.parameters(), None)
         out = torch.ops.placket.attribute_head(
-            features,
-            table,
-            ids,
-            branch.head.tensors(),
-            head,
-            background,
-            self.training,
-            self.training and not frozen,
-            groups,
+            *self._given(branch, features, ids), head, background, *self._mode(branch, groups)
         )
         return cast(tuple[Tensor, Tensor, Tensor], out)
 
@@ -383,19 +373,21 @@ class AttributeNetwork(nn.Module):
         self, features: Tensor, ids: Tensor, groups: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Run a head with a class sub-network: embedding, attention, class embedding and class logits."""
-        trunk = self.region.trunk
-        frozen = isinstance(trunk, Trunk) and trunk.freeze_batch_norm
         out = torch.ops.placket.class_head(
-            features,
-            next(self.attribute_embedding.parameters(), None),
-            ids,
-            self.region.head.tensors(),
-            self._heads[0],
-            self.training,
-            self.training and not frozen,
-            groups,
+            *self._given(self.region, features, ids), self._heads[0], *self._mode(self.region, groups)
         )
         return cast(tuple[Tensor, Tensor, Tensor, Tensor], out)
+
+    def _given(
+        self, branch: Branch, features: Tensor, ids: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, list[Tensor]]:
+        """Return what a head computes with: map, attribute table, attributes and weights."""
+        return features, next(self.attribute_embedding.parameters(), None), ids, branch.head.tensors()
+
+    def _mode(self, branch: Branch, groups: int) -> tuple[bool, bool, int]:
+        """Return whether dropout is on, whether BatchNorm takes the batch's statistics, and of how many parts."""
+        frozen = isinstance(branch.trunk, Trunk) and branch.trunk.freeze_batch_norm
+        return self.training, self.training and not frozen, groups
 
     def _crops(self, images: Tensor, attention: Tensor, pictures: Pictures | None) -> tuple[Tensor, Tensor]:
         """Boxes ``[V, 4]`` and crops ``[V, 3, S, S]`` of maps ``[B, K, h, w]``, V = B K."""

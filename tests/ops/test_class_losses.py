@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -153,3 +154,16 @@ def test_a_centre_of_zero_has_cosine_zero() -> None:
     loss = ops.class_centre_triplet(z, torch.tensor([0]), negatives, torch.zeros(1, 3), 2.0)
     assert loss.item() == pytest.approx(2 + cosine(z[0, 0], z[1, 0]).item(), abs=1e-6)
     assert torch.autograd.grad(loss, z)[0].isfinite().all()
+
+
+def test_class_losses_registration(opcheck: Callable[..., None]) -> None:
+    logits, z, centres = torch.randn(2, 5), torch.randn(4, 3, 6), torch.randn(3, 6)
+    carried = torch.tensor([[0, 1, 0, 0, 1], [0, 0, 0, 1, 0]]).bool()
+    labelled, classes = torch.tensor([[1, 1], [0, 1]]).bool(), torch.tensor([[1, 4], [-1, 3]])
+    registered = torch.ops.placket
+    for grad in (False, True):
+        logits, z = logits.detach().requires_grad_(grad), z.detach().requires_grad_(grad)
+        opcheck(registered.class_recognition.default, logits, carried, labelled, OWNERS)
+        opcheck(registered.class_cross_entropy.default, logits, classes, OWNERS)
+        opcheck(registered.class_instance_triplet.default, z, ANCHORS, POSITIVES, NEGATIVES)
+        opcheck(registered.class_centre_triplet.default, z, ANCHORS, NEGATIVES, centres)

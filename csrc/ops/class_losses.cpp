@@ -1,4 +1,4 @@
-#include "train/class_losses.h"
+#include "ops/class_losses.h"
 
 #include <ATen/ATen.h>
 #include <torch/library.h>

@@ -1,4 +1,4 @@
-#include "train/centre_losses.h"
+#include "ops/centre_losses.h"
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
