@@ -7,6 +7,7 @@
 
 #include "bindings/gil.h"
 #include "train/systems/attribute.h"
+#include "train/systems/region_text.h"
 #include "train/trainer.h"
 
 namespace placket {
@@ -99,6 +100,7 @@ void bind_configs(py::module_& m) {
       .def_readwrite("exclude_shared", &StageConfig::exclude_shared)
       .def_readwrite("views_per_image", &StageConfig::views_per_image)
       .def_readwrite("new_attributes", &StageConfig::new_attributes)
+      .def_readwrite("recompute", &StageConfig::recompute)
       .def_readwrite("augment", &StageConfig::augment);
 
   py::class_<TrainerConfig>(m, "TrainerConfig")
@@ -153,6 +155,18 @@ void bind_systems(py::module_& m) {
       py::arg("config"), py::arg("options"), py::arg("tensors"), py::arg("values"),
       py::arg("preprocess"), py::arg("seed") = 0,
       py::arg("extra_losses") = std::map<std::string, py::object>());
+
+  m.def(
+      "region_text_system",
+      [](const std::string& image, const std::string& text, const std::string& views,
+         int64_t category, const std::map<std::string, at::Tensor>& tensors,
+         const std::vector<int64_t>& values, const at::Tensor& prompts,
+         const at::Tensor& prompt_rows) {
+        return std::shared_ptr<System>(make_region_text_system(
+            {image, text, views, category}, tensors, values, {prompts, prompt_rows}));
+      },
+      py::kw_only(), py::arg("image"), py::arg("text"), py::arg("views"), py::arg("category"),
+      py::arg("tensors"), py::arg("values"), py::arg("prompts"), py::arg("prompt_rows"));
 
   m.def(
       "encode_rows",

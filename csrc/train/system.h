@@ -45,6 +45,9 @@ struct StageConfig {
   // Other than 0: the last so many attributes alone learn, by what belongs to them alone in tensors
   // of the model; all else stays as it is to the bit.
   int64_t new_attributes = 0;
+  // Images whose graph of the forward pass is kept at a time, the others' being computed again in
+  // the backward pass; 0: all. Systems of regions and words only.
+  int64_t recompute = 0;
   Augment augment;
 };
 
@@ -82,6 +85,8 @@ class System {
   virtual void begin_encoding(const std::vector<std::string>& branches) = 0;
   // Whether the stage's batches must hold Batch::pixels, in training and for encode().
   virtual bool needs_pixels() const = 0;
+  // What of an image the batches must show (LoaderConfig::views).
+  virtual std::string views() const { return "crop"; }
 
   // The losses of a batch on the model's device, by one forward pass. No host synchronisation.
   virtual std::vector<Loss> losses(const Batch& batch, const StepContext& context) = 0;

@@ -233,6 +233,9 @@ class StageConfig:
         views_per_image: without triplets, how many attributes of each image the patch branch looks at.
         new_attributes: other than 0, the last so many attributes alone learn, by what is theirs alone in the
             model, and all else stays as it is to the bit; see ``placket.extend``.
+        recompute: images whose intermediate results are kept at a time, the others' being computed again in
+            the backward pass, so that a large batch needs the memory of this many; 0 keeps all. Of RaF-CLIP,
+            with ``batch_norm`` "frozen".
         flip: probability of a horizontal flip.
         crop_scale: least share of the area that a random resized crop keeps; 1 switches it off.
         color_jitter, grayscale, blur, erasing, random_crop: further random changes, all off by default;
@@ -258,6 +261,7 @@ class StageConfig:
     exclude_shared: bool = False
     views_per_image: int = 1
     new_attributes: int = 0
+    recompute: int = 0
     flip: float = 0.0
     crop_scale: float = 1.0
     color_jitter: ColorJitterConfig = field(default_factory=ColorJitterConfig)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from placket import _C
+from placket.config import LossConfig
 from placket.data import Augment, Dataset, Loader, Split, Street2ShopDataset, Texts, read_image
 from placket.data.columns import Ints, Labels
 from placket.data.dataset import SPLITS
-from placket.nn import AttributeNetwork, Pictures
+from placket.nn import AttributeNetwork, Model, Pictures
 from placket.protocols import (
     PROTOCOLS,
     Blocks,
@@ -34,7 +35,6 @@ from placket.protocols import (
     inshop_recall,
     split_joint,
 )
-from placket.train import is_native, native_system
 
 __all__ = ["classify_split", "embed_classes", "embed_image", "embed_pairs", "embed_split", "evaluate"]
 
@@ -221,11 +221,11 @@ def embed_pairs(
         mirrored = _embed_in_python(
             model, split, images, attributes, batch, threads, bfloat16, Augment(flip=1.0)
         )
-        return _mean_direction(plain, mirrored, branches=2 if model.config.patch_trunk else 1)
-    if not is_native(model):
+        return _mean_direction(plain, mirrored, branches=len(model.branches))
+    if not model.is_native:
         return _embed_in_python(model, split, images, attributes, batch, threads, bfloat16)
-    system = native_system(model)
-    system.begin_encoding(["region", "patch"] if model.config.patch_trunk else ["region"])
+    system = model.system(LossConfig())
+    system.begin_encoding(list(model.branches))
     return _C.encode_rows(
         system,
         split.image_list(),
@@ -355,7 +355,7 @@ def _in_python(
         drop_last=False,
         preprocess=_C.Preprocess(**model.preprocess),
         augment=augment,
-        keep_pixels=bool(model.config.patch_trunk),
+        keep_pixels=model.needs_pictures,
         threads=threads,
     )
     training = model.training
@@ -363,9 +363,7 @@ def _in_python(
     every = []
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         for part in loader:
-            pictures = None
-            if model.config.patch_trunk:
-                pictures = Pictures.of(part, device)
+            pictures = Pictures.of(part, device) if model.needs_pictures else None
             every.append(embed(part.images.to(device), pictures))
     model.train(training)
     return every

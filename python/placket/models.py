@@ -10,7 +10,18 @@ import torch
 from torch import nn
 
 from placket import checkpoint
-from placket.nn import Asen, AsenPlusPlus, AsenV2, AttributeNetwork, Csn, M3Net, Modc, Rpf, TripletNetwork
+from placket.nn import (
+    Asen,
+    AsenPlusPlus,
+    AsenV2,
+    AttributeNetwork,
+    Csn,
+    M3Net,
+    Modc,
+    Model,
+    Rpf,
+    TripletNetwork,
+)
 from placket.schema import AttributeSchema
 
 __all__ = ["METHODS", "create_model", "load", "takes_patch"]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from placket import _C, checkpoint, weights
@@ -34,12 +33,10 @@ from placket.data.loader import causes_by_path, skips_unreadable
 from placket.data.resident import resident_pixels
 from placket.extension import extend
 from placket.models import create_model, load, takes_patch
-from placket.nn import AttributeNetwork, Trunk
+from placket.nn import AttributeNetwork, ExtraLoss, Model
 from placket.runs import RunFolder
 
-__all__ = ["ExtraLoss", "TrainResult", "Trainer", "native_system", "train"]
-
-ExtraLoss = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["ExtraLoss", "TrainResult", "Trainer", "train"]
 
 
 class Trainer:
@@ -87,7 +84,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: AttributeNetwork,
+        model: Model,
         data: Dataset,
         stage: StageConfig | None = None,
         *,
@@ -105,6 +102,7 @@ class Trainer:
         extra_losses: Mapping[str, ExtraLoss] | None = None,
         process_group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
+        _check_extra_losses(extra_losses or {})
         self.model = model
         self.stage = stage or StageConfig()
         self.first_step = first_step
@@ -125,7 +123,7 @@ class Trainer:
             setattr(config, key, getattr(settings, key))
         pixels = resident_pixels(images, next(model.parameters()).device) if resident else None
         self._native = _C.Trainer(
-            native_system(model, loss, settings.seed, extra_losses),
+            model.system(loss or LossConfig(), settings.seed, extra_losses),
             images.image_list(pixels),
             images.labels.to_native(),
             None if held_out is None else _evaluation_set(held_out, pixels),
@@ -210,7 +208,7 @@ class TrainResult:
     steps: int
     best: dict[str, float | None]
 
-    def model(self, stage: str | None = None, device: str = "cpu") -> AttributeNetwork:
+    def model(self, stage: str | None = None, device: str = "cpu") -> Model:
         """Read the best model of the last stage, or of a named one."""
         return load(self.folder / ("best" if stage is None else f"stages/{stage}"), device=device)
 
@@ -286,49 +284,14 @@ def train(
     return result
 
 
-def native_system(
-    model: AttributeNetwork,
-    loss: LossConfig | None = None,
-    seed: int = 0,
-    extra_losses: Mapping[str, ExtraLoss] | None = None,
-) -> _C.System:
-    """Return the C++ side of a model; it holds the model's own tensors.
-
-    Raises:
-        ValueError: a trunk is a module of the caller's, which C++ cannot run, or one of ``extra_losses`` has
-            parameters, which nothing would train.
-    """
-    for name, extra in (extra_losses or {}).items():
+def _check_extra_losses(extra_losses: Mapping[str, ExtraLoss]) -> None:
+    """Refuse losses with parameters, which nothing would train."""
+    for name, extra in extra_losses.items():
         if isinstance(extra, torch.nn.Module) and any(True for _ in extra.parameters()):
             raise ValueError(
                 f"Trainer: extra_losses must have no parameters, got '{name}' with "
                 f"'{next(extra.named_parameters())[0]}'; train it in a Python loop"
             )
-    if not is_native(model):
-        raise ValueError(
-            "Trainer: trunks must be built-in ones, got a module of the caller's; train it in a Python loop"
-        )
-    options = _C.AttributeOptions()
-    for key, value in dataclasses.asdict(loss or LossConfig()).items():
-        setattr(options, key, value)
-    for key in ("region_weight", "box_threshold", "patch_size"):
-        setattr(options, key, getattr(model.config, key))
-    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return _C.attribute_system(
-        model.config.native(),
-        options,
-        tensors,
-        list(model.schema.value_counts),
-        _C.Preprocess(**model.preprocess),
-        seed,
-        dict(extra_losses or {}),
-    )
-
-
-def is_native(model: AttributeNetwork) -> bool:
-    """Whether the trunks are built-in ones, which C++ can run."""
-    trunks = [model.region.trunk] + ([model.patch.trunk] if model.config.patch_trunk else [])
-    return all(isinstance(trunk, Trunk) for trunk in trunks)
 
 
 def _native_stage(stage: StageConfig) -> _C.StageConfig:

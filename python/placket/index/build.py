@@ -17,7 +17,7 @@ from placket.index.attribute_index import AttributeIndex, Hit
 from placket.index.engines import read_manifest
 from placket.index.model import check_model, keep_model, load_model, replace_model
 from placket.index.where import Expression
-from placket.nn import AttributeNetwork
+from placket.nn import Model
 
 __all__ = ["add_images", "build", "extend", "search_image"]
 
@@ -25,7 +25,7 @@ _DOMAINS = ("shop", "consumer")
 
 
 def build(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     directory: str | os.PathLike[str],
     *,
@@ -98,7 +98,7 @@ def add_images(
     threads: int = 2,
     bfloat16: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    model: AttributeNetwork | None = None,
+    model: Model | None = None,
 ) -> int:
     """Embed images and add them to an index that ``build`` made; those that are in it are left out.
 
@@ -162,7 +162,7 @@ def add_images(
 
 def extend(
     index: AttributeIndex,
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     *,
     block: int = 1024,
@@ -230,7 +230,7 @@ def search_image(
     box: Sequence[int] | None = None,
     k: int = 10,
     where: str | Expression | None = None,
-    model: AttributeNetwork | None = None,
+    model: Model | None = None,
 ) -> list[Hit]:
     """Search an index that ``build`` made by a photograph.
 
@@ -267,7 +267,7 @@ def _repeated(filenames: Sequence[str]) -> dict[int, str]:
     return endings
 
 
-def _own(index: AttributeIndex, model: AttributeNetwork | None) -> AttributeNetwork:
+def _own(index: AttributeIndex, model: Model | None) -> Model:
     if model is None:
         return load_model(index.path)
     check_model(model, index.path)

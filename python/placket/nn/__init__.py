@@ -16,11 +16,11 @@ from placket.nn.asen import (
 )
 from placket.nn.m3net import M3Net, M3NetConfig
 from placket.nn.modc import Modc, ModcConfig
+from placket.nn.model import ExtraLoss, Model, Pictures
 from placket.nn.network import (
     AttributeNetwork,
     NetworkConfig,
     NetworkOutput,
-    Pictures,
     crop_input,
     joint_embedding,
 )
@@ -38,10 +38,12 @@ __all__ = [
     "AttributeNetwork",
     "Csn",
     "CsnConfig",
+    "ExtraLoss",
     "M3Net",
     "M3NetConfig",
     "Modc",
     "ModcConfig",
+    "Model",
     "NetworkConfig",
     "NetworkOutput",
     "Pictures",

@@ -128,7 +128,7 @@ def run_method(config: TrainConfig, title: str, bench: Bench, data: Dataset, fol
         by_mirrored = ranked(mirrored_valid, mirrored_test, flip=True)
         every |= {name + MIRRORED: found for name, found in by_mirrored.items()}
     rankings, on_valid = _figures(every)
-    if model.config.patch_trunk:
+    if model.needs_pictures:
         rankings["region weight"] = _by_region_weight(data, valid, test)
     return Record(
         title,
