@@ -18,7 +18,7 @@ from placket.config import LossConfig
 from placket.data import Augment, Dataset, Loader, Split, Street2ShopDataset, Texts, read_image
 from placket.data.columns import Ints, Labels
 from placket.data.dataset import SPLITS
-from placket.nn import AttributeNetwork, Model, Pictures
+from placket.nn import AttributeNetwork, Pictures
 from placket.protocols import (
     PROTOCOLS,
     Blocks,

@@ -18,7 +18,6 @@ from placket.nn import (
     Csn,
     M3Net,
     Modc,
-    Model,
     Rpf,
     TripletNetwork,
 )

@@ -315,7 +315,8 @@ class AttributeNetwork(Model):
         """
         if not self.is_native:
             raise ValueError(
-                "Trainer: trunks must be built-in ones, got a module of the caller's; train it in a Python loop"
+                "Trainer: trunks must be built-in ones, got a module of the caller's; train it in a "
+                "Python loop"
             )
         options = _C.AttributeOptions()
         for key, value in dataclasses.asdict(loss).items():
@@ -407,7 +408,7 @@ class AttributeNetwork(Model):
         return features, next(self.attribute_embedding.parameters(), None), ids, branch.head.tensors()
 
     def _mode(self, branch: Branch, groups: int) -> tuple[bool, bool, int]:
-        """Return whether dropout is on, whether BatchNorm takes the batch's statistics, and of how many parts."""
+        """Return whether dropout is on, whether BatchNorm takes the batch's statistics, of how many parts."""
         frozen = isinstance(branch.trunk, Trunk) and branch.trunk.freeze_batch_norm
         return self.training, self.training and not frozen, groups
 
