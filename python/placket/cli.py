@@ -149,6 +149,8 @@ def _evaluate(options: Namespace) -> None:
         by_category=options.by_category or None,
         tune_region=None if options.tune_region is None else options.tune_region.replace("-", " "),
         flip=options.flip,
+        ranking=options.ranking,
+        class_weight=options.class_weight,
         allow_missing=options.allow_missing,
     )
     found = result.to_dict()
@@ -523,6 +525,20 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--flip", action="store_true", help="average the embeddings of each image and its mirror image"
+    )
+    parser.add_argument(
+        "--ranking",
+        choices=("embedding", "agreement", "both"),
+        default="embedding",
+        help="rank by embeddings, by whether two images are likely to have the same value, or by both; class "
+        "probabilities and weight are chosen on valid",
+    )
+    parser.add_argument(
+        "--class-weight",
+        type=float,
+        metavar="WEIGHT",
+        help="of the class agreement in --ranking both, in place of the one chosen on valid; or of the "
+        "probability in asfr-multilabel-class/v1, 1 by default",
     )
     parser.add_argument(
         "--allow-missing",

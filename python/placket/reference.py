@@ -183,6 +183,18 @@ def centre_triplet(
     return torch.stack(terms).mean() if terms else (embeddings * 0).sum()
 
 
+def class_centre_triplet(
+    embeddings: Tensor, anchors: Tensor, negatives: Tensor, centres: Tensor, margin: float = 0.2
+) -> Tensor:
+    terms = []
+    for v, anchor in enumerate(anchors.tolist()):
+        own = F.cosine_similarity(embeddings[anchor, v], centres[v], dim=0)
+        for other in negatives[:, v].nonzero()[:, 0].tolist():
+            near = F.cosine_similarity(embeddings[anchor, v], embeddings[other, v], dim=0)
+            terms.append(F.relu(margin - own + near))
+    return torch.stack(terms).mean() if terms else (embeddings * 0).sum()
+
+
 def class_centres(centres: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.9) -> Tensor:
     rows = F.normalize(embeddings.to(centres.dtype), dim=1)
     moved = centres.clone()
@@ -199,6 +211,43 @@ def class_centres_of_sums(centres: Tensor, sums: Tensor, counts: Tensor, momentu
         if count > 0:
             moved[c] = F.normalize(momentum * centres[c] + (1 - momentum) * sums[c] / count, dim=0)
     return moved
+
+
+def class_cross_entropy(logits: Tensor, classes: Tensor, owners: Tensor) -> Tensor:
+    images = []
+    for row, given in zip(logits, classes.tolist(), strict=True):
+        labelled = [(attribute, c) for attribute, c in enumerate(given) if c >= 0]
+        if labelled:
+            terms = [row[owners == attribute].logsumexp(0) - row[c] for attribute, c in labelled]
+            images.append(torch.stack(terms).sum())
+    return torch.stack(images).mean() if images else (logits * 0).sum()
+
+
+def class_instance_triplet(
+    embeddings: Tensor, anchors: Tensor, positives: Tensor, negatives: Tensor, margin: float = 0.2
+) -> Tensor:
+    terms = []
+    for v, anchor in enumerate(anchors.tolist()):
+        cosine = F.cosine_similarity(embeddings[anchor, v], embeddings[:, v])
+        for positive in positives[:, v].nonzero()[:, 0].tolist():
+            for negative in negatives[:, v].nonzero()[:, 0].tolist():
+                if positive != anchor:
+                    terms.append(F.relu(margin - cosine[positive] + cosine[negative]))
+    return torch.stack(terms).mean() if terms else (embeddings * 0).sum()
+
+
+def class_recognition(
+    logits: Tensor, carried: Tensor, labelled: Tensor, owners: Tensor, positive_weight: float = 10.0
+) -> Tensor:
+    images = []
+    for row, own, known in zip(logits, carried, labelled, strict=True):
+        losses = []
+        for attribute in known.nonzero()[:, 0].tolist():
+            x, y = row[owners == attribute], own[owners == attribute]
+            losses.append(-torch.where(y, positive_weight * F.logsigmoid(x), F.logsigmoid(-x)).mean())
+        if losses:
+            images.append(torch.stack(losses).sum())
+    return torch.stack(images).mean() if images else (logits * 0).sum()
 
 
 def class_sums(embeddings: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
