@@ -15,7 +15,9 @@ from placket._C import Augment, Batch, ColorJitter, GaussianBlur, Preprocess, Ra
 from placket.data import _pillow
 from placket.data.asen import AsenDataset
 from placket.data.cirr import CirrDataset
-from placket.data.columns import Labels, Texts
+from placket.data.co_parsing import CoParsingDataset
+from placket.data.columns import Labels, Masks, Texts
+from placket.data.compositions import composed, joined_captions
 from placket.data.dataset import Compositions, Dataset, DatasetError, Problem, Record, Split
 from placket.data.deepfashion import AttributePredictionDataset, ConsumerToShopDataset, InShopDataset
 from placket.data.fashioniq import FashionIqDataset
@@ -34,6 +36,7 @@ __all__ = [
     "Batch",
     "BatchSampler",
     "CirrDataset",
+    "CoParsingDataset",
     "ColorJitter",
     "Compositions",
     "ConsumerToShopDataset",
@@ -45,6 +48,7 @@ __all__ = [
     "InShopDataset",
     "Labels",
     "Loader",
+    "Masks",
     "OmlDataset",
     "Preprocess",
     "Problem",
@@ -58,6 +62,8 @@ __all__ = [
     "TableLayout",
     "Texts",
     "VerifyReport",
+    "composed",
+    "joined_captions",
     "open",
     "pack",
     "read_image",
@@ -78,6 +84,7 @@ _LAYOUTS = (
     FashionIqDataset,
     Street2ShopDataset,
     OmlDataset,
+    CoParsingDataset,
     FolderDataset,
 )
 
@@ -88,9 +95,9 @@ def open(path: str | os.PathLike[str]) -> Dataset:
     Args:
         path: a folder in the layout of ``AsenDataset``, ``AttributePredictionDataset``, ``InShopDataset``,
             ``ConsumerToShopDataset``, ``CirrDataset``, ``FashionIqDataset``, ``Street2ShopDataset``,
-            ``OmlDataset`` or, where it is none of these, ``FolderDataset``; a CSV file (``OmlDataset``); a
-            YAML file that says which columns of a table hold what (``TableLayout``); or a file that ``pack``
-            wrote (``StoreDataset``).
+            ``OmlDataset``, ``CoParsingDataset`` or, where it is none of these, ``FolderDataset``; a CSV file
+            (``OmlDataset``); a YAML file that says which columns of a table hold what (``TableLayout``); or a
+            file that ``pack`` wrote (``StoreDataset``).
 
     Raises:
         DatasetError: there is no layout that is known; the text says what was looked for.
