@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "models/composition.h"
 #include "models/network.h"
 #include "models/trunk.h"
 
@@ -56,6 +57,12 @@ void bind_models(py::module_& m) {
   m.def(
       "network_spec", [](const NetworkConfig& config) { return to_python(network_spec(config)); },
       py::arg("config"));
+  m.def(
+      "composition_spec",
+      [](const std::string& composition, int64_t dims) {
+        return to_python(composition_spec(composition, dims));
+      },
+      py::arg("composition"), py::arg("dims"));
   m.def("head_embedding_dim", &head_embedding_dim, py::arg("head"));
   m.def("head_attends", &head_attends, py::arg("head"));
   m.def("head_classes", &head_classes, py::arg("head"));

@@ -490,6 +490,9 @@ def prepare_image(
     mask: ArrayLike | None = ...,
 ) -> Batch: ...
 def rate_factor(schedule: Schedule, step: int, steps_per_epoch: int, steps: int) -> float: ...
+def composition_spec(composition: str, dims: SupportsInt) -> list[_Spec]:
+    """The tensors of a composition of D-dimensional features, in the order placket::compose takes them."""
+
 def head_attends(head: str) -> bool: ...
 def head_classes(head: str) -> list[int]:
     """Number of values of each attribute that a head's class sub-network knows; empty without one."""

@@ -33,6 +33,7 @@ __all__ = [
     "crop_resize",
     "flat_search",
     "flat_search_compressed",
+    "gated_fusion",
     "label_relation",
     "prototype_cross_entropy",
     "pseudo_label_cross_entropy",
@@ -683,6 +684,70 @@ def _(
     k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_hits(queries, database, keep, k)
+
+
+def gated_fusion(
+    gate_logits: Tensor,
+    selection_logits: Tensor,
+    image: Tensor,
+    text: Tensor,
+    image_clip: Tensor,
+    text_clip: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the query that AGCN makes of its two sides, and the image's share in it.
+
+    With ``g = sigmoid(gate_logits)`` and ``l = sigmoid(selection_logits)`` (systems.md 7.4, a reconstruction),
+
+        image part = g image + (1 - l) image_clip
+        text part = (1 - g) text + l text_clip
+        query = normalize(image part + text part)
+        image_share = |image part| / (|image part| + |text part|), 0.5 where both are 0
+
+    Args:
+        gate_logits: ``[N, D]``, one for each dimension.
+        selection_logits: ``[N]``.
+        image, text: ``[N, D]``, the sides after attention (v, t).
+        image_clip, text_clip: ``[N, D]``, the features from before.
+
+    Returns:
+        query ``[N, D]``, rows of length 1 (0 where the sum is 0), differentiable in all six; image_share
+        ``[N]``, which has no gradient.
+    """
+    return torch.ops.placket.gated_fusion(
+        gate_logits, selection_logits, image, text, image_clip, text_clip
+    )
+
+
+@torch.library.register_fake("placket::gated_fusion")
+def _(
+    gate_logits: Tensor,
+    selection_logits: Tensor,
+    image: Tensor,
+    text: Tensor,
+    image_clip: Tensor,
+    text_clip: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return _contiguous_like(gate_logits), _contiguous_like(selection_logits)
+
+
+@torch.library.register_fake("placket::_gated_fusion_backward")
+def _(
+    grad: Tensor,
+    gate_logits: Tensor,
+    selection_logits: Tensor,
+    image: Tensor,
+    text: Tensor,
+    image_clip: Tensor,
+    text_clip: Tensor,
+    clip_grad: bool,
+) -> tuple[Tensor, ...]:
+    wanted = [_contiguous_like(x) for x in (gate_logits, selection_logits, image, text)]
+    clips = [_contiguous_like(x) if clip_grad else x.new_empty(0) for x in (image_clip, text_clip)]
+    return (*wanted, *clips)
+
+
+def _contiguous_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def label_relation(labels: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from placket.nn.asen import (
     TripletNetwork,
     TripletNetworkConfig,
 )
+from placket.nn.composition import Composed, Composition
 from placket.nn.m3net import M3Net, M3NetConfig
 from placket.nn.modc import Modc, ModcConfig
 from placket.nn.model import ExtraLoss, Model, Pictures
@@ -36,6 +37,8 @@ __all__ = [
     "AsenV2",
     "AsenV2Config",
     "AttributeNetwork",
+    "Composed",
+    "Composition",
     "Csn",
     "CsnConfig",
     "ExtraLoss",
