@@ -20,6 +20,7 @@ from placket.data.columns import Labels, Masks, Texts
 from placket.data.compositions import composed, joined_captions
 from placket.data.dataset import Compositions, Dataset, DatasetError, Problem, Record, Split
 from placket.data.deepfashion import AttributePredictionDataset, ConsumerToShopDataset, InShopDataset
+from placket.data.fashion200k import Fashion200kDataset
 from placket.data.fashioniq import FashionIqDataset
 from placket.data.folders import FolderDataset
 from placket.data.loader import BatchSampler, Loader
@@ -42,6 +43,7 @@ __all__ = [
     "ConsumerToShopDataset",
     "Dataset",
     "DatasetError",
+    "Fashion200kDataset",
     "FashionIqDataset",
     "FolderDataset",
     "GaussianBlur",
@@ -82,6 +84,7 @@ _LAYOUTS = (
     ConsumerToShopDataset,
     CirrDataset,
     FashionIqDataset,
+    Fashion200kDataset,
     Street2ShopDataset,
     OmlDataset,
     CoParsingDataset,
@@ -94,10 +97,10 @@ def open(path: str | os.PathLike[str]) -> Dataset:
 
     Args:
         path: a folder in the layout of ``AsenDataset``, ``AttributePredictionDataset``, ``InShopDataset``,
-            ``ConsumerToShopDataset``, ``CirrDataset``, ``FashionIqDataset``, ``Street2ShopDataset``,
-            ``OmlDataset``, ``CoParsingDataset`` or, where it is none of these, ``FolderDataset``; a CSV file
-            (``OmlDataset``); a YAML file that says which columns of a table hold what (``TableLayout``); or a
-            file that ``pack`` wrote (``StoreDataset``).
+            ``ConsumerToShopDataset``, ``CirrDataset``, ``FashionIqDataset``, ``Fashion200kDataset``,
+            ``Street2ShopDataset``, ``OmlDataset``, ``CoParsingDataset`` or, where it is none of these,
+            ``FolderDataset``; a CSV file (``OmlDataset``); a YAML file that says which columns of a table hold
+            what (``TableLayout``); or a file that ``pack`` wrote (``StoreDataset``).
 
     Raises:
         DatasetError: there is no layout that is known; the text says what was looked for.
