@@ -7,8 +7,8 @@
 #include "base/bfloat16.h"
 #include "base/parallel.h"
 #include "base/simd.h"
-#include "base/vector_exp.h"
 #include "kernels/gated_fusion_row.h"
+#include "kernels/lane_exp.h"
 
 // A thread takes whole rows. A row is widened and gated once, into a scratch that stays in the
 // first-level cache; its sums run in 32-byte lanes, whatever the instruction set; then it is read

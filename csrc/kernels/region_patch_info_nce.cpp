@@ -8,7 +8,7 @@
 
 #include "base/parallel.h"
 #include "base/simd.h"
-#include "base/vector_exp.h"
+#include "kernels/lane_exp.h"
 
 // A thread takes an anchor's row of cosines. The largest of them is subtracted before exp, whose
 // values replace the cosines: one exp for each entry in either direction, and a positive's a second

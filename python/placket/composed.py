@@ -186,8 +186,7 @@ class CachedFeatures:
         for what, want in (("model", model), ("items", items)):
             if want is not None and about[what] != want:
                 raise ValueError(
-                    f"CachedFeatures: {what} of '{path}' must be '{want}', got '{about[what]}'; "
-                    "embed again"
+                    f"CachedFeatures: {what} of '{path}' must be '{want}', got '{about[what]}'; embed again"
                 )
         return cls(**arrays, model=about["model"], items=about["items"])
 
@@ -205,9 +204,7 @@ class _Place(NamedTuple):
     row_bytes: int
 
 
-def _layout(
-    arrays: dict[str, Tensor], count: int, model: str, items: str
-) -> tuple[bytes, dict[str, _Place]]:
+def _layout(arrays: dict[str, Tensor], count: int, model: str, items: str) -> tuple[bytes, dict[str, _Place]]:
     """Return the beginning of a file of ``count`` rows like those of the arrays, and where its arrays go."""
     header: dict[str, Any] = {"__metadata__": {"format": _FORMAT, "model": model, "items": items}}
     offsets: dict[str, int] = {}
@@ -416,9 +413,7 @@ class ComposedTrainer:
         epoch, place = divmod(self.done, self.steps_per_epoch)
         if self._plan is None or self._plan[0] != epoch:
             count, choices = len(self.triplets.target), self.triplets.text.shape[1]
-            random = np.random.Generator(
-                np.random.Philox(np.random.SeedSequence([self.config.seed, epoch]))
-            )
+            random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.config.seed, epoch])))
             order = torch.from_numpy(random.permutation(count))
             choice = torch.from_numpy(random.integers(choices, size=count))
             self._plan = epoch, order, self.triplets.text.gather(1, choice[:, None]).squeeze(1)
@@ -532,7 +527,9 @@ def _composed(
 def _checked(triplets: Triplets, images: CachedFeatures, texts: CachedFeatures) -> Triplets:
     """Return triplets on the CPU, their texts as ``[m, c]``."""
     if images.dims != texts.dims:
-        raise ValueError(f"ComposedTrainer: texts must have {images.dims} dimensions like images, got {texts.dims}")
+        raise ValueError(
+            f"ComposedTrainer: texts must have {images.dims} dimensions like images, got {texts.dims}"
+        )
     reference, text, target = (column.cpu().long() for column in triplets)
     text = text[:, None] if text.dim() == 1 else text
     m = len(target)

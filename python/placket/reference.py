@@ -309,14 +309,13 @@ def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: f
     return F.relu(margin - (a * p).sum(1) + (a * n).sum(1))
 
 
-def combiner_composition(
-    image: Tensor, text: Tensor, weights: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
+def combiner_composition(image: Tensor, text: Tensor, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Image and text ``[N, D]`` to query ``[N, D]`` and share of the image ``[N]`` of CLIP4Cir's Combiner;
     weights by name."""
     image, text = _scaled(image), _scaled(text)
     projected = [
-        F.relu(_linear(row, weights, f"{name}_projection")) for row, name in ((text, "text"), (image, "image"))
+        F.relu(_linear(row, weights, f"{name}_projection"))
+        for row, name in ((text, "text"), (image, "image"))
     ]
     both = torch.cat(projected, 1)
     v = _linear(F.relu(_linear(both, weights, "combiner.fc1")), weights, "combiner.fc2")
@@ -415,6 +414,30 @@ def image_share(image_part: Tensor, text_part: Tensor) -> Tensor:
     return torch.where(image + text == 0, 0.5, image / (image + text))
 
 
+def info_nce(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    labels: Tensor | None = None,
+    y_labels: Tensor | None = None,
+    valid: Tensor | None = None,
+    symmetric: bool = True,
+) -> Tensor:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    logits = scale.to(wide) * (x.to(wide) @ y.to(wide).T)
+    positive, negative = (m.to(x.device) for m in pair_relation(len(x), len(y), labels, y_labels, valid))
+    sides = [(logits, positive, positive | negative)]
+    if symmetric:
+        sides.append((logits.T, positive.T, (positive | negative).T))
+    means = []
+    for z, wanted, compared in sides:
+        terms = [
+            z[i, compared[i]].logsumexp(0) - z[i, wanted[i]].mean() for i in range(len(z)) if wanted[i].any()
+        ]
+        means.append(torch.stack(terms).mean() if terms else logits.sum() * 0)
+    return torch.stack(means).mean()
+
+
 def label_relation(labels: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
     rows = range(len(labels))
     given, group = labels.tolist(), [0] * len(labels) if groups is None else groups.tolist()
@@ -484,6 +507,43 @@ def m3net_head(
         attentions.append(attribute_alpha[n][b] if psi else of_classes)
     attention = torch.stack(attentions).unflatten(1, features.shape[2:])
     return torch.stack(embeddings), attention, class_embedding, logits
+
+
+def pair_relation(
+    rows: int, columns: int, labels: Tensor | None, y_labels: Tensor | None, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return which of ``[B, M]`` pairs are positives and which are negatives, see ``ops.info_nce``."""
+    compared = torch.ones(rows, columns, dtype=torch.bool)
+    if labels is None:
+        positive = torch.eye(rows, dtype=torch.bool)
+    elif labels.dtype == torch.bool:
+        positive = labels.cpu()
+    else:
+        sets = [
+            [_classes(label) for label in side.tolist()] for side in (labels, y_labels) if side is not None
+        ]
+        of_x, of_y = sets[0], sets[-1]
+        positive = torch.tensor([[bool(a & b) for b in of_y] for a in of_x]).view(rows, columns)
+        compared = torch.tensor([[bool(a and b) for b in of_y] for a in of_x]).view(rows, columns)
+    if valid is not None:
+        compared = compared & valid.cpu()
+    return compared & positive, compared & ~positive
+
+
+def pairwise_sigmoid(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    labels: Tensor | None = None,
+    y_labels: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    logits = scale.to(wide) * (x.to(wide) @ y.to(wide).T) + (0 if bias is None else bias.to(wide))
+    positive, negative = (m.to(x.device) for m in pair_relation(len(x), len(y), labels, y_labels, valid))
+    total = F.softplus(-logits[positive]).sum() + F.softplus(logits[negative]).sum()
+    return total / (positive | negative).any(1).sum().clamp_min(1)
 
 
 def prototype_cross_entropy(
