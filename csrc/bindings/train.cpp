@@ -112,6 +112,7 @@ void bind_configs(py::module_& m) {
       .def_readwrite("bfloat16", &TrainerConfig::bfloat16)
       .def_readwrite("preprocess", &TrainerConfig::preprocess)
       .def_readwrite("loader_threads", &TrainerConfig::loader_threads)
+      .def_readwrite("views", &TrainerConfig::views)
       .def_readwrite("skip_unreadable", &TrainerConfig::skip_unreadable)
       .def_readwrite("report_every", &TrainerConfig::report_every)
       .def_readwrite("evaluate_every", &TrainerConfig::evaluate_every)
@@ -158,14 +159,13 @@ void bind_systems(py::module_& m) {
 
   m.def(
       "region_text_system",
-      [](const std::string& image, const std::string& text, const std::string& views,
-         int64_t category, const std::map<std::string, at::Tensor>& tensors,
+      [](const std::string& image, const std::string& text, int64_t category, const std::map<std::string, at::Tensor>& tensors,
          const std::vector<int64_t>& values, const at::Tensor& prompts,
          const at::Tensor& prompt_rows) {
         return std::shared_ptr<System>(make_region_text_system(
-            {image, text, views, category}, tensors, values, {prompts, prompt_rows}));
+            {image, text, category}, tensors, values, {prompts, prompt_rows}));
       },
-      py::kw_only(), py::arg("image"), py::arg("text"), py::arg("views"), py::arg("category"),
+      py::kw_only(), py::arg("image"), py::arg("text"), py::arg("category"),
       py::arg("tensors"), py::arg("values"), py::arg("prompts"), py::arg("prompt_rows"));
 
   m.def(

@@ -85,8 +85,6 @@ class System {
   virtual void begin_encoding(const std::vector<std::string>& branches) = 0;
   // Whether the stage's batches must hold Batch::pixels, in training and for encode().
   virtual bool needs_pixels() const = 0;
-  // What of an image the batches must show (LoaderConfig::views).
-  virtual std::string views() const { return "crop"; }
 
   // The losses of a batch on the model's device, by one forward pass. No host synchronisation.
   virtual std::vector<Loss> losses(const Batch& batch, const StepContext& context) = 0;

@@ -255,7 +255,7 @@ Trainer::Trainer(std::shared_ptr<System> system, std::shared_ptr<const ImageList
   loader.augment = stage.augment;
   loader.seed = seed;
   loader.keep_pixels = system_->needs_pixels();
-  loader.views = system_->views();
+  loader.views = config_.views;
   loader.threads = config_.loader_threads;
   loader.skip_unreadable = config_.skip_unreadable;
   loader.pin_memory = device_.is_cuda();

@@ -71,7 +71,8 @@ class CachedFeatures:
         embedding, tokens, mask = self.embedding, self.tokens, self.mask
         if embedding.dim() != 2 or 0 in embedding.shape:
             raise ValueError(
-                f"CachedFeatures: embedding must have shape [n, D], neither of them 0, got {list(embedding.shape)}"
+                "CachedFeatures: embedding must have shape [n, D], neither of them 0, got "
+                f"{list(embedding.shape)}"
             )
         if embedding.dtype not in _DTYPES or embedding.dtype == torch.bool:
             raise TypeError(
@@ -285,8 +286,8 @@ class FitConfig:
 def masked_cross_entropy(queries: Tensor, targets: Tensor, ids: Tensor, scale: float) -> Tensor:
     """Return the batch classification loss: each query finds its own target among those of the batch.
 
-    The mean of ``-log softmax_j(scale q_i . y_j)`` at j = i (CLIP4Cir; systems.md 7.4, step 5). Where two have
-    the same target, that of the other is no negative.
+    The mean of ``-log softmax_j(scale q_i . y_j)`` at j = i (CLIP4Cir). Where two have the same target, that
+    of the other is no negative.
 
     Args:
         queries: ``[N, D]`` unit rows.

@@ -10,8 +10,7 @@
 #include "models/image_tower.h"
 #include "models/text_tower.h"
 #include "models/word_spaces.h"
-#include "ops/autocast.h"
-#include "ops/loss_terms.h"
+#include "ops/pair_contrast.h"
 #include "ops/unit_rows.h"
 #include "train/model_tensors.h"
 #include "train/recompute.h"
@@ -45,7 +44,6 @@ class RegionTextSystem : public System {
         prompts_(prompts),
         tensors_("RegionTextSystem", clip_spec(config.image, config.text), tensors),
         device_(tensors_.device()) {
-    check_known("RegionTextSystem: views", config.views, {"crop", "segmented", "both"});
     TORCH_CHECK_VALUE(config.category >= -1 && config.category < int64_t(values.size()),
                       "RegionTextSystem: category must be one of the ", values.size(),
                       " attributes or -1, got ", config.category);
@@ -69,7 +67,6 @@ class RegionTextSystem : public System {
   NamedTensors buffers() const override { return tensors_.buffers(); }
   NamedTensors training_only() const override { return tensors_.training_only(); }
   bool needs_pixels() const override { return false; }
-  std::string views() const override { return config_.views; }
 
   NamedTensors begin(const StageConfig& stage) override {
     check(stage);
@@ -117,26 +114,22 @@ class RegionTextSystem : public System {
       for (const Tensor& x : views) sum = sum + of_view(x);
       out.push_back({name, weight(name), sum / double(views.size())});
     };
-    const BelowAutocast below;
+    const Tensor of_category = categories.carried.to(device_);
+    const Tensor has_category = of_category.any(1, /*keepdim=*/true).expand_as(of_category);
     add("category_text", [&](const Tensor& x) {
-      const Tensor logits = at::matmul(x, category_words.t()) * scale;
-      const Tensor carried = categories.carried.to(device_);
-      return (contrast(logits, carried, carried.any(1, /*keepdim=*/true)) +
-              contrast(logits.t(), carried.t(), carried.any(1).unsqueeze(0))) *
-             0.5;
+      return info_nce(x, category_words, scale, of_category, {}, has_category, /*symmetric=*/true);
     });
+    const Tensor carried = attributes.carried.to(device_), known = attributes.known.to(device_);
     add("attribute_text", [&](const Tensor& x) {
-      return contrast(at::matmul(x, attribute_words.t()) * scale, attributes.carried.to(device_),
-                      attributes.known.to(device_));
+      return info_nce(x, attribute_words, scale, carried, {}, known, /*symmetric=*/false);
     });
     add("attribute_absent", [&](const Tensor& x) {
-      const Tensor logits =
-          at::matmul(x, attribute_words.t()) * scale + tensors_.training_only().front().second;
-      const Tensor carried = attributes.carried.to(device_);
-      return mean_of(at::softplus(at::where(carried, -logits, logits)),
-                     attributes.known.to(device_));
+      const Tensor& bias = tensors_.training_only().front().second;
+      return pairwise_sigmoid(x, attribute_words, scale, bias, carried, {}, known);
     });
     if (weight("view_agreement") > 0) {
+      TORCH_CHECK_VALUE(views.size() == 2,
+                        "stage: loss 'view_agreement' needs batches of both views, got one");
       out.push_back({"view_agreement", weight("view_agreement"),
                      1 - (views.at(0) * views.at(1)).sum(1).mean()});
     }
@@ -179,8 +172,6 @@ class RegionTextSystem : public System {
                         weight);
       TORCH_CHECK_VALUE(name != "category_text" || config_.category >= 0, "stage: loss '", name,
                         "' needs a model with a category attribute, got one without");
-      TORCH_CHECK_VALUE(name != "view_agreement" || config_.views == "both", "stage: loss '", name,
-                        "' needs a model with views both, got ", config_.views);
     }
   }
 
@@ -253,15 +244,6 @@ class RegionTextSystem : public System {
     words_ = unit_rows(at::cat(parts).unflatten(0, {variants, -1}).mean(0));
     words_version_ = version;
     return words_;
-  }
-
-  // Mean over the rows with a true one of -1/|P| sum over P of log softmax; both over what counts.
-  static Tensor contrast(const Tensor& logits, const Tensor& carried, const Tensor& counts) {
-    const Tensor open = counts | carried;
-    const Tensor log_p = logits.masked_fill(~open, kMasked).log_softmax(1);
-    const Tensor positives = carried.sum(1);
-    const Tensor of_row = -log_p.where(carried, 0).sum(1) / positives.clamp_min(1);
-    return mean_of(of_row, positives.gt(0));
   }
 
   // The category's value of a region, and the row of `rows` that words its prompts.

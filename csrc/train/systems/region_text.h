@@ -12,7 +12,6 @@ namespace placket {
 struct RegionTextConfig {
   std::string image = "clip_vit_b_16";  // models/image_tower.h
   std::string text = "clip_text";       // models/text_tower.h
-  std::string views = "both";           // of a region: data/loader.h
   int64_t category = -1;                // the attribute whose values are categories; -1: none is
 };
 
@@ -35,8 +34,8 @@ struct ValuePrompts {
 //   prompts
 //                    of the values that the region carries. It is compared with the prompts of the
 //                    batch whose value it is labelled not to carry
-//   attribute_absent mean over the same pairs of softplus(-+ (s x . u + b)), minus where the region
-//                    carries the value; b is learnt, -s at first
+//   attribute_absent of the same pairs the sum of log(1 + e^{-+(s x . u + b)}), minus where the
+//                    region carries the value, divided by the regions; b is learnt, -s at first
 //   view_agreement   mean of 1 - cos of a region's two views; with views "both"
 //
 // The prompts are those of one variant a step, drawn by the seed; each is encoded once a step. A

@@ -99,8 +99,8 @@ def open(path: str | os.PathLike[str]) -> Dataset:
         path: a folder in the layout of ``AsenDataset``, ``AttributePredictionDataset``, ``InShopDataset``,
             ``ConsumerToShopDataset``, ``CirrDataset``, ``FashionIqDataset``, ``Fashion200kDataset``,
             ``Street2ShopDataset``, ``OmlDataset``, ``CoParsingDataset`` or, where it is none of these,
-            ``FolderDataset``; a CSV file (``OmlDataset``); a YAML file that says which columns of a table hold
-            what (``TableLayout``); or a file that ``pack`` wrote (``StoreDataset``).
+            ``FolderDataset``; a CSV file (``OmlDataset``); a YAML file that says which columns of a table
+            hold what (``TableLayout``); or a file that ``pack`` wrote (``StoreDataset``).
 
     Raises:
         DatasetError: there is no layout that is known; the text says what was looked for.

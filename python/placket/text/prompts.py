@@ -36,6 +36,8 @@ class Prompts:
     """For attributes that have no templates of their own."""
     attributes: Mapping[str, tuple[_Template, ...]]
     replacements: tuple[_Template, ...]
+    source: str
+    """The file's content, of which ``Prompts.of`` makes the same again."""
 
     @staticmethod
     def load(name_or_path: str | os.PathLike[str] = "en") -> Prompts:
@@ -54,7 +56,16 @@ class Prompts:
             raise FileNotFoundError(
                 f"prompts: '{name_or_path}' must be a file or a shipped language ({known}), got neither"
             )
-        return _read(file)
+        return _read(file.read_bytes(), str(file))
+
+    @staticmethod
+    def of(source: str) -> Prompts:
+        """Make prompts of a file's content.
+
+        Raises:
+            ValueError: as ``load``.
+        """
+        return _read(source.encode(), "prompts")
 
     def category(self, name: str) -> tuple[str, ...]:
         """Say that a garment of a category is shown."""
@@ -115,9 +126,10 @@ def _fill(slot: _Slot, words: Mapping[str, str]) -> str:
 # Reading: nodes know their line.
 
 
-def _read(path: Path) -> Prompts:
+def _read(content: bytes, path: str) -> Prompts:
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        source = content.decode("utf-8")
+        root = yaml.compose(source, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: file must be YAML in UTF-8, got {' '.join(str(error).split())}") from error
     if root is None:
@@ -142,12 +154,13 @@ def _read(path: Path) -> Prompts:
         any_attribute=templates(keys["attribute"], *of_attribute),
         attributes={name: templates(node, *of_attribute) for name, node in own},
         replacements=templates(keys["replace"], ("old", "new"), ("attribute",)),
+        source=source,
     )
 
 
 @dataclass(frozen=True)
 class _Reader:
-    path: Path
+    path: str
 
     def error(self, node: yaml.Node, message: str) -> ValueError:
         return ValueError(f"{self.path}:{node.start_mark.line + 1}: {message}")
