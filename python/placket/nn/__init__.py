@@ -14,6 +14,7 @@ from placket.nn.asen import (
     TripletNetwork,
     TripletNetworkConfig,
 )
+from placket.nn.clip import Clip, ClipImageEncoder, ClipOutput, ClipTextEncoder, TowerOutput
 from placket.nn.m3net import M3Net, M3NetConfig
 from placket.nn.modc import Modc, ModcConfig
 from placket.nn.network import (
@@ -36,6 +37,10 @@ __all__ = [
     "AsenV2",
     "AsenV2Config",
     "AttributeNetwork",
+    "Clip",
+    "ClipImageEncoder",
+    "ClipOutput",
+    "ClipTextEncoder",
     "Csn",
     "CsnConfig",
     "M3Net",
@@ -49,6 +54,7 @@ __all__ = [
     "RpfConfig",
     "SpecModule",
     "TensorSpec",
+    "TowerOutput",
     "TripletNetwork",
     "TripletNetworkConfig",
     "Trunk",
