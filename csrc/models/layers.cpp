@@ -172,14 +172,23 @@ void add_layer_norm(TensorSpecs& specs, const std::string& name, int64_t channel
   specs.push_back({name + ".bias", {channels}, Initializer::kZeros});
 }
 
-Tensor layer_norm(const Tensor& x, const Affine& weights) {
-  return at::layer_norm(x, weights.weight.sizes(), weights.weight, weights.bias, 1e-6);
+Tensor layer_norm(const Tensor& x, const Affine& weights, double eps) {
+  return at::layer_norm(x, weights.weight.sizes(), weights.weight, weights.bias, eps);
 }
 
 Tensor map_to_tokens(const Tensor& map) { return map.flatten(2).transpose(1, 2); }
 
 Tensor tokens_to_map(const Tensor& tokens, const c10::SymInt& height, const c10::SymInt& width) {
   return tokens.transpose(1, 2).unflatten_symint(2, {height, width});
+}
+
+Tensor positions_for(const Tensor& positions, int64_t side, const c10::SymInt& height,
+                     const c10::SymInt& width) {
+  if (height == side && width == side) return positions;
+  const Tensor grid = tokens_to_map(positions.slice(0, 1).unsqueeze(0), side, side);
+  const Tensor resampled = at::_upsample_bicubic2d_aa_symint(grid, {height, width},
+                                                             /*align_corners=*/false);
+  return at::cat({positions.slice(0, 0, 1), map_to_tokens(resampled).squeeze(0)});
 }
 
 Tensor split_heads(const Tensor& tokens, int64_t heads) {

@@ -456,6 +456,7 @@ Evaluation Trainer::evaluate() {
   TORCH_CHECK_VALUE(evaluation_, "Trainer: evaluate needs an evaluation set, got none");
   EncodeOptions options;
   options.preprocess = config_.preprocess;
+  options.views = config_.views;
   options.threads = config_.loader_threads;
   options.bfloat16 = config_.bfloat16;
   const EvaluationScores scores =

@@ -525,6 +525,29 @@ def triplet_source(
     rank: int = ...,
     world_size: int = ...,
 ) -> BatchSource: ...
+def clip_spec(image: str, text: str) -> list[_Spec]:
+    """The tensors of a CLIP: visual.* of the image tower, those of the text tower, logit_scale."""
+
+def image_tower_embedding_dim(tower: str) -> int: ...
+def image_tower_normalization(
+    tower: str,
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of RGB in [0, 1] that a tower's weights were made with."""
+
+def image_tower_size(tower: str) -> int:
+    """Side of the images that a tower was made for."""
+
+def image_tower_spec(tower: str) -> list[_Spec]:
+    """The tensors of an image tower, in the order placket::image_tower takes them."""
+
+def text_tower_context(tower: str) -> int:
+    """The most tokens a text may have."""
+
+def text_tower_embedding_dim(tower: str) -> int: ...
+def text_tower_spec(tower: str) -> list[_Spec]:
+    """The tensors of a text tower, in the order placket::text_tower takes them."""
+
+def text_tower_vocabulary(tower: str) -> int: ...
 def trunk_channels(trunk: str) -> int:
     """Channels of a trunk's map."""
 

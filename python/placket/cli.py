@@ -348,7 +348,15 @@ def _convert(options: Namespace) -> None:
     from placket import weights
 
     schema = None if options.data is None else placket.data.open(options.data).schema
-    print(weights.convert(options.source, options.checkpoint, trunk=options.trunk, schema=schema))
+    report = weights.convert(
+        options.source,
+        options.checkpoint,
+        trunk=options.trunk,
+        schema=schema,
+        image=options.image,
+        text=options.text,
+    )
+    print(report)
 
 
 @contextmanager
@@ -657,6 +665,8 @@ def _add_convert(parser: ArgumentParser) -> None:
     parser.add_argument("source", help="a checkpoint of the reference code, or a trunk's weights")
     parser.add_argument("checkpoint", type=Path, help="folder to write")
     parser.add_argument("--trunk", help="which trunk the source holds, unless it is a whole model")
+    parser.add_argument("--image", help="image tower of a CLIP whose file has no configuration beside it")
+    parser.add_argument("--text", help="its text tower")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="data set of a whole model, whose attributes it then knows"
     )

@@ -15,6 +15,7 @@ from placket.nn import (
     AsenPlusPlus,
     AsenV2,
     AttributeNetwork,
+    Clip,
     Csn,
     M3Net,
     Modc,
@@ -80,6 +81,11 @@ def load(
             unknown, or of another shape.
     """
     config = checkpoint.read_config(directory)
+    if config["model"]["name"] == Clip.name:
+        raise ValueError(
+            f"load: model in '{directory}' must be one of {', '.join(METHODS)}, got 'clip', which "
+            "placket.nn.Clip.load reads"
+        )
     method = _method(f"load: model in '{directory}'", config["model"]["name"])
     with torch.device("meta"):
         model = method.from_config(config, trunk, patch)

@@ -15,6 +15,7 @@ from placket.nn.asen import (
     TripletNetworkConfig,
 )
 from placket.nn.composition import Composed, Composition
+from placket.nn.clip import Clip, ClipImageEncoder, ClipOutput, ClipTextEncoder, TowerOutput
 from placket.nn.m3net import M3Net, M3NetConfig
 from placket.nn.modc import Modc, ModcConfig
 from placket.nn.model import ExtraLoss, Model, Pictures
@@ -39,6 +40,10 @@ __all__ = [
     "AttributeNetwork",
     "Composed",
     "Composition",
+    "Clip",
+    "ClipImageEncoder",
+    "ClipOutput",
+    "ClipTextEncoder",
     "Csn",
     "CsnConfig",
     "ExtraLoss",
@@ -54,6 +59,7 @@ __all__ = [
     "RpfConfig",
     "SpecModule",
     "TensorSpec",
+    "TowerOutput",
     "TripletNetwork",
     "TripletNetworkConfig",
     "Trunk",
