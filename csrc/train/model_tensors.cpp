@@ -21,6 +21,11 @@ ModelTensors::ModelTensors(std::string user, TensorSpecs specs,
   }
 }
 
+void ModelTensors::add_buffer(const std::string& name, const at::Tensor& tensor) {
+  buffers_.emplace_back(name, tensor);
+  all_[name] = tensor;
+}
+
 void ModelTensors::add_training_only(const std::string& name, const at::Tensor& tensor) {
   training_only_.emplace_back(name, tensor);
 }

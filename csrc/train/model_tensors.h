@@ -19,6 +19,8 @@ class ModelTensors {
   ModelTensors(std::string user, TensorSpecs specs,
                const std::map<std::string, at::Tensor>& tensors);
 
+  // A tensor that is kept with the model and that training does not know.
+  void add_buffer(const std::string& name, const at::Tensor& tensor);
   // A parameter that training has and the model has not.
   void add_training_only(const std::string& name, const at::Tensor& tensor);
 

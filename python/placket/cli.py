@@ -285,6 +285,9 @@ def _search(options: Namespace) -> None:
     import placket
     from placket.data.folders import images_below
 
+    if options.image is None:
+        _search_text(options)
+        return
     images = sorted(images_below(options.image)) if options.image.is_dir() else [options.image]
     if not images:
         raise ValueError(f"search: {options.image} must hold images, got none")
@@ -293,13 +296,13 @@ def _search(options: Namespace) -> None:
     with placket.AttributeIndex.load(options.index, read_only=True) as index:
         found = {
             image: placket.index.search_image(
-                index, image, weights, k=options.k, where=options.where, model=model
+                index, image, weights, text=options.text, k=options.k, where=options.where, model=model
             )
             for image in images
         }
     if options.html is not None:
         _write_hits(options.html, weights, found)
-    blocks = ["\n".join(f"{hit.score:8.4f}  {hit.id}" for hit in hits) for hits in found.values()]
+    blocks = ["\n".join(map(_line, hits)) for hits in found.values()]
     listed = [[dataclasses.asdict(hit) for hit in hits] for hits in found.values()]
     if options.image.is_dir():
         blocks = [f"{image}\n{block}" for image, block in zip(images, blocks, strict=True)]
@@ -307,6 +310,27 @@ def _search(options: Namespace) -> None:
         _show(options, each, "\n\n".join(blocks))
     else:
         _show(options, listed[0], blocks[0])
+
+
+def _search_text(options: Namespace) -> None:
+    import placket
+
+    if options.text is None or options.attribute or options.html is not None:
+        raise ValueError(
+            "search: image must be given, or --text alone, without --attribute and --html, got no image"
+        )
+    model = placket.index.load_model(options.index, device=options.device)
+    with placket.AttributeIndex.load(options.index, read_only=True) as index:
+        hits = placket.index.search_text(index, options.text, k=options.k, where=options.where, model=model)
+    _show(options, [dataclasses.asdict(hit) for hit in hits], "\n".join(map(_line, hits)))
+
+
+def _line(hit: Hit) -> str:
+    """Return a hit as a line, with its cosines to image and text alone where both asked."""
+    parts = [
+        f"{name} {hit.scores[name]:.3f}" for name in ("by the image", "by the text") if name in hit.scores
+    ]
+    return "  ".join([f"{hit.score:8.4f}", str(hit.id), *parts])
 
 
 def _write_hits(page: Path, weights: Mapping[str, float] | None, found: Mapping[Path, Sequence[Hit]]) -> None:
@@ -629,7 +653,15 @@ _ATTRIBUTE = "NAME[=WEIGHT]"
 
 def _add_search(parser: ArgumentParser) -> None:
     parser.add_argument("index", type=Path, help=_INDEX)
-    parser.add_argument("image", type=Path, help="the photograph to search by, or a folder of them")
+    parser.add_argument(
+        "image",
+        type=Path,
+        nargs="?",
+        help="the photograph to search by, or a folder of them; or --text alone",
+    )
+    parser.add_argument(
+        "--text", help="what shall differ, 'the same in red', or what is sought; for a model with words"
+    )
     parser.add_argument(
         "--attribute",
         action="append",

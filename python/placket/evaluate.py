@@ -19,7 +19,7 @@ from placket.config import LossConfig
 from placket.data import Augment, Dataset, Loader, Split, Street2ShopDataset, Texts, read_image
 from placket.data.columns import Ints, Labels
 from placket.data.dataset import SPLITS
-from placket.nn import AttributeNetwork, Modc, Pictures
+from placket.nn import AttributeNetwork, Modc, Model, Pictures
 from placket.protocols import (
     PROTOCOLS,
     Blocks,
@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 
 def evaluate(
-    model: AttributeNetwork,
+    model: Model,
     data: Dataset,
     split: str = "test",
     protocol: str = "asfr-map-all/v1",
@@ -184,7 +184,7 @@ def _check_ranking(
 
 
 def embed_split(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     *,
     attributes: Sequence[str | int] | None = None,
@@ -218,7 +218,7 @@ def embed_split(
 
 @torch.inference_mode()
 def embed_image(
-    model: AttributeNetwork,
+    model: Model,
     image: str | os.PathLike[str],
     attributes: Sequence[str | int],
     box: Sequence[int] | None = None,
@@ -236,9 +236,7 @@ def embed_image(
     Raises:
         RuntimeError: the image cannot be read; the text names file and cause.
     """
-    preprocess = _C.Preprocess(**model.preprocess)
-    picture = read_image(image, upright=preprocess.orientation == "apply")
-    batch = _C.prepare_image(picture, box, preprocess)
+    batch = prepare_image(model, image, box)
     device = next(model.parameters()).device
     training = model.training
     embedding = model.eval().encode(batch.images.to(device), attributes, Pictures.of(batch, device))[0]
@@ -246,8 +244,15 @@ def embed_image(
     return embedding.float().cpu()
 
 
+def prepare_image(model: Model, image: str | os.PathLike[str], box: Sequence[int] | None = None) -> _C.Batch:
+    """Read one photograph as a model takes it; see ``embed_image``."""
+    preprocess = _C.Preprocess(**model.preprocess)
+    picture = read_image(image, upright=preprocess.orientation == "apply")
+    return _C.prepare_image(picture, box, preprocess)
+
+
 def embed_pairs(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     images: NDArray[np.int64],
     attributes: NDArray[np.int64],
@@ -261,7 +266,7 @@ def embed_pairs(
 
     Args:
         images: ``[V]`` ids of the split.
-        attributes: ``[V]`` ids of the schema.
+        attributes: ``[V]`` ids of the schema, or numbers of the model's spaces.
         flip: average each branch's unit embeddings of the image and of its mirror image, crops included, and
             normalise the mean again; the branches keep their weights in the dot product.
 
@@ -269,11 +274,13 @@ def embed_pairs(
         ``[V, D]`` float32 on the CPU, L2-normalised.
     """
     if flip:
+        if _views(model, split) != "crop":
+            raise ValueError("embed_pairs: flip must be False for a model of segmented regions, got True")
         plain = embed_pairs(model, split, images, attributes, batch=batch, threads=threads, bfloat16=bfloat16)
         mirrored = _embed_in_python(
             model, split, images, attributes, batch, threads, bfloat16, Augment(flip=1.0)
         )
-        return _mean_direction(plain, mirrored, branches=len(model.branches))
+        return _mean_direction(plain, mirrored, branches=model.blocks)
     if not model.is_native:
         return _embed_in_python(model, split, images, attributes, batch, threads, bfloat16)
     system = model.system(LossConfig())
@@ -284,10 +291,16 @@ def embed_pairs(
         images.tolist(),
         attributes.tolist(),
         preprocess=_C.Preprocess(**model.preprocess),
+        views=_views(model, split),
         batch=batch,
         threads=threads,
         bfloat16=bfloat16,
     )
+
+
+def _views(model: Model, split: Split) -> str:
+    """Return what of the images of a split a model embeds: without masks there are crops alone."""
+    return "crop" if model.views == "both" and split.masks is None else model.views
 
 
 def embed_classes(
@@ -417,7 +430,7 @@ def class_estimates(
 
 
 def _embed_in_python(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     images: Integers,
     attributes: Integers,
@@ -430,7 +443,7 @@ def _embed_in_python(
     asked, rows = np.unique(images, return_inverse=True)
 
     def embed(pixels: Tensor, pictures: Pictures | None) -> Tensor:
-        return model.encode_all(pixels, pictures).float().cpu()
+        return model.encode(pixels, range(len(model.spaces)), pictures).float().cpu()
 
     every = torch.cat(_in_python(model, split, asked, embed, batch, threads, bfloat16, augment))
     return every[torch.from_numpy(rows), torch.from_numpy(attributes)]
@@ -438,7 +451,7 @@ def _embed_in_python(
 
 @torch.no_grad()
 def _in_python(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     images: Integers,
     embed: Callable[[Tensor, Pictures | None], T],
@@ -624,9 +637,7 @@ def _blocks(embed: Embed) -> tuple[Embed, Embed]:
     return partial(block, 0), partial(block, 1)
 
 
-def _weights(
-    model: AttributeNetwork, attributes: Mapping[str, float] | Sequence[str] | None
-) -> dict[int, float]:
+def _weights(model: Model, attributes: Mapping[str, float] | Sequence[str] | None) -> dict[int, float]:
     """Weights of the model's attribute spaces by id."""
     weights = model.schema.weights(attributes)
     if not weights:

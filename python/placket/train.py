@@ -32,8 +32,8 @@ from placket.data import open as open_data
 from placket.data.loader import causes_by_path, skips_unreadable
 from placket.data.resident import resident_pixels
 from placket.extension import extend
-from placket.models import create_model, load, takes_patch
-from placket.nn import AttributeNetwork, ExtraLoss, Model
+from placket.models import METHODS, create_model, load, takes_patch
+from placket.nn import AttributeNetwork, ExtraLoss, Model, RafClip
 from placket.runs import RunFolder
 
 __all__ = ["ExtraLoss", "TrainResult", "Trainer", "train"]
@@ -57,6 +57,7 @@ class Trainer:
         data: the data set; its attributes are some of the model's, with the same values.
         stage, loss, trainer: see ``placket.config``.
         split: to learn from.
+        regions: whether the rows are the split's regions, see ``Dataset.region_split``, or its images.
         evaluation: split whose lists are evaluated; None for never.
         folder: of the run, for checkpoints; None for none.
         stage_index, first_step: the stage's place in a training of several, and the steps before it.
@@ -91,6 +92,7 @@ class Trainer:
         loss: LossConfig | None = None,
         trainer: TrainerConfig | None = None,
         split: str = "train",
+        regions: bool = False,
         evaluation: str | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         resident: bool = False,
@@ -108,13 +110,16 @@ class Trainer:
         self.first_step = first_step
         settings = trainer or TrainerConfig()
         first = len(model.schema) - self.stage.new_attributes if self.stage.new_attributes else 0
-        self._images = images = data.split(split).under(model.schema, first)
-        held_out = None if evaluation is None else data.split(evaluation).under(model.schema, first)
+        self._images = images = _rows(data, split, regions).under(model.schema, first)
+        held_out = None
+        if evaluation is not None:
+            held_out = _rows(data, evaluation, regions).under(model.schema, first)
         config = _C.TrainerConfig()
         config.stage = _native_stage(self.stage)
         config.stage_index = stage_index
         config.first_step = first_step
         config.preprocess = _C.Preprocess(**model.preprocess)
+        config.views = model.views if images.masks is not None else "crop"
         config.evaluate_every = _evaluate_every(settings, self.stage, images) if evaluation is not None else 0
         config.run = "" if folder is None else str(folder)
         config.skip_unreadable = skips_unreadable("Trainer", on_error)
@@ -259,6 +264,7 @@ def train(
                 loss=config.loss,
                 trainer=config.trainer,
                 split=config.data.train,
+                regions=config.data.regions,
                 evaluation=evaluation,
                 on_error=config.data.on_error,
                 resident=config.data.resident,
@@ -316,6 +322,15 @@ def _native_stage(stage: StageConfig) -> _C.StageConfig:
         random_crop=_C.RandomCrop(**dataclasses.asdict(stage.random_crop)),
     )
     return native
+
+
+def _rows(data: Dataset, split: str, regions: bool) -> Split:
+    if not regions:
+        return data.split(split)
+    found = data.region_split(split)
+    if found is None:
+        raise ValueError(f"Trainer: data must have regions, got {data.root} without")
+    return found
 
 
 def _evaluate_every(trainer: TrainerConfig, stage: StageConfig, images: Split) -> int:
@@ -389,10 +404,12 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> AttributeNetwork:
+def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> Model:
     """Make the model of a stage with the weights it begins with."""
     settings = config.model
     generator = torch.Generator().manual_seed(config.trainer.seed)
+    if METHODS.get(settings.name) is RafClip:
+        return _region_text_model(config, data, index, run, generator)
     if config.stages[index].new_attributes:
         return _extended_model(config, data, index, run, generator)
     with_patch = any("patch" in stage.branches for stage in config.stages[: index + 1])
@@ -423,6 +440,22 @@ def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> At
     return model.to(config.trainer.device)
 
 
+def _region_text_model(
+    config: TrainConfig, data: Dataset, index: int, run: Path, generator: torch.Generator
+) -> Model:
+    settings = config.model
+    if settings.vocabulary is None:
+        raise ValueError("config: model.vocabulary must be CLIP's vocabulary file for raf_clip, got none")
+    model = _make_model(config, data, generator, with_patch=False)
+    assert isinstance(model, RafClip)
+    start = settings.start if index == 0 else run / "stages" / config.stages[index - 1].name
+    if start is not None:
+        checkpoint.fill(model, checkpoint.read_tensors(start), str(start))
+    elif settings.trunk_weights is not None:
+        weights.load_towers(model, settings.trunk_weights)
+    return model.to(config.trainer.device)
+
+
 def _extended_model(
     config: TrainConfig, data: Dataset, index: int, run: Path, generator: torch.Generator
 ) -> AttributeNetwork:
@@ -445,9 +478,7 @@ def _extended_model(
     return model.to(config.trainer.device)
 
 
-def _make_model(
-    config: TrainConfig, data: Dataset, generator: torch.Generator, *, with_patch: bool
-) -> AttributeNetwork:
+def _make_model(config: TrainConfig, data: Dataset, generator: torch.Generator, *, with_patch: bool) -> Model:
     settings: ModelConfig = config.model
     skip = ("name", "patch", "trunk_weights", "patch_weights", "start")
     options = {

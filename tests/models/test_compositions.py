@@ -373,5 +373,3 @@ def test_runs_on_a_side_of_the_caller(tmp_path: Path) -> None:
     assert "composition.gate.weight" in names
     network(torch.randn(4, 8), torch.randn(4, DIMS)).sum().backward()
     assert network.image.weight.grad is not None
-
-

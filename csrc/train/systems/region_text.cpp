@@ -56,6 +56,9 @@ class RegionTextSystem : public System {
                           shape[1] == categories + 1 && shape[2] == int64_t(owners_.size()),
                       "RegionTextSystem: prompts must be [T, L] and rows [K, ", categories + 1,
                       ", ", owners_.size(), "], got ", prompts.ids.sizes(), " and ", shape);
+    for (const auto& [name, tensor] : tensors) {
+      if (!tensors_.contains(name)) tensors_.add_buffer(name, tensor);
+    }
     const Tensor scale = tensors_.at(kScale).detach().exp().clamp_max(kMostScale);
     tensors_.add_training_only(kBias, scale.neg().set_requires_grad(true));
     prompts_.ids = prompts.ids.to(device_);

@@ -48,7 +48,7 @@ struct ValuePrompts {
 // encode() gives rows of word_spaces(), attribute A being the image itself.
 std::unique_ptr<System> make_region_text_system(
     const RegionTextConfig& config,
-    const std::map<std::string, at::Tensor>& tensors,  // of clip_spec
+    const std::map<std::string, at::Tensor>& tensors,  // of clip_spec; others are kept with them
     const std::vector<int64_t>& values,                // [A] number of values of each attribute
     const ValuePrompts& prompts);
 

@@ -14,8 +14,8 @@ from placket.nn.asen import (
     TripletNetwork,
     TripletNetworkConfig,
 )
-from placket.nn.composition import Composed, Composition
 from placket.nn.clip import Clip, ClipImageEncoder, ClipOutput, ClipTextEncoder, TowerOutput
+from placket.nn.composition import Composed, Composition
 from placket.nn.m3net import M3Net, M3NetConfig
 from placket.nn.modc import Modc, ModcConfig
 from placket.nn.model import ExtraLoss, Model, Pictures
@@ -26,6 +26,7 @@ from placket.nn.network import (
     crop_input,
     joint_embedding,
 )
+from placket.nn.raf_clip import RafClip
 from placket.nn.rpf import Rpf, RpfConfig
 from placket.nn.spec_module import SpecModule, TensorSpec
 from placket.nn.trunk import Trunk
@@ -38,12 +39,12 @@ __all__ = [
     "AsenV2",
     "AsenV2Config",
     "AttributeNetwork",
-    "Composed",
-    "Composition",
     "Clip",
     "ClipImageEncoder",
     "ClipOutput",
     "ClipTextEncoder",
+    "Composed",
+    "Composition",
     "Csn",
     "CsnConfig",
     "ExtraLoss",
@@ -55,6 +56,7 @@ __all__ = [
     "NetworkConfig",
     "NetworkOutput",
     "Pictures",
+    "RafClip",
     "Rpf",
     "RpfConfig",
     "SpecModule",

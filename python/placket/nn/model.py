@@ -41,6 +41,8 @@ class Model(nn.Module, ABC):
     name: ClassVar[str]
     schema: AttributeSchema
     preprocess: dict[str, Any]
+    views: str = "crop"
+    """What of a region is embedded: see ``placket.data.Loader``."""
 
     @property
     @abstractmethod
@@ -54,13 +56,18 @@ class Model(nn.Module, ABC):
 
     @property
     def spaces(self) -> dict[str, int]:
-        """Dimensions of the attribute spaces of an index of this model, by name."""
+        """Dimensions of the spaces of an index of this model, by name: the attributes, then others."""
         return dict.fromkeys(self.schema.names, self.embedding_dim)
 
     @property
     def needs_pictures(self) -> bool:
         """Whether embedding takes the images at full resolution beside the inputs."""
         return False
+
+    @property
+    def blocks(self) -> int:
+        """How many equal parts the embedding joins, one of each branch for example."""
+        return 1
 
     @property
     def is_native(self) -> bool:
@@ -71,7 +78,13 @@ class Model(nn.Module, ABC):
     def encode(
         self, images: Tensor, attributes: Sequence[str | int], pictures: Pictures | None = None
     ) -> Tensor:
-        """Return the embeddings ``[B, K, D]``, L2-normalised, of images under each of K attributes."""
+        """Return the embeddings ``[B, K, D]``, L2-normalised, of images in each of K spaces.
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised.
+            attributes: names or numbers of ``spaces``.
+            pictures: where it ``needs_pictures``.
+        """
 
     def encode_all(self, images: Tensor, pictures: Pictures | None = None) -> Tensor:
         """Return the embeddings ``[B, A, D]`` of every image under every attribute; the trunk runs once."""

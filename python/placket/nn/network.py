@@ -191,6 +191,11 @@ class AttributeNetwork(Model):
         return bool(self.config.patch_trunk)
 
     @property
+    def blocks(self) -> int:
+        """How many branches' embeddings the embedding joins."""
+        return len(self.branches)
+
+    @property
     def is_native(self) -> bool:
         """Whether the trunks are built-in ones, which C++ can run."""
         return all(isinstance(getattr(self, branch).trunk, Trunk) for branch in self.branches)

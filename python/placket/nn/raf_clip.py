@@ -12,6 +12,7 @@ from torch import Tensor
 from placket import _C, checkpoint
 from placket.config import LossConfig
 from placket.nn.clip import Clip
+from placket.nn.composition import Composed, Composition
 from placket.nn.model import ExtraLoss, Model, Pictures
 from placket.schema import Attribute, AttributeSchema
 from placket.text import Prompts, Tokenizer
@@ -107,14 +108,15 @@ class RafClip(Clip, Model):
         for attribute in schema.attributes:
             if len(attribute.values) > self.embedding_dim:
                 raise ValueError(
-                    f"raf_clip: '{attribute.name}' must have at most as many values as the embedding is wide, "
-                    f"{self.embedding_dim}, got {len(attribute.values)}"
+                    f"raf_clip: '{attribute.name}' must have at most as many values as the embedding is "
+                    f"wide, {self.embedding_dim}, got {len(attribute.values)}"
                 )
         self.schema = schema
         self.prompts = prompts
         self.category = category
         self.views = views
         self.register_buffer("vocabulary_file", vocabulary_file)
+        self.composition: Composition | None = None
         self._words: tuple[int, Tensor] | None = None
 
     @property
@@ -190,12 +192,40 @@ class RafClip(Clip, Model):
             pictures: not needed.
         """
         names = list(self.spaces)
-        ids = [names.index(WHOLE) if a in (WHOLE, len(names) - 1) else self.schema.index(a) for a in attributes]
+        ids = [
+            names.index(WHOLE) if a in (WHOLE, len(names) - 1) else self.schema.index(a) for a in attributes
+        ]
         scale = self.logit_scale.exp().clamp(max=_MOST_SCALE)
         rows = torch.ops.placket.word_spaces(
             self.embed_views(images, segmented), self.words(), list(self.schema.value_counts), scale
         )
         return cast(Tensor, rows[:, ids])
+
+    def with_composition(self, composition: Composition) -> Self:
+        """Let a composition, AGCN for example, join images and texts for ``compose``; the model keeps it.
+
+        Raises:
+            ValueError: it is made for embeddings of another width.
+        """
+        if composition.dims != self.embedding_dim:
+            raise ValueError(
+                f"raf_clip: composition must be of {self.embedding_dim} dimensions, got {composition.dims}"
+            )
+        self.composition = composition.to(self.logit_scale.device)
+        return self
+
+    def compose(self, images: Tensor, texts: Sequence[str]) -> Composed:
+        """Return queries for garments like the images, but as the texts say, for the space "image".
+
+        Args:
+            images: ``[B, 3, H, W]``.
+            texts: B of them.
+
+        Returns:
+            Queries ``[B, D]``, L2-normalised, by the model's composition; their sum where it has none.
+        """
+        composition = self.composition or Composition("sum", self.embedding_dim).to(images.device)
+        return cast(Composed, composition(self.embed_views(images), self.embed_texts(texts)))
 
     def system(
         self, loss: LossConfig, seed: int = 0, extra_losses: Mapping[str, ExtraLoss] | None = None
@@ -206,7 +236,9 @@ class RafClip(Clip, Model):
             ValueError: there are extra losses, which it does not take.
         """
         if extra_losses:
-            raise ValueError(f"Trainer: extra_losses must be none for raf_clip, got {', '.join(extra_losses)}")
+            raise ValueError(
+                f"Trainer: extra_losses must be none for raf_clip, got {', '.join(extra_losses)}"
+            )
         ids, rows = self.value_prompts()
         return _C.region_text_system(
             image=self.image,
@@ -229,7 +261,11 @@ class RafClip(Clip, Model):
         if self.category is not None:
             categories = (*self.schema[self.schema.index(self.category)].values, None)
         said = [
-            [self._say(attribute, value, category) for attribute in self.schema.attributes for value in attribute.values]
+            [
+                self._say(attribute, value, category)
+                for attribute in self.schema.attributes
+                for value in attribute.values
+            ]
             for category in categories
         ]
         variants = max(len(texts) for row in said for texts in row)
@@ -279,6 +315,7 @@ class RafClip(Clip, Model):
                 "category": self.category,
                 "views": self.views,
                 "prompts": self.prompts.source,
+                "composition": None if self.composition is None else self.composition.name,
                 "vocabulary_bytes": len(self.vocabulary_file),
             },
             "schema": self.schema.to_dict(),
@@ -289,7 +326,7 @@ class RafClip(Clip, Model):
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Make the model that ``config_dict`` describes; its vocabulary comes with the tensors."""
         fields = dict(config["model"])
-        known = {"name", "trunk", "text", "category", "views", "prompts", "vocabulary_bytes"}
+        known = {"name", "trunk", "text", "category", "views", "prompts", "composition", "vocabulary_bytes"}
         if fields.keys() != known:
             raise ValueError(
                 f"load: model must have the keys {', '.join(sorted(known))}, got {', '.join(sorted(fields))}"
@@ -306,10 +343,12 @@ class RafClip(Clip, Model):
             config["preprocess"],
             None,
         )
+        if fields["composition"] is not None:
+            model.with_composition(Composition(fields["composition"], model.embedding_dim))
         return model
 
 
 def _cut(ids: Tensor) -> Tensor:
-    """Return ids ``[N, L]`` without the columns behind the longest text, whose tokens cost and mean nothing."""
+    """Return ids ``[N, L]`` without the columns behind the longest text, which cost and mean nothing."""
     used = int((ids != 0).any(0).sum())
     return ids[:, : max(used, 1)]

@@ -14,12 +14,12 @@ import os
 from placket import checkpoint
 from placket.nn import Trunk
 from placket.schema import AttributeSchema
-from placket.weights.clip import clip_file, convert_clip, is_clip, load_clip
+from placket.weights.clip import clip_file, convert_clip, is_clip, load_clip, load_towers
 from placket.weights.reference import LAYOUTS, convert_reference, load_reference, method_of
 from placket.weights.source import WeightReport, read
 from placket.weights.trunks import load_trunk
 
-__all__ = ["WeightReport", "convert", "load_clip", "load_reference", "load_trunk", "read"]
+__all__ = ["WeightReport", "convert", "load_clip", "load_reference", "load_towers", "load_trunk", "read"]
 
 
 def convert(

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from placket.nn import Clip
+from placket.nn import Clip, Trunk
 from placket.weights.source import Found, Source, WeightReport, give, read
-from placket.weights.trunks import resize_positions
+from placket.weights.trunks import load_trunk, resize_positions
 
 #: Ours, which are OpenAI's and open_clip's, to Hugging Face's; blocks are apart.
 _HUGGING_FACE = {
@@ -94,6 +94,30 @@ def load_clip(model: Clip, source: str | os.PathLike[str]) -> WeightReport:
     """
     path = clip_file(source)
     return _load(model, Source(str(path), read(path)))
+
+
+def load_towers(model: Clip, source: str | os.PathLike[str]) -> WeightReport:
+    """Give towers the weights they start from.
+
+    Args:
+        model: of this package's, also one with tensors of its own beside the towers'.
+        source: where the image tower is CLIP's, of both towers, as ``load_clip`` takes it; where it is a
+            trunk, of the trunk alone, as ``load_trunk`` does.
+
+    Raises:
+        FileNotFoundError, ValueError: as those; the model is as it was.
+    """
+    if hasattr(model.visual, "trunk"):
+        settings = (part for part in model.image.split(",") if not part.startswith("embedding_dim="))
+        trunk = Trunk(",".join(settings))
+        report = load_trunk(trunk, source)
+        found = {f"visual.trunk.{name}": tensor for name, tensor in trunk.state_dict().items()}
+    else:
+        plain = Clip(model.image, model.text)
+        report = load_clip(plain, source)
+        found = plain.state_dict()
+    model.load_state_dict({**model.state_dict(), **found})
+    return report
 
 
 def convert_clip(
