@@ -109,6 +109,10 @@ std::string written(int32_t id, uint8_t byte) {
 struct BpeTokenizer::Scratch {
   std::vector<int32_t> ids;  // of the text
 
+  // Words that were met, so that those of many sentences are merged once. They lie in the texts.
+  std::unordered_map<std::string_view, std::vector<int32_t>> words;
+  static constexpr size_t kMostWords = 1 << 16;
+
   // Of the word: its tokens, a list of those that are left, by the places of their first bytes.
   std::vector<int32_t> tokens, next, previous;
   std::vector<int32_t> merges;  // what each token becomes with the next, kNone where nothing
@@ -188,7 +192,10 @@ void BpeTokenizer::encode(std::string_view text, size_t most, Scratch& scratch) 
     } else if (word == kEnd) {
       scratch.ids.push_back(end());
     } else {
-      encode_word(word, scratch);
+      if (scratch.words.size() == Scratch::kMostWords) scratch.words.clear();
+      const auto [known, is_new] = scratch.words.try_emplace(word);
+      if (is_new) encode_word(word, scratch, known->second);
+      scratch.ids.insert(scratch.ids.end(), known->second.begin(), known->second.end());
     }
   }
   scratch.ids.resize(std::min(scratch.ids.size(), most));
@@ -196,8 +203,13 @@ void BpeTokenizer::encode(std::string_view text, size_t most, Scratch& scratch) 
 
 // A merge makes tokens whose own merges come later in the order, so the heap never has to go back,
 // and what it holds of one merge is met from left to right.
-void BpeTokenizer::encode_word(std::string_view word, Scratch& scratch) const {
-  auto& [ids, tokens, next, previous, merges, heap] = scratch;
+void BpeTokenizer::encode_word(std::string_view word, Scratch& scratch,
+                               std::vector<int32_t>& ids) const {
+  auto& tokens = scratch.tokens;
+  auto& next = scratch.next;
+  auto& previous = scratch.previous;
+  auto& merges = scratch.merges;
+  auto& heap = scratch.heap;
   const auto length = int32_t(word.size());
   tokens.resize(word.size());
   next.resize(word.size());

@@ -63,7 +63,8 @@ class BpeTokenizer {
   // The id that two adjacent tokens become, kNone where they stay two.
   int32_t merged(int32_t left, int32_t right) const { return pairs_[place(left, right)].merged; }
   void encode(std::string_view text, size_t most, Scratch& scratch) const;
-  void encode_word(std::string_view word, Scratch& scratch) const;
+  // Adds the ids of a word.
+  void encode_word(std::string_view word, Scratch& scratch, std::vector<int32_t>& ids) const;
 
   std::vector<Token> tokens_;
   std::array<int32_t, 256> byte_ids_;

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import pairwise
 
 _FIXED = re.compile(r"<(s|ſ)tart_of_text>|<end_of_text>|'(s|ſ|t|re|ve|m|ll|d)")
@@ -14,17 +15,12 @@ _WHITE_SPACE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u300
 }
 
 
-def alphabet() -> list[str]:
+@cache
+def alphabet() -> dict[int, str]:
     """Return the character that stands for each byte, in the order of the ids."""
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printed]
-    return [chr(byte) for byte in printed] + [chr(0x100 + i) for i in range(len(others))]
-
-
-def byte_characters() -> dict[int, str]:
-    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printed]
-    return dict(zip([*printed, *others], alphabet(), strict=True))
+    return {byte: chr(byte) for byte in printed} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
 
 
 def char_class(character: str) -> str:
@@ -66,7 +62,7 @@ def merge(symbols: Sequence[str], pair: tuple[str, str]) -> list[str]:
 
 
 def symbols_of(word: str) -> list[str]:
-    characters = [byte_characters()[byte] for byte in word.encode()]
+    characters = [alphabet()[byte] for byte in word.encode()]
     return [*characters[:-1], f"{characters[-1]}</w>"]
 
 
@@ -76,7 +72,7 @@ class PlainTokenizer:
     def __init__(self, merges: str) -> None:
         pairs = [(left, right) for left, right in (line.split(" ") for line in merges.splitlines())]
         self.ranks = {pair: rank for rank, pair in enumerate(pairs)}
-        tokens = [*alphabet(), *(f"{c}</w>" for c in alphabet()), *map("".join, pairs)]
+        tokens = [*alphabet().values(), *(f"{c}</w>" for c in alphabet().values()), *map("".join, pairs)]
         tokens += ["<start_of_text>", "<end_of_text>"]
         self.ids = {token: i for i, token in enumerate(tokens)}
 

@@ -63,7 +63,7 @@ def captions(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def merges() -> str:
-    return learn_merges(captions(200), 250)
+    return learn_merges(captions(200), 100)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,10 @@ def sentences(photographs: Path) -> list[str]:
 
 
 def test_ids_are_those_of_plain_python(small: Tokenizer, merges: str) -> None:
-    texts = [*captions(50), *(html.unescape(text).lower() for text in ODD if text.isprintable())]
+    texts = [
+        *captions(50),
+        *(html.unescape(html.unescape(text)).lower() for text in ODD if text.isprintable()),
+    ]
     plain = PlainTokenizer(merges)
     assert [small.encode(text) for text in texts] == [plain.encode(text) for text in texts]
     for length in (1, 2, 3, 24, 90):
@@ -176,7 +179,7 @@ def test_invalid_utf8_is_the_replacement_character(small: Tokenizer) -> None:
 def test_words_are_decoded(small: Tokenizer) -> None:
     text = "a short-sleeved striped top with buttons"
     assert small.decode(small(text)[0]) == "a short - sleeved striped top with buttons"
-    assert small.decode(small.encode("stra\u00dfe \U0001f457!")) == "stra\u00dfe \U0001f457 !"
+    assert small.decode(small.encode("stra\u00dfe \U0001f457!")) == "stra\u00dfe \U0001f457!"
     assert small.decode(small.encode("\U0001f457")[:2]) == "\ufffd"
     assert small.decode([]) == ""
     with pytest.raises(IndexError, match=rf"^decode: id must be in \[0, {len(small)}\), got {len(small)}$"):

@@ -215,8 +215,8 @@ def _mend_by_ftfy(text: str) -> str:
     except ModuleNotFoundError as error:
         shown = ascii(text if len(text) <= 40 else f"{text[:40]}...")
         raise ModuleNotFoundError(
-            f"Tokenizer: text must be printable ASCII without entities where ftfy is not installed, got {shown}; "
-            "pip install ftfy, or choose clean='basic', whose ids are others where ftfy mends a text"
+            "Tokenizer: text must be printable ASCII without entities where ftfy is not installed, got "
+            f"{shown}; pip install ftfy, or choose clean='basic', whose ids differ where ftfy mends"
         ) from error
     return fix_text(text)
 
