@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "base/interrupt.h"
+#include "ops/autocast.h"
 #include "ops/batch_norm_act.h"
 
 namespace placket {
@@ -185,10 +186,13 @@ Tensor tokens_to_map(const Tensor& tokens, const c10::SymInt& height, const c10:
 Tensor positions_for(const Tensor& positions, int64_t side, const c10::SymInt& height,
                      const c10::SymInt& width) {
   if (height == side && width == side) return positions;
-  const Tensor grid = tokens_to_map(positions.slice(0, 1).unsqueeze(0), side, side);
+  // The filter knows no lower precision on the CPU.
+  const Tensor exact = at_least_float32(positions);
+  const Tensor grid = tokens_to_map(exact.slice(0, 1).unsqueeze(0), side, side);
   const Tensor resampled = at::_upsample_bicubic2d_aa_symint(grid, {height, width},
                                                              /*align_corners=*/false);
-  return at::cat({positions.slice(0, 0, 1), map_to_tokens(resampled).squeeze(0)});
+  return at::cat({exact.slice(0, 0, 1), map_to_tokens(resampled).squeeze(0)})
+      .to(positions.scalar_type());
 }
 
 Tensor split_heads(const Tensor& tokens, int64_t heads) {

@@ -228,7 +228,8 @@ def test_load_keeps_what_the_model_is(tmp_path: Path) -> None:
     model, other = made(), made()
     save_file(tensors(model), tmp_path / "bare.safetensors")
     weights.load_clip(other, tmp_path / "bare.safetensors")
-    assert_near(other.encode_text(texts()), model.encode_text(texts()))
+    ids = texts()
+    assert torch.equal(other.encode_text(ids), model.encode_text(ids))
     assert all(p.requires_grad and p.dtype == torch.float32 for p in other.parameters())
 
 
@@ -243,7 +244,7 @@ def with_tensor(name: str, *shape: int) -> Callable[[dict[str, Tensor]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("visual.ln_post.bias"), "must hold 'visual.ln_post.bias', got 64 other tensors"),
+        (without("visual.ln_post.bias"), "must hold 'visual.ln_post.bias', got 73 other tensors"),
         (without("logit_scale"), "must hold 'logit_scale', got"),
         (without("visual.transformer.resblocks.1.mlp.c_proj.weight"), "must hold 'visual.transformer.res"),
         (
