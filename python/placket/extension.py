@@ -63,8 +63,8 @@ def extend(
         )
     if model.has_classes:
         raise ValueError(
-            "extend: model must not have a class sub-network, which takes the classes of all attributes in one "
-            "product, so that further ones would change bits of the others' embeddings, "
+            "extend: model must not have a class sub-network, which takes the classes of all attributes in "
+            "one product, so that further ones would change bits of the others' embeddings, "
             f"got {model.name}; train one of all attributes"
         )
     made = dataclasses.replace(
