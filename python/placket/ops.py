@@ -736,8 +736,8 @@ def rank_metrics(
     The score of a candidate is ``sum_s weights[w, s] <queries[s][q], candidates[s][c]>`` in float32. The S
     dot products are taken once, however many weightings there are. Candidates are ranked by score, ties by
     candidate order. On CPU the bits depend on neither ``block`` nor the number of threads; on CUDA the last
-    bits of scores (cuBLAS in float32, never TF32) may depend on the block, and equal scores are measured as on
-    the CPU, to the bit.
+    bits of scores (cuBLAS in float32, never TF32) may depend on the block, and equal scores have the CPU's
+    measures to the bit.
 
     Args:
         queries: S of ``[Q, D_s]`` float32, usually L2-normalised: one, or region and patch embeddings, say.
