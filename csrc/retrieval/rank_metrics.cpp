@@ -324,6 +324,11 @@ class DeviceRanks {
     measure_block(in);
   }
 
+  // Waits for the device.
+  void check(const RankMetrics& metrics) const {
+    check_numbers(op_, !std::get<0>(metrics).isnan().any().item<bool>());
+  }
+
  private:
   void write_keys(const RankBlock& in) const {
 #ifdef PLACKET_CUDA
@@ -348,10 +353,6 @@ class DeviceRanks {
   Tensor groups_, offsets_, rows_, excluded_, cutoffs_;
   int64_t queries_, candidates_;
 };
-
-void check_measures(const char* op, const RankMetrics& metrics) {
-  check_numbers(op, !std::get<0>(metrics).isnan().any().item<bool>());
-}
 
 RankMetrics rank_metrics_cuda(at::TensorList queries, at::TensorList candidates,
                               const Tensor& weights, const Tensor& query_groups,
@@ -382,7 +383,7 @@ RankMetrics rank_metrics_cuda(at::TensorList queries, at::TensorList candidates,
       ranks.measure(sum, start, metrics_at(metrics, i * count + start, at_cutoffs));
     }
   }
-  check_measures(kName, metrics);
+  ranks.check(metrics);
   return metrics;
 }
 
@@ -402,7 +403,7 @@ RankMetrics rank_metrics_of_scores_cuda(const Tensor& scores, const Tensor& quer
     const Tensor part = scores.slice(0, start, std::min(start + step, count)).contiguous();
     ranks.measure(part, start, metrics_at(metrics, start, at_cutoffs));
   }
-  check_measures(kOfScores, metrics);
+  ranks.check(metrics);
   return metrics;
 }
 

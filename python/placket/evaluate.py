@@ -103,9 +103,9 @@ def evaluate(
             attributes or one for each, instead of the model's own. Its images pass the trunks once.
         flip: average the embeddings of the image and its mirror image, see ``embed_pairs``.
         ranking: of ``asfr-map-all/v1``, by embeddings, by class agreement, or by both. Class probabilities
-            are those of the nearest class means of "train" or the model's own (MODC's centres, M3-Net's class
-            logits); which of them, and their weight, is chosen on "valid" for each attribute, and the result
-            says what was. The images of "train" and "valid" pass the trunks too.
+            are those of the nearest class means of "train", whose images are embedded as they are, or the
+            model's own (MODC's centres, M3-Net's class logits); which of them, and their weight, is chosen on
+            "valid" for each attribute, and the result says what was.
         class_weight: of the class agreement in the ranking by "both", in place of the one chosen on "valid";
             or of the probability in ``asfr-multilabel-class/v1``, 1 by default, see
             ``asfr_multilabel_class``.
@@ -532,15 +532,15 @@ def _by_classes(
     part: Split,
     train: Split,
     valid: Split,
-    embed: _EmbedPairs,
-    estimate: Callable[[Split, Embed, Sequence[Tensor], Integers], Mapping[str, Embed]],
+    embed: Callable[..., Tensor],
+    estimate: Callable[..., Mapping[str, Embed]],
     ranking: Ranking,
     weights: Sequence[float],
     allow_missing: bool,
 ) -> Result:
     """Evaluate a split by class agreement, alone or with embeddings, as is best on ``valid``."""
     labels, _ = _labels(train, allow_missing)
-    means = class_means(labels, _embed_rows(train, labels, embed), train.schema)
+    means = class_means(labels, _embed_rows(train, labels, partial(embed, flip=False)), train.schema)
 
     def labelled(split: Split) -> Labelled:
         queries, candidates, missing = _lists(split, allow_missing)

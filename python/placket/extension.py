@@ -48,7 +48,8 @@ def extend(
 
     Raises:
         ValueError: an attribute is there already, none is given, the rank is another, or the model is an
-            M3-Net, whose class sub-network would need the new attribute's classes.
+            M3-Net: its class sub-network takes the classes of all attributes in one product, whose rounding
+            depends on how many there are, and an adapter alone would leave the new attribute without classes.
     """
     if isinstance(model, RafClip):
         return model.with_attributes(attributes)
@@ -64,7 +65,11 @@ def extend(
             f"extend: adapter_rank must be {config.adapter_rank} as of the adapters there are, got {rank}"
         )
     if model.has_classes:
-        raise ValueError(f"extend: model must not have a class sub-network, got {model.name}")
+        raise ValueError(
+            "extend: model must not have a class sub-network, which takes the classes of all attributes in "
+            "one product, so that further ones would change bits of the others' embeddings, "
+            f"got {model.name}; train one of all attributes"
+        )
     made = dataclasses.replace(
         config.for_schema(schema),
         adapters_from=config.adapters_from or config.attributes,

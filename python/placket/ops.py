@@ -987,7 +987,8 @@ def rank_metrics(
     The score of a candidate is ``sum_s weights[w, s] <queries[s][q], candidates[s][c]>`` in float32. The S
     dot products are taken once, however many weightings there are. Candidates are ranked by score, ties by
     candidate order. On CPU the bits depend on neither ``block`` nor the number of threads; on CUDA the last
-    bits of scores may depend on the block.
+    bits of scores (cuBLAS in float32, never TF32) may depend on the block, and equal scores have the CPU's
+    measures to the bit.
 
     Args:
         queries: S of ``[Q, D_s]`` float32, usually L2-normalised: one, or region and patch embeddings, say.
@@ -1000,7 +1001,7 @@ def rank_metrics(
             (its own image, say), -1 for none.
         cutoffs: K ranks, each at least 1, for ``hits`` and ``precision_sum``.
         block: of so many queries scores exist at a time, which takes 4 S C bytes each; None chooses as many
-            as 64 MiB hold, from 24 to 120 (on CUDA as many as make 2**23 scores).
+            as 64 MiB hold, from 24 to 120 (on CUDA 4 (S + 2) C bytes each, as many as 256 MiB hold).
 
     Returns:
         ``[W, Q]`` or ``[W, Q, K]`` each.

@@ -203,7 +203,7 @@ def by_hand(model: AttributeNetwork, data: Dataset, flip: bool, **options: objec
     """The rankings from embeddings of whole splits."""
     train = data.split("train")
     labels = [(i, a, v) for i in range(len(train)) for a, v in train.labels[i]]
-    z = placket.embed_split(model, train, flip=flip)
+    z = placket.embed_split(model, train)  # also with flips
     means = class_means(labels, embed_from(z), data.schema)
     splits = []
     for part in (data.split("valid"), data.split("test")):

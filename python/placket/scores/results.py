@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Row:
     embedded_per_second: float
     """Images under every attribute, reading included."""
     parameters: int
-    chosen: dict[str, list[dict[str, str]]]
+    chosen: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     """By way of ranking and for each seed: see ``Record``."""
 
     @staticmethod
