@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ __all__ = [
     "masked_cross_entropy",
     "recall_at",
 ]
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _FORMAT = "placket-features/1"
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.bool: "BOOL"}
@@ -71,7 +73,7 @@ class CachedFeatures:
         embedding, tokens, mask = self.embedding, self.tokens, self.mask
         if embedding.dim() != 2 or 0 in embedding.shape:
             raise ValueError(
-                f"CachedFeatures: embedding must have shape [n, D], neither of them 0, got {list(embedding.shape)}"
+                f"CachedFeatures: embedding must have shape [n, D] of at least 1, got {list(embedding.shape)}"
             )
         if embedding.dtype not in _DTYPES or embedding.dtype == torch.bool:
             raise TypeError(
@@ -186,8 +188,7 @@ class CachedFeatures:
         for what, want in (("model", model), ("items", items)):
             if want is not None and about[what] != want:
                 raise ValueError(
-                    f"CachedFeatures: {what} of '{path}' must be '{want}', got '{about[what]}'; "
-                    "embed again"
+                    f"CachedFeatures: {what} of '{path}' must be '{want}', got '{about[what]}'; embed again"
                 )
         return cls(**arrays, model=about["model"], items=about["items"])
 
@@ -205,9 +206,7 @@ class _Place(NamedTuple):
     row_bytes: int
 
 
-def _layout(
-    arrays: dict[str, Tensor], count: int, model: str, items: str
-) -> tuple[bytes, dict[str, _Place]]:
+def _layout(arrays: dict[str, Tensor], count: int, model: str, items: str) -> tuple[bytes, dict[str, _Place]]:
     """Return the beginning of a file of ``count`` rows like those of the arrays, and where its arrays go."""
     header: dict[str, Any] = {"__metadata__": {"format": _FORMAT, "model": model, "items": items}}
     offsets: dict[str, int] = {}
@@ -288,8 +287,8 @@ class FitConfig:
 def masked_cross_entropy(queries: Tensor, targets: Tensor, ids: Tensor, scale: float) -> Tensor:
     """Return the batch classification loss: each query finds its own target among those of the batch.
 
-    The mean of ``-log softmax_j(scale q_i . y_j)`` at j = i (CLIP4Cir; systems.md 7.4, step 5). Where two have
-    the same target, that of the other is no negative.
+    The mean of ``-log softmax_j(scale q_i . y_j)`` at j = i (CLIP4Cir). Where two have the same target, that
+    of the other is no negative.
 
     Args:
         queries: ``[N, D]`` unit rows.
@@ -416,9 +415,7 @@ class ComposedTrainer:
         epoch, place = divmod(self.done, self.steps_per_epoch)
         if self._plan is None or self._plan[0] != epoch:
             count, choices = len(self.triplets.target), self.triplets.text.shape[1]
-            random = np.random.Generator(
-                np.random.Philox(np.random.SeedSequence([self.config.seed, epoch]))
-            )
+            random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.config.seed, epoch])))
             order = torch.from_numpy(random.permutation(count))
             choice = torch.from_numpy(random.integers(choices, size=count))
             self._plan = epoch, order, self.triplets.text.gather(1, choice[:, None]).squeeze(1)
@@ -428,13 +425,13 @@ class ComposedTrainer:
 
 
 def fit(
-    composition: nn.Module,
+    composition: Module,
     images: CachedFeatures,
     texts: CachedFeatures,
     triplets: Triplets,
     config: FitConfig | None = None,
     report: Callable[[int, float], None] | None = None,
-) -> nn.Module:
+) -> Module:
     """Train a composition and return it, in evaluation mode; see ``ComposedTrainer`` and its ``run``."""
     ComposedTrainer(composition, images, texts, triplets, config).run(report)
     return composition
@@ -523,7 +520,7 @@ def _composed(
 ) -> Composed:
     image, image_tokens, image_mask = images.take(reference, device)
     if image_mask is not None:
-        raise ValueError("composition: images must have tokens everywhere, got features with a mask")
+        raise ValueError("compose: mask of images must be None, got one; images have all their tokens")
     row, tokens, mask = texts.take(text, device)
     composed: Composed = composition(image, row, image_tokens, tokens, mask)
     return composed
@@ -532,7 +529,9 @@ def _composed(
 def _checked(triplets: Triplets, images: CachedFeatures, texts: CachedFeatures) -> Triplets:
     """Return triplets on the CPU, their texts as ``[m, c]``."""
     if images.dims != texts.dims:
-        raise ValueError(f"ComposedTrainer: texts must have {images.dims} dimensions like images, got {texts.dims}")
+        raise ValueError(
+            f"ComposedTrainer: texts must have {images.dims} dimensions like images, got {texts.dims}"
+        )
     reference, text, target = (column.cpu().long() for column in triplets)
     text = text[:, None] if text.dim() == 1 else text
     m = len(target)

@@ -696,7 +696,7 @@ def gated_fusion(
 ) -> tuple[Tensor, Tensor]:
     """Return the query that AGCN makes of its two sides, and the image's share in it.
 
-    With ``g = sigmoid(gate_logits)`` and ``l = sigmoid(selection_logits)`` (systems.md 7.4, a reconstruction),
+    With ``g = sigmoid(gate_logits)`` and ``l = sigmoid(selection_logits)`` (a reconstruction),
 
         image part = g image + (1 - l) image_clip
         text part = (1 - g) text + l text_clip
@@ -713,9 +713,7 @@ def gated_fusion(
         query ``[N, D]``, rows of length 1 (0 where the sum is 0), differentiable in all six; image_share
         ``[N]``, which has no gradient.
     """
-    return torch.ops.placket.gated_fusion(
-        gate_logits, selection_logits, image, text, image_clip, text_clip
-    )
+    return torch.ops.placket.gated_fusion(gate_logits, selection_logits, image, text, image_clip, text_clip)
 
 
 @torch.library.register_fake("placket::gated_fusion")

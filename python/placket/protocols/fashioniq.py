@@ -21,6 +21,7 @@ from placket.protocols.result import Result
 
 __all__ = ["fashioniq_original", "fashioniq_val"]
 
+
 def fashioniq_original(
     compositions: Compositions,
     split: Split,
