@@ -29,13 +29,6 @@ template <class A>
 constexpr int64_t kLanes = 32 / int64_t(sizeof(A));
 
 template <class A>
-inline __attribute__((always_inline)) Lanes<A> lanes_at(const A* x) {
-  Lanes<A> lanes;
-  memcpy(&lanes, x, sizeof lanes);
-  return lanes;
-}
-
-template <class A>
 inline __attribute__((always_inline)) A total(const Lanes<A>& lanes) {
   A sum = 0;
   for (int64_t l = 0; l < kLanes<A>; ++l) sum += lanes[l];
@@ -65,7 +58,9 @@ inline __attribute__((always_inline)) FusionSums<A> sums(const A* of_image, cons
   Lanes<A> square = {}, image = {}, text = {};
   int64_t d = 0;
   for (; d + kLanes<A> <= dims; d += kLanes<A>) {
-    const Lanes<A> i = lanes_at(of_image + d), t = lanes_at(of_text + d);
+    Lanes<A> i, t;
+    memcpy(&i, of_image + d, sizeof i);
+    memcpy(&t, of_text + d, sizeof t);
     square += (i + t) * (i + t);
     image += i * i;
     text += t * t;
@@ -116,8 +111,10 @@ inline __attribute__((always_inline)) FusionGradientSums<A> gradient_sums(
   Lanes<A> square = {}, along = {}, between_grad = {}, between_x = {};
   int64_t d = 0;
   for (; d + kLanes<A> <= dims; d += kLanes<A>) {
-    const Lanes<A> x = lanes_at(scratch.x + d), grad = lanes_at(scratch.grad + d);
-    const Lanes<A> between = lanes_at(scratch.between + d);
+    Lanes<A> x, grad, between;
+    memcpy(&x, scratch.x + d, sizeof x);
+    memcpy(&grad, scratch.grad + d, sizeof grad);
+    memcpy(&between, scratch.between + d, sizeof between);
     square += x * x;
     along += x * grad;
     between_grad += between * grad;

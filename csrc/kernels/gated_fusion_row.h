@@ -47,7 +47,8 @@ constexpr double kFusionNormFloor = 1e-12;
 template <class A>
 PLACKET_HOST_DEVICE inline A inverse_length(A square) {
   const A length = sqrt(square);
-  return A(1) / (length > A(kFusionNormFloor) ? length : A(kFusionNormFloor));
+  // Written so that NaN passes through.
+  return A(1) / (length <= A(kFusionNormFloor) ? A(kFusionNormFloor) : length);
 }
 
 // Sums over a row for its gradient; between = text_clip - image_clip.
@@ -74,8 +75,7 @@ struct FusionGradient {
 
   PLACKET_HOST_DEVICE FusionGradient(const FusionGradientSums<A>& sums, A selection) {
     inverse = inverse_length(sums.square);
-    // A row under the floor is divided by a constant: nothing is taken out. Written so that NaN
-    // passes through.
+    // A row under the floor is divided by a constant: nothing is taken out.
     const bool below = sqrt(sums.square) <= A(kFusionNormFloor);
     radial = below ? A(0) : sums.along * inverse * inverse;
     selection_logit =

@@ -50,7 +50,7 @@ class Combiner : public CompositionModel {
     const Tensor joint = linear(combined, weights.next_affine());
     const Tensor mixed = layer(both, weights.next_affine());
     const Tensor selection = linear(mixed, weights.next_affine()).sigmoid();  // [N, 1]
-    return query_of((1 - selection) * input.image, selection * input.text, joint);
+    return query_of(at::rsub(selection, 1) * input.image, selection * input.text, joint);
   }
 
  private:

@@ -93,7 +93,9 @@ void check_input(const CompositionInput& input) {
 // Rows [..., D] with a root mean square of 1.
 Tensor scaled(const Tensor& rows) {
   if (!rows.defined()) return rows;
-  return unit_length(rows) * std::sqrt(double(rows.size(-1)));
+  // Asked for alone: size() would fix every dimension in a trace.
+  const int64_t dims = rows.sym_size(-1).guard_int(__FILE__, __LINE__);
+  return unit_length(rows) * std::sqrt(double(dims));
 }
 
 std::tuple<Tensor, Tensor> compose_op(const Tensor& image, const Tensor& text,

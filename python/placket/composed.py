@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ __all__ = [
     "masked_cross_entropy",
     "recall_at",
 ]
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _FORMAT = "placket-features/1"
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.bool: "BOOL"}
@@ -71,8 +73,7 @@ class CachedFeatures:
         embedding, tokens, mask = self.embedding, self.tokens, self.mask
         if embedding.dim() != 2 or 0 in embedding.shape:
             raise ValueError(
-                "CachedFeatures: embedding must have shape [n, D], neither of them 0, got "
-                f"{list(embedding.shape)}"
+                f"CachedFeatures: embedding must have shape [n, D] of at least 1, got {list(embedding.shape)}"
             )
         if embedding.dtype not in _DTYPES or embedding.dtype == torch.bool:
             raise TypeError(
@@ -424,13 +425,13 @@ class ComposedTrainer:
 
 
 def fit(
-    composition: nn.Module,
+    composition: Module,
     images: CachedFeatures,
     texts: CachedFeatures,
     triplets: Triplets,
     config: FitConfig | None = None,
     report: Callable[[int, float], None] | None = None,
-) -> nn.Module:
+) -> Module:
     """Train a composition and return it, in evaluation mode; see ``ComposedTrainer`` and its ``run``."""
     ComposedTrainer(composition, images, texts, triplets, config).run(report)
     return composition
@@ -519,7 +520,7 @@ def _composed(
 ) -> Composed:
     image, image_tokens, image_mask = images.take(reference, device)
     if image_mask is not None:
-        raise ValueError("composition: images must have tokens everywhere, got features with a mask")
+        raise ValueError("compose: mask of images must be None, got one; images have all their tokens")
     row, tokens, mask = texts.take(text, device)
     composed: Composed = composition(image, row, image_tokens, tokens, mask)
     return composed

@@ -785,7 +785,7 @@ def gated_fusion(
 ) -> tuple[Tensor, Tensor]:
     """Return the query that AGCN makes of its two sides, and the image's share in it.
 
-    With ``g = sigmoid(gate_logits)`` and ``l = sigmoid(selection_logits)`` (systems.md 7.4, a reconstruction),
+    With ``g = sigmoid(gate_logits)`` and ``l = sigmoid(selection_logits)`` (a reconstruction),
 
         image part = g image + (1 - l) image_clip
         text part = (1 - g) text + l text_clip

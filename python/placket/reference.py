@@ -22,8 +22,8 @@ def agcn_composition(
     text_tokens: Tensor | None = None,
     text_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Image and text ``[N, D]`` with further tokens ``[N, P, D]`` and ``[N, L, D]``, which are there where the
-    mask ``[N, L]`` is true, to query ``[N, D]`` and share of the image ``[N]`` of AGCN; weights by name."""
+    """Image and text ``[N, D]`` with further tokens ``[N, P, D]`` and ``[N, L, D]``, there where the mask
+    ``[N, L]`` is true, to query ``[N, D]`` and share of the image ``[N]`` of AGCN; weights by name."""
     image, text = _scaled(image), _scaled(text)
     v = image[:, None] if image_tokens is None else torch.cat([image[:, None], _scaled(image_tokens)], 1)
     t = text[:, None] if text_tokens is None else torch.cat([text[:, None], _scaled(text_tokens)], 1)
@@ -795,8 +795,8 @@ def rpf_region_head(
 def tirg_composition(
     image: Tensor, text: Tensor, weights: Mapping[str, Tensor], batch_statistics: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Image and text ``[N, D]`` to query ``[N, D]`` and share of the image ``[N]`` of TIRG; weights and running
-    statistics by name. The latter stay as they are."""
+    """Image and text ``[N, D]`` to query ``[N, D]`` and share of the image ``[N]`` of TIRG; weights and
+    running statistics by name. The latter stay as they are."""
     image, text = _scaled(image), _scaled(text)
     both = torch.cat([image, text], 1)
 

@@ -147,9 +147,9 @@ def test_gated_fusion_compiles(device: torch.device) -> None:
 def test_gated_fusion_layouts(device: torch.device) -> None:
     given = inputs(6, 9, device)
     expected = ops.gated_fusion(*given)
-    transposed = [x.T.contiguous().T for x in given]
+    strided = [torch.stack([x, x], -1)[..., 0] for x in given]
     padded = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape) for x in given]
-    for others in (transposed, padded):
+    for others in (strided, padded):
         for ours, same in zip(ops.gated_fusion(*others), expected, strict=True):
             assert torch.equal(ours, same)
     expanded = [x[:1].expand(x.shape) for x in given]
