@@ -154,7 +154,7 @@ py::array_t<uint8_t> decode_mask_path(const py::str& path, bool upright) {
     const py::gil_scoped_release no_gil;
     return decode_mask(encoded, upright ? Orientation::kApply : Orientation::kIgnore);
   }();
-  return {{picture.height, picture.width}, picture.pixels.data()};
+  return py::array_t<uint8_t>({picture.height, picture.width}, picture.pixels.data());
 }
 
 py::bytes read_path(const py::str& path) {

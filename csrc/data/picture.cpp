@@ -193,13 +193,15 @@ void segment_input(const Region& region, const std::string& name, int64_t height
     std::fill_n(out, size * size * kChannels, 0.0f);
     return;
   }
+  std::array<uint8_t, 256> level;
+  for (int pixel = 0; pixel < 256; ++pixel) {
+    level[size_t(pixel)] = region.has(uint8_t(pixel)) ? 255 : 0;
+  }
   Image part{y1 - y0, x1 - x0, Bytes(size_t((y1 - y0) * (x1 - x0) * kChannels))};
   uint8_t* to = part.pixels.data();
   for (int64_t y = y0; y < y1; ++y) {
-    for (int64_t x = x0; x < x1; ++x) {
-      const uint8_t level = region.has(mask.pixels[size_t(y * width + x)]) ? 255 : 0;
-      to = std::fill_n(to, kChannels, level);
-    }
+    const uint8_t* row = mask.pixels.data() + y * width;
+    for (int64_t x = x0; x < x1; ++x, to += kChannels) to[0] = to[1] = to[2] = level[row[x]];
   }
   job.image = part.pixels.data();
   job.image_height = part.height;
@@ -211,8 +213,11 @@ void segment_input(const Region& region, const std::string& name, int64_t height
   Bytes covered(size_t(size * size * kChannels));
   resample_uint8_cpu(job, size, size, covered.data());
   std::array<float, 256> share;
-  for (int level = 0; level < 256; ++level) share[size_t(level)] = float(level) / 255.0f;
-  for (size_t i = 0; i < covered.size(); ++i) out[i] = input[i] * share[covered[i]];
+  for (int i = 0; i < 256; ++i) share[size_t(i)] = float(i) / 255.0f;
+  for (size_t i = 0; i < covered.size(); i += kChannels) {
+    const float own = share[covered[i]];
+    for (int64_t c = 0; c < kChannels; ++c) out[i + c] = input[i + c] * own;
+  }
 }
 
 Image shrink(const ImageView& image, int64_t size) {

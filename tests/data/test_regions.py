@@ -48,8 +48,9 @@ def blob(height: int, width: int, seed: int) -> Bits:
     """A mask with long edges, holes and single pixels."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
-    own = (x - width / 2) ** 2 / width**2 + (y - height / 2) ** 2 / height**2 < 0.12
-    return own ^ (rng.random((height, width)) < 0.05)
+    across, down = rng.uniform(0.3, 0.7, 2)
+    own = (x / width - across) ** 2 + (y / height - down) ** 2 < 0.12
+    return own ^ (rng.random((height, width)) < 0.01)
 
 
 def coverage(mask: Bits, picture: tuple[int, int, int, int], size: int) -> NDArray[np.float32]:
@@ -69,13 +70,14 @@ def test_the_segmented_view_is_the_crop_times_the_covered_share(
     photograph: Photograph, box: tuple[int, int, int, int] | None, interpolation: str, arithmetic: str
 ) -> None:
     pixels, mask = photograph(80, 50), blob(80, 50, 0)
+    mask[79, 49] = True
     preprocess = Preprocess(
         size=24, fit="pad", box_margin=0.1, interpolation=interpolation, arithmetic=arithmetic
     )
     batch = _C.prepare_image(pixels, box, preprocess, mask)
     picture, _ = _C.frame(80, 50, box, preprocess)
     share = coverage(mask, picture, 24)
-    assert 0 < share.mean() < 1
+    assert share.any()
     expected = batch.images[0].permute(1, 2, 0).numpy() * share[:, :, None]
     np.testing.assert_array_equal(batch.segmented[0].permute(1, 2, 0).numpy(), expected)
     assert batch.segmented.is_contiguous(memory_format=torch.channels_last)
@@ -252,11 +254,10 @@ def test_a_mask_is_decoded_once_a_batch(regions: Split) -> None:
             loader = Loader(
                 regions, batch=7, copies=2, preprocess=REGION, views="both", threads=threads, prefetch=1
             )
-            (_,) = loader
+            for _ in range(4):
+                (_,) = loader
             del loader
-            assert len(names) >= 3
-            assert len(names) % 3 == 0  # the loader may have begun the next batch
-            assert len(names) <= 6
+            assert 4 * 3 <= len(names) <= 5 * 3  # of 14 rows each; a fifth batch may have begun
     finally:
         _C.set_decode_fallback(_pillow.decode)
 
@@ -288,12 +289,9 @@ def test_bad_masks_are_named(regions: Split) -> None:
         batch = load(regions, on_error="skip")
         assert batch.plan.images.tolist() == [0, 1, 2, 5, 5, 5, 6]
         load(regions, views="crop")
-    for mode, depth in (
-        ("RGB", "8 bits of colour type 2"),
-        ("P", "8 bits of colour type 3"),
-        ("1", "1 bits"),
-    ):
-        Image.new(mode, (37, 45)).save(root / "1.png")
+    kinds = {"RGB": "8 bits of colour type 2", "P": "8 bits of colour type 3", "1": "1 bits of colour type 0"}
+    for mode, depth in kinds.items():
+        Image.fromarray(blob(45, 37, 3).astype(np.uint8) * 200).convert(mode).save(root / "1.png")
         with pytest.raises(RuntimeError, match=rf"1\.png: mask must be a PNG of one grey .* got {depth}"):
             load(regions)
     Image.new("L", (37, 44)).save(root / "1.png")

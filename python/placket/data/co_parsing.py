@@ -28,6 +28,7 @@ from placket.schema import AttributeSchema
 
 __all__ = ["CoParsingDataset"]
 
+_BODY = ("hair", "skin")
 _MOST_NAMES = 256  # numbers of 8 bits
 
 
@@ -49,14 +50,15 @@ class CoParsingDataset(Dataset):
         self,
         root: str | os.PathLike[str],
         *,
-        leave_out: Sequence[str] = ("hair", "skin"),
+        leave_out: Sequence[str] | None = None,
         least_share: float = 0.001,
     ) -> None:
         """Read names and splits.
 
         Args:
             root: the folder.
-            leave_out: names, besides the background, that are no regions; by default those of the body.
+            leave_out: names, besides the background, that are no regions; by default those of the body, hair
+                and skin, where there are such.
             least_share: of the photo's pixels that a region must have, at least.
 
         Raises:
@@ -68,6 +70,8 @@ class CoParsingDataset(Dataset):
         path = Path(root)
         self.names: tuple[str, ...] = _read_names(path / "label_names.json")
         """What the numbers of the label pictures mean."""
+        if leave_out is None:
+            leave_out = [name for name in _BODY if name in self.names]
         unknown = [name for name in leave_out if name not in self.names]
         if unknown:
             raise DatasetError(f"{path}: leave_out must be names of label_names.json, got {brief(unknown)}")
