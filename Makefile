@@ -70,6 +70,7 @@ clean:
 
 .venv/.packages: .venv/.torch-$(TORCH) pyproject.toml
 	.venv/bin/python -m pip install -q -c .venv/constraints.txt --group build --group test --group lint
+	.venv/bin/python -m pip install -q --no-deps --group test-without-dependencies
 	touch $@
 
 # OML's requirements name torchvision and NumPy 1; what it is compared by does without.

@@ -16,7 +16,7 @@ using at::Tensor;
 namespace {
 
 Tensor average_pool(const Tensor& x, int64_t stride) {
-  return stride > 1 ? at::avg_pool2d(x, stride) : x;
+  return stride > 1 ? at::avg_pool2d(x, {stride, stride}, {stride, stride}) : x;
 }
 
 struct AntialiasedBottleneck {

@@ -54,11 +54,12 @@ Tensor with_interruption_point(const Tensor& out) {
 
 Tensor convolve(const Tensor& x, const Affine& weights, const c10::SymInt& top,
                 const c10::SymInt& left, const Conv& conv) {
-  const c10::SymInt stride = conv.stride;
+  // Lists of two, as of every pooling: ONNX's exporter does not repeat an only number.
+  const c10::SymInt stride[] = {conv.stride, conv.stride};
   const c10::SymInt padding[] = {top, left};
-  return with_interruption_point(at::conv2d_symint(x, weights.weight, weights.bias, stride,
-                                                   c10::SymIntArrayRef(padding), c10::SymInt(1),
-                                                   conv.groups));
+  const c10::SymInt dilation[] = {1, 1};
+  return with_interruption_point(
+      at::conv2d_symint(x, weights.weight, weights.bias, stride, padding, dilation, conv.groups));
 }
 
 Tensor convolve_same(const Tensor& x, const Affine& weights, const Conv& conv) {
