@@ -243,4 +243,6 @@ class _Reader:
 
 
 def _shown(node: yaml.Node) -> str:
-    return {"scalar": f"'{node.value}'", "sequence": "a list", "mapping": "a mapping"}[node.id]
+    if isinstance(node, yaml.ScalarNode):
+        return f"'{node.value}'"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"

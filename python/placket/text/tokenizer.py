@@ -218,7 +218,8 @@ def _mend_by_ftfy(text: str) -> str:
             "Tokenizer: text must be printable ASCII without entities where ftfy is not installed, got "
             f"{shown}; pip install ftfy, or choose clean='basic', whose ids differ where ftfy mends"
         ) from error
-    return fix_text(text)
+    mended: str = fix_text(text)
+    return mended
 
 
 def _mend_plainly(text: str) -> str:
