@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import clip_loss_ranks
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import clip_loss_ranks
 from placket import losses, ops
 
 
