@@ -4,17 +4,18 @@
 #include <cmath>
 #include <cstdint>
 
-// Functions in a form that compilers vectorise, to be inlined into the leaf functions of
-// base/simd.h. Those of double are the library's.
+// Functions in a form that compilers vectorise (GCC with -fno-trapping-math), to be inlined into
+// the leaf functions of base/simd.h. Those of double are the library's.
 namespace placket {
 
 // exp for arguments up to 0: 2^n times the Taylor polynomial of degree 7 on [-ln 2 / 2, ln 2 / 2],
-// whose remainder is below half a unit in the last place; 0 where the result would be subnormal.
-inline __attribute__((always_inline)) float exp_of(float given) {
+// whose remainder is below half a unit in the last place. Where the result would be subnormal 2^n
+// is written as 0, and so is the result.
+inline __attribute__((always_inline)) float exp_of(float x) {
   constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   // Adding it leaves the nearest integer in the low bits of the sum.
   constexpr float kRound = 12582912.0f;
-  const float x = given < -87.0f ? -87.0f : given;
+  x = x < -88.0f ? -88.0f : x;
   const float shifted = x * kLog2e + kRound;
   const float n = shifted - kRound;
   const float r = (x - n * kLn2High) - n * kLn2Low;
@@ -25,8 +26,7 @@ inline __attribute__((always_inline)) float exp_of(float given) {
   y = y * r + 1.0f / 6;
   y = y * r + 0.5f;
   y = (y * r) * r + r + 1.0f;
-  y *= std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127u) << 23);
-  return given < -87.0f ? 0.0f : y;
+  return y * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127u) << 23);
 }
 
 inline __attribute__((always_inline)) double exp_of(double x) { return std::exp(x); }

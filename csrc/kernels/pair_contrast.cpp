@@ -92,12 +92,11 @@ inline __attribute__((always_inline)) void sigmoid_terms(A* __restrict z,
                                                          A* __restrict loss, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const A u = exp_of(z[i] < 0 ? z[i] : -z[i]);
-    const bool positive = kinds[i] == kPositive, left_out = kinds[i] == kLeftOut;
+    const bool positive = kinds[i] == kPositive, compared = kinds[i] != kLeftOut;
     const A wrong = positive ? -z[i] : z[i];  // the loss is softplus of it
-    const A term = (wrong > 0 ? wrong : A(0)) + log1p_of(u);
     const A share = (wrong > 0 ? A(1) : u) / (1 + u);
-    loss[i] = left_out ? A(0) : term;
-    z[i] = left_out ? A(0) : positive ? -share : share;
+    loss[i] = compared ? (wrong > 0 ? wrong : A(0)) + log1p_of(u) : A(0);
+    z[i] = compared ? (positive ? -share : share) : A(0);
   }
 }
 

@@ -340,7 +340,7 @@ struct OnCuda {
                                   mutable_data<A>(columns->positives)};
       check_launch(in.op, launch_info_nce_columns(strip, all, stream));
     });
-    if (columns != nullptr) at::add_out(columns->lse, high, sum.log());
+    if (columns != nullptr) columns->lse.copy_(high + sum.log());
   }
 
   Triple info_nce_backward(const Inputs& in, const Weights& rows, const Weights* columns,
@@ -360,8 +360,8 @@ struct OnCuda {
         gradients(in, for_x, for_y, [&]<class A, class T>(const PairStrip<A>& strip, T* gradient) {
           launch_sigmoid(in, strip, losses, biases, compared, gradient);
         });
-    at::sum_out(sum, losses, at::OptionalIntArrayRef{});
-    at::sum_out(grad_bias, biases, at::OptionalIntArrayRef{});
+    sum.copy_(losses.sum());
+    grad_bias.copy_(biases.sum());
     return out;
   }
 
@@ -370,7 +370,7 @@ struct OnCuda {
     for_each_strip(in, [&]<class A>(const PairStrip<A>& strip, const Tensor&) {
       launch_sigmoid(in, strip, losses, biases, compared, static_cast<A*>(nullptr));
     });
-    at::sum_out(sum, losses, at::OptionalIntArrayRef{});
+    sum.copy_(losses.sum());
   }
 
  private:

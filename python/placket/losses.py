@@ -271,8 +271,8 @@ class _LossOfSides(nn.Module):
         for name, given in (("relation", relation), ("valid", valid)):
             if given is not None:
                 raise ValueError(
-                    f"{type(self).__name__}: {name} must be absent with several ranks, whose rows it does not "
-                    f"know, got shape {list(given.shape)}; give labels"
+                    f"{type(self).__name__}: {name} must be absent with several ranks, whose rows it does "
+                    f"not know, got shape {list(given.shape)}; give labels"
                 )
         return True
 
