@@ -17,7 +17,7 @@ using torch::autograd::variable_list;
 namespace {
 
 // What the backward pass calls again, under the autocast of the forward pass.
-struct Call : c10::intrusive_ptr_target {
+struct Call : torch::CustomClassHolder {
   Call(RowFunction function, int64_t part, at::DeviceType device)
       : function(std::move(function)),
         part(part),
