@@ -372,6 +372,12 @@ def test_regions_of_garments(garments: Path) -> None:
     assert set(LOCAL) < set(data.schema.names)
 
 
+def test_a_packed_set_has_no_split_of_regions(garments: Path, tmp_path: Path) -> None:
+    packed = placket.data.pack(placket.data.open(garments), tmp_path / "garments.store")
+    assert packed.regions("test") is not None
+    assert packed.region_split("test") is None
+
+
 def test_regions_without_masks_have_boxes(layout: Path) -> None:
     data = placket.data.open(layout)
     rows = data.region_split("test")

@@ -132,7 +132,7 @@ class CoParsingDataset(Dataset):
             problems.append(Problem("out of range", str(file), None, message))
         counts = np.bincount(picture.ravel(), minlength=_MOST_NAMES)
         large = (counts > 0) & (counts >= self._least_share * picture.size) & (self._category >= 0)
-        regions = []
+        regions: list[tuple[int, ...]] = []
         for number in np.flatnonzero(large).tolist():
             own = picture == number
             (xs,), (ys,) = np.nonzero(own.any(axis=0)), np.nonzero(own.any(axis=1))

@@ -152,7 +152,7 @@ class Masks:
     def shown(self, row: int, picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Return which of the picture's pixels are those of a row, of its shape."""
         number = self.numbers[row]
-        return (picture >> number) % 2 == 1 if self.bits else picture == number
+        return np.asarray((picture >> number) % 2 == 1 if self.bits else picture == number)
 
     def to_native(self) -> _C.MaskColumn:
         """Return the column as the C++ core takes it.

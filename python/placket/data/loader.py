@@ -94,8 +94,8 @@ class Loader:
             views: what ``images`` shows. "crop": the crop. "segmented", of a split with masks: the crop,
                 after every augmentation, times the share of each place that the region covers, so that the
                 rest is 0, the mean of the normalisation. The share is that of the mask brought to the input
-                by the same crop, flip and size, bilinear and antialiased. "both": the crop, and
-                ``segmented``.
+                by the same crop, flip and size, bilinear and antialiased; of a region without pixels nothing
+                is left. "both": the crop, and ``segmented``.
             seed: of sampling and augmentation.
             threads: that decode.
             prefetch: batches in work or finished ahead.

@@ -89,7 +89,7 @@ def recognition(
             ],
             "mAP": [_average_precision(*pair) for pair in pairs],
         }
-        blind = {
+        blind: dict[str, Any] = {
             "mP": [has.mean() for _, has in pairs],
             "mAP": [expected_average_precision([has.sum()], len(has))[0] for _, has in pairs],
         }
