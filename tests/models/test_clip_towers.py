@@ -129,6 +129,7 @@ class Tokens(nn.Module):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @IMAGES
 def test_compiles_whole(image: str, training: bool) -> None:
@@ -184,11 +185,13 @@ def test_text_tower_exports_with_a_dynamic_length() -> None:
         assert_near(program.module()(ids), encoder(ids))
 
 
+@pytest.mark.slow
 @IMAGES
 def test_image_tower_in_onnx(image: str, tmp_path: Path) -> None:
     in_onnx(ClipImageEncoder(make(image), normalize=False), torch.randn(2, 3, 64, 64), tmp_path)
 
 
+@pytest.mark.slow
 def test_text_tower_in_onnx(tmp_path: Path) -> None:
     in_onnx(ClipTextEncoder(make(), normalize=False), texts(2), tmp_path)
 
