@@ -23,6 +23,9 @@ constexpr std::string_view kStart = "<start_of_text>", kEnd = "<end_of_text>";
 constexpr std::array<std::string_view, 7> kContractions = {"'s", "'t",  "'re", "'ve",
                                                            "'m", "'ll", "'d"};
 constexpr std::string_view kLongS = "\u017F";
+// Where case is ignored this mark is the letter iota, so that open_clip's expression holds it
+// neither for a letter nor for what is none, and passes over it.
+constexpr char32_t kIotaBelow = 0x345;
 
 struct Char {
   size_t bytes;
@@ -44,7 +47,7 @@ Char first_char(std::string_view text) {
   constexpr std::array<char32_t, 5> kLeast = {0, 0, 0x80, 0x800, 0x10000};
   const bool is_char = point >= kLeast[length] && point <= 0x10FFFF && (point & ~0x7FFu) != 0xD800;
   if (!is_char) return {1, CharClass::kOther};
-  return {length, char_class(point)};
+  return {length, point == kIotaBelow ? CharClass::kSpace : char_class(point)};
 }
 
 // The bytes at the beginning of a text that are a fixed word, 0 where it begins with another.

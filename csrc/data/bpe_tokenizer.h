@@ -18,9 +18,9 @@ namespace placket {
 //
 // A word is "<start_of_text>" or "<end_of_text>" (which are the ids of that name: a text that
 // holds one ends there for CLIP), one of 's 't 're 've 'm 'll 'd, a run of letters, one number, or
-// a run of what is neither letter, number nor space (CharClass). A long s stands for an s in the
-// fixed ones, as it does where a regular expression ignores case. Bytes that are no UTF-8 are one
-// character each, of no class.
+// a run of what is neither letter, number nor space (CharClass). As where a regular expression
+// ignores case, a long s stands for an s in the fixed ones, and U+0345 parts words as a space does.
+// Bytes that are no UTF-8 are one character each, of no class.
 //
 // In a word the adjacent pair of the earliest merge is merged wherever it is, from left to right,
 // until there is none. A word of n bytes takes O(n log n) time and some 40 n bytes.

@@ -10,9 +10,11 @@ from functools import cache
 from itertools import pairwise
 
 _FIXED = re.compile(r"<(s|ſ)tart_of_text>|<end_of_text>|'(s|ſ|t|re|ve|m|ll|d)")
-_WHITE_SPACE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | {
-    chr(point) for point in range(0x2000, 0x200B)
-}
+_WHITE_SPACE = (
+    frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000")
+    | {"\u0345"}
+    | {chr(point) for point in range(0x2000, 0x200B)}
+)
 
 
 @cache
