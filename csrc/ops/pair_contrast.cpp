@@ -355,7 +355,7 @@ struct OnCuda {
 
   Triple sigmoid(const Inputs& in, const Tensor& sum, const Tensor& grad_bias,
                  const Tensor& compared, bool for_x, bool for_y) const {
-    const Tensor losses = at::empty({in.rows()}, in.options()), biases = at::empty_like(losses);
+    const Tensor losses = at::zeros({in.rows()}, in.options()), biases = at::zeros_like(losses);
     const Triple out =
         gradients(in, for_x, for_y, [&]<class A, class T>(const PairStrip<A>& strip, T* gradient) {
           launch_sigmoid(in, strip, losses, biases, compared, gradient);
@@ -366,7 +366,7 @@ struct OnCuda {
   }
 
   void sigmoid(const Inputs& in, const Tensor& sum, const Tensor& compared) const {
-    const Tensor losses = at::empty({in.rows()}, in.options()), biases = at::empty_like(losses);
+    const Tensor losses = at::zeros({in.rows()}, in.options()), biases = at::zeros_like(losses);
     for_each_strip(in, [&]<class A>(const PairStrip<A>& strip, const Tensor&) {
       launch_sigmoid(in, strip, losses, biases, compared, static_cast<A*>(nullptr));
     });
@@ -393,7 +393,7 @@ struct OnCuda {
   template <class F>
   static void for_each_strip(const Inputs& in, const F& f) {
     if (in.rows() == 0 || in.columns() == 0) return;
-    const int64_t most = std::clamp<int64_t>(kStripElements / in.columns(), 64, in.rows());
+    const int64_t most = std::min(in.rows(), std::max<int64_t>(64, kStripElements / in.columns()));
     const Tensor products = at::empty({most, in.columns()}, in.options());
     for (int64_t first = 0; first < in.rows(); first += most) {
       const int64_t rows = std::min(most, in.rows() - first);
