@@ -300,7 +300,9 @@ def test_bfloat16_and_autocast(name: str) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", [SHALLOW, "tirg", f"{COMBINER},dropout=0"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(SHALLOW, marks=pytest.mark.slow), "tirg", f"{COMBINER},dropout=0"]
+)
 def test_compiles_without_breaks(name: str, training: bool) -> None:
     compiles(name, training, "aot_eager")  # graph and gradients as for every backend, without C++ to compile
 
