@@ -18,6 +18,7 @@ from placket.nn import Composed, Composition
 DIMS = 24
 AGCN = "agcn,layers=2,heads=4,hidden=40"
 COMBINER = "combiner,projection=32,hidden=48"
+SHALLOW = "agcn,layers=1,heads=2,hidden=16,dropout=0"  # where tracing costs more than computing
 LEARNED = (AGCN, "tirg", COMBINER)
 PLAIN = ("sum", "image", "text")
 
@@ -299,10 +300,22 @@ def test_bfloat16_and_autocast(name: str) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", [f"{AGCN},dropout=0", "tirg", f"{COMBINER},dropout=0"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(SHALLOW, marks=pytest.mark.slow), "tirg", f"{COMBINER},dropout=0"]
+)
 def test_compiles_without_breaks(name: str, training: bool) -> None:
+    compiles(name, training, "aot_eager")  # graph and gradients as for every backend, without C++ to compile
+
+
+@pytest.mark.slow
+def test_compiles_to_machine_code() -> None:
+    compiles(SHALLOW, True, "inductor")
+
+
+def compiles(name: str, training: bool, backend: str) -> None:
+    """Compare results, gradients and statistics with eager mode's, for two sizes of the batch."""
     model, other = make(name).train(training), make(name).train(training)
-    compiled = torch.compile(other, fullgraph=True, dynamic=True)
+    compiled = torch.compile(other, fullgraph=True, dynamic=True, backend=backend)
     tokens = name.startswith("agcn")
     for n in (4, 6):
         rows = given(n, tokens)
