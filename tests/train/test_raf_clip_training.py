@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 import placket
-from placket.config import LossConfig, ScheduleConfig, StageConfig, TrainerConfig
+from placket.config import StageConfig, TrainerConfig
 from placket.data import garments
 from placket.nn import RafClip
 from placket.text import Tokenizer

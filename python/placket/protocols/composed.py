@@ -31,8 +31,8 @@ def composed_recall(
 ) -> Result:
     """Evaluate embeddings by ``composed-recall/v1``.
 
-    Recall@10 and @50 are the shares of queries whose one target is among the first 10 and 50 images of the
-    split.
+    Recall@10 and @50 are the shares of queries whose target, or another image of its group where there are
+    ``Compositions.groups``, is among the first 10 and 50 images of the split.
 
     Args:
         compositions: the queries, ``Dataset.compositions``.
@@ -61,10 +61,11 @@ def composed_recall(
     if not len(rows):
         raise ValueError(f"{caller}: present must leave a query, got none with reference and target")
     own = np.searchsorted(gallery, ends[rows, 0]) if reference == "removed" else None
+    groups = np.arange(len(split)) if compositions.groups is None else compositions.groups.astype(np.int64)
     found = rank(
         [asked[from_numpy(rows).to(asked.device)]],
         [offered[from_numpy(gallery).to(offered.device)]],
-        relevance(ends[rows, 1], gallery, excluded=own),
+        relevance(groups[ends[rows, 1]], groups[gallery], excluded=own),
         [1],
     )
     first = found.first[0]
@@ -76,7 +77,7 @@ def composed_recall(
         candidates={"all": len(gallery) - (own is not None)},
         without_relevant=int((first == 0).sum()),
         similarity="cosine",
-        lists=hash_of(ends[rows], gallery, *([] if own is None else [own])),
+        lists=hash_of(ends[rows], gallery, groups[gallery], *([] if own is None else [own])),
         gallery=f"all images, reference {reference}",
         group="category",
     )
