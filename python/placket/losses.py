@@ -228,7 +228,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ctx.group)
         return total.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
@@ -243,7 +243,7 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """
     if not _several_ranks(group):
         return rows
-    joined: Tensor = _GatherRows.apply(rows.contiguous(), group)
+    joined: Tensor = _GatherRows.apply(rows.contiguous(), group)  # type: ignore[no-untyped-call]
     return joined
 
 
