@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
 from peer_tokenizers import open_clip_tokenizer, transformers_tokenizer
 
 SENTENCES = 10_000
-LETTERS = 20_000
+LETTERS = 2_000
 
 
 def sentences() -> list[str]:
