@@ -19,7 +19,7 @@ void add_normal_linear(TensorSpecs& specs, const std::string& name, int64_t out,
 
 // In place on a layer's output, which no backward pass reads: x sigmoid(1.702 x) as three products
 // would keep a tensor of this size more.
-Tensor apply_gelu(Tensor x, bool quick_gelu) {
+Tensor apply_gelu(const Tensor& x, bool quick_gelu) {
   return quick_gelu ? at::silu(x.mul_(1.702)).mul_(1 / 1.702) : at::gelu(x);
 }
 

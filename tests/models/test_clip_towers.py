@@ -224,7 +224,8 @@ def test_low_precision_is_as_near_as_rounding(image: str, dtype: torch.dtype) ->
     cast = make(image).to(dtype)
     cast.load_state_dict(model.state_dict())
     plain = cast.encode_image(images.to(dtype)), cast.encode_text(ids)
-    # Some roundings one after another (measured: up to 3.2), of 2^-8 (bfloat16) or 2^-11 of the largest entry each.
+    # Some roundings one after another (measured: up to 3.2), of 2^-8 (bfloat16) or 2^-11 of the largest
+    # entry each.
     allowed = 6 * (2**-8 if dtype == torch.bfloat16 else 2**-11)
     for outs in (autocast, plain):
         for out, expected in zip(outs, exact, strict=True):
