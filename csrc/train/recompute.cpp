@@ -34,7 +34,7 @@ struct Call : torch::CustomClassHolder {
 
 struct Recomputed : torch::autograd::Function<Recomputed> {
   static Tensor forward(AutogradContext* context, const c10::intrusive_ptr<Call>& call,
-                        const Tensor& rows, const std::vector<Tensor>& weights) {
+                        const Tensor& rows, const at::TensorList& weights) {
     variable_list saved = {rows};
     saved.insert(saved.end(), weights.begin(), weights.end());
     context->save_for_backward(saved);
@@ -85,8 +85,9 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
 Tensor recomputed(const RowFunction& call, const Tensor& rows, const std::vector<Tensor>& weights,
                   int64_t part) {
   TORCH_CHECK_VALUE(part >= 1, "recomputed: part must be at least 1, got ", part);
+  // As a list, not a vector, in which autograd looks for no variables.
   return Recomputed::apply(c10::make_intrusive<Call>(call, part, rows.device().type()), rows,
-                           weights);
+                           at::TensorList(weights));
 }
 
 }  // namespace placket

@@ -24,7 +24,7 @@ def extend(
 ) -> Model:
     """Return a copy of a trained model that knows further attributes, which a training then teaches it.
 
-    A ``RafClip`` knows them by their words at once (``RafClip.with_attributes``). In any other model each gets
+    A ``RafClip`` knows them by their words at once (``RafClip.with_attributes``). In another model each gets
     rows of its own where tensors have one for each attribute (the attribute table), and an adapter in each
     branch, a small attention to the trunk's map (csrc/models/head.h). Train it with a stage that has
     ``new_attributes``, ``batch_norm="frozen"`` and no weight decay, as the recipe ``extend.yaml`` does: these

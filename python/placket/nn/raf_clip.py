@@ -211,7 +211,7 @@ class RafClip(Clip, Model):
             raise ValueError(
                 f"raf_clip: composition must be of {self.embedding_dim} dimensions, got {composition.dims}"
             )
-        self.composition = composition.to(self.logit_scale.device)
+        self.composition = composition.to(self.logit_scale.device).train(self.training)
         return self
 
     def compose(self, images: Tensor, texts: Sequence[str]) -> Composed:
