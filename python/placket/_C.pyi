@@ -339,6 +339,7 @@ class StageConfig(metaclass=_Type):
     exclude_shared: bool
     views_per_image: int
     new_attributes: int
+    recompute: int
     images_of_class: int
     copies: int
     augment: Augment
@@ -435,6 +436,7 @@ class TrainerConfig(metaclass=_Type):
     bfloat16: bool
     preprocess: Preprocess
     loader_threads: int
+    views: str
     skip_unreadable: bool
     report_every: int
     evaluate_every: int
@@ -475,6 +477,7 @@ def encode_rows(
     attributes: Sequence[int],
     *,
     preprocess: Preprocess,
+    views: str = ...,
     batch: int = ...,
     threads: int = ...,
     bfloat16: bool = ...,
@@ -521,6 +524,16 @@ def attribute_system(
     preprocess: Preprocess,
     seed: int = ...,
     extra_losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = ...,
+) -> System: ...
+def region_text_system(
+    *,
+    image: str,
+    text: str,
+    category: int,
+    tensors: dict[str, Tensor],
+    values: Sequence[int],
+    prompts: Tensor,
+    prompt_rows: Tensor,
 ) -> System: ...
 def set_decode_fallback(decode: Callable[[bytes, bool], ArrayLike] | None) -> None: ...
 def stage_seed(seed: int, stage_index: int) -> int: ...

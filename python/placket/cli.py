@@ -132,6 +132,7 @@ def _train(options: Namespace) -> None:
 def _evaluate(options: Namespace) -> None:
     import placket
     from placket import rivals
+    from placket.models import as_network
     from placket.runs import write_json
     from placket.tables import render
 
@@ -158,7 +159,7 @@ def _evaluate(options: Namespace) -> None:
     if options.rivals is not None:
         compared = {"this model": result}
         compared |= rivals.compare(
-            model,
+            as_network(model, "evaluate"),
             data,
             options.split,
             trunk_weights=options.trunk_weights,
@@ -352,6 +353,7 @@ def _write_hits(page: Path, weights: Mapping[str, float] | None, found: Mapping[
 def _explain(options: Namespace) -> None:
     import placket
     from placket import explain
+    from placket.models import as_network
 
     if options.image2 is not None and options.hit is not None:
         raise ValueError(f"explain: IMAGE2 must be left out with --hit, got {options.image2}")
@@ -362,7 +364,7 @@ def _explain(options: Namespace) -> None:
     if options.hit is not None:
         with placket.AttributeIndex.load(options.hit[0], read_only=True) as index:
             other = Path(index.get(_id(index, options.hit[1])).metadata["path"])
-    found = explain.explain(model, options.image, other, weights)
+    found = explain.explain(as_network(model, "explain"), options.image, other, weights)
     explain.write_explanation(options.out, found)
     _show(options, found.rows(), explain.table(found))
 

@@ -19,7 +19,7 @@ from placket.config import LossConfig
 from placket.data import Augment, Dataset, Loader, Split, Street2ShopDataset, Texts, read_image
 from placket.data.columns import Ints, Labels
 from placket.data.dataset import SPLITS
-from placket.nn import AttributeNetwork, Modc, Model, Pictures
+from placket.nn import Modc, Model, Pictures
 from placket.protocols import (
     PROTOCOLS,
     Blocks,
@@ -304,7 +304,7 @@ def _views(model: Model, split: Split) -> str:
 
 
 def embed_classes(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     images: NDArray[np.int64],
     attribute: int,
@@ -342,7 +342,7 @@ def embed_classes(
 
 
 def classify_split(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     images: NDArray[np.int64] | None = None,
     *,
@@ -385,7 +385,7 @@ def classify_split(
 
 
 def class_estimates(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     embed: Embed,
     means: Sequence[Tensor],
@@ -573,9 +573,7 @@ def _labels(part: Split, allow_missing: bool) -> tuple[Integers, int]:
 class _EmbedClasses:
     """Class-conditioned embeddings of a split, of one attribute's values at a time."""
 
-    def __init__(
-        self, model: AttributeNetwork, split: Split, batch: int, threads: int, bfloat16: bool
-    ) -> None:
+    def __init__(self, model: Model, split: Split, batch: int, threads: int, bfloat16: bool) -> None:
         if not model.has_classes:
             raise ValueError(
                 f"evaluate: model must have class embeddings for asfr-multilabel-class/v1, got {model.name}"

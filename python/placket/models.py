@@ -27,7 +27,7 @@ from placket.nn import (
 )
 from placket.schema import AttributeSchema
 
-__all__ = ["METHODS", "create_model", "load", "takes_patch"]
+__all__ = ["METHODS", "as_network", "create_model", "load", "takes_patch"]
 
 METHODS: dict[str, type[Model]] = {
     method.name: method
@@ -101,6 +101,17 @@ def load(
             raise ValueError(f"load: trunk and patch must be left out for a {method.name}")
     checkpoint.fill(model, checkpoint.read_tensors(directory), str(directory))
     return model.eval().to(device)
+
+
+def as_network(model: Model, user: str) -> AttributeNetwork:
+    """Return a model as what it is, a network of attribute-specific retrieval.
+
+    Raises:
+        ValueError: it is none; ``user`` opens the sentence.
+    """
+    if not isinstance(model, AttributeNetwork):
+        raise ValueError(f"{user}: model must have a trunk and a head for attributes, got {model.name}")
+    return model
 
 
 def _method(what: str, name: str) -> type[Model]:

@@ -32,8 +32,8 @@ from placket.data import open as open_data
 from placket.data.loader import causes_by_path, skips_unreadable
 from placket.data.resident import resident_pixels
 from placket.extension import extend
-from placket.models import METHODS, create_model, load, takes_patch
-from placket.nn import AttributeNetwork, ExtraLoss, Model, RafClip
+from placket.models import METHODS, as_network, create_model, load, takes_patch
+from placket.nn import ExtraLoss, Model, RafClip
 from placket.runs import RunFolder
 
 __all__ = ["ExtraLoss", "TrainResult", "Trainer", "train"]
@@ -413,7 +413,7 @@ def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> Mo
     if config.stages[index].new_attributes:
         return _extended_model(config, data, index, run, generator)
     with_patch = any("patch" in stage.branches for stage in config.stages[: index + 1])
-    model = _make_model(config, data, generator, with_patch=with_patch)
+    model = as_network(_make_model(config, data, generator, with_patch=with_patch), "config")
     start = settings.start if index == 0 else run / "stages" / config.stages[index - 1].name
     known = {} if start is None else checkpoint.read_tensors(start)
     if not known and settings.trunk_weights is not None:
@@ -458,7 +458,7 @@ def _region_text_model(
 
 def _extended_model(
     config: TrainConfig, data: Dataset, index: int, run: Path, generator: torch.Generator
-) -> AttributeNetwork:
+) -> Model:
     """Make the model of a stage that teaches a trained one further attributes of the data."""
     stage = config.stages[index]
     start = config.model.start if index == 0 else run / "stages" / config.stages[index - 1].name

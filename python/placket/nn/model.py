@@ -44,6 +44,9 @@ class Model(nn.Module, ABC):
     views: str = "crop"
     """What of a region is embedded: see ``placket.data.Loader``."""
 
+    #: Whether it represents images by each class (attribute value) too.
+    has_classes: bool = False
+
     @property
     @abstractmethod
     def embedding_dim(self) -> int:
