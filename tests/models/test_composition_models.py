@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -307,7 +308,9 @@ def test_compiles_without_breaks(name: str, training: bool) -> None:
     compiles(name, training, "aot_eager")  # graph and gradients as for every backend, without C++ to compile
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(
+    os.environ.get("PLACKET_LONG_TESTS") != "1", reason="takes many minutes (PLACKET_LONG_TESTS=1)"
+)
 def test_compiles_to_machine_code() -> None:
     compiles(SHALLOW, True, "inductor")
 
