@@ -70,10 +70,13 @@ clean:
 
 .venv/.packages: .venv/.torch-$(TORCH) pyproject.toml
 	.venv/bin/python -m pip install -q -c .venv/constraints.txt --group build --group test --group lint
+	.venv/bin/python -m pip install -q --no-deps --group test-without-dependencies
 	touch $@
 
+# OML's requirements name torchvision and NumPy 1; what it is compared by does without.
 .venv/.peers: .venv/.packages
 	.venv/bin/python -m pip install -q -c .venv/constraints.txt --group bench
+	.venv/bin/python -m pip install -q --no-deps open-metric-learning==4.0.0 omegaconf==2.4.0 antlr4-python3-runtime==4.9.3
 	touch $@
 
 .venv/.ready: .venv/.packages $(SOURCES)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -133,7 +134,16 @@ def test_choice_for_each_attribute_is_the_best_on_valid() -> None:
             assert found[ranking].valid.per_attribute[name] == tried[key].per_attribute[name]
             assert found[ranking].test.per_attribute[name] == tested[key].per_attribute[name]
     assert [choice.alone for choice in chosen] == ["class means, temperature 0.1", "own"]
-    assert found["both"].test.similarity == "cosine + class agreement, chosen on valid for each attribute"
+    weights = [f"{choice.weight:g} {choice.joined}" for choice in chosen]
+    assert found["embedding"].chosen == {}
+    assert found["agreement"].chosen == {"neckline": "class means, temperature 0.1", "hem": "own"}
+    assert found["both"].chosen == dict(zip(SCHEMA.names, weights, strict=True))
+    assert found["agreement"].test.similarity == (
+        "class agreement (neckline: class means, temperature 0.1; hem: own), chosen on valid"
+    )
+    assert found["both"].test.similarity == (
+        f"cosine + class agreement (neckline: {weights[0]}; hem: {weights[1]}), chosen on valid"
+    )
 
 
 def test_an_attribute_without_queries_has_the_choice_for_all() -> None:
@@ -164,7 +174,11 @@ def test_results_are_those_of_the_chosen_settings() -> None:
     assert results["embedding"].similarity == "cosine"
     assert results["agreement"].similarity == f"class agreement ({chosen.alone}), chosen on valid"
     assert results["both"].similarity == (
-        f"cosine + {chosen.weight:g} class agreement ({chosen.joined}), chosen on valid"
+        f"cosine + class agreement ({chosen.weight:g} {chosen.joined}), chosen on valid"
+    )
+    given = class_agreement(valid, test, SCHEMA, weights=[0.7])["both"].test.similarity
+    assert re.fullmatch(
+        r"cosine \+ class agreement \(0\.7 class means, .*\), probabilities chosen on valid", given
     )
     # The embeddings hold the value in one of 12 directions, which the centres know.
     assert results["agreement"].overall > results["embedding"].overall + 10

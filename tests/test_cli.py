@@ -94,6 +94,11 @@ def test_evaluate_by_other_protocols_and_compare(
     assert "published: protocol and lists must be those of" in said.err
     assert "overall" in said.out  # what was computed is not lost
     assert (tmp_path / "kept.json").read_text() == Path(saved[0]).read_text()
+    assert main([*arguments, "--ranking", "both", "--class-weight", "0.3", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["similarity"]
+    assert said.startswith("cosine + class agreement (colour: 0.3 class means, temperature ")
+    assert main([*arguments, "--class-weight", "0.3"]) == 1
+    assert "class_weight must be None but with ranking 'both'" in capsys.readouterr().err
     assert main([*arguments, "--rivals", "1", "--protocol", "asfr-multilabel/v1"]) == 1
     assert "--rivals needs protocol asfr-map-all/v1, got asfr-multilabel/v1" in capsys.readouterr().err
 

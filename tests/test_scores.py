@@ -20,6 +20,7 @@ from placket.cli import main
 from placket.data import Dataset
 from placket.evaluate import classify_split, embed_split
 from placket.models import METHODS
+from placket.nn import AttributeNetwork
 from placket.nn.modc import assignment
 from placket.schema import AttributeSchema
 from placket.scores import training
@@ -65,7 +66,7 @@ def data(found: scores.Scores, out: Path) -> Dataset:
     return placket.data.open(out / "garments" / "garments")
 
 
-def test_the_table_is_complete(found: scores.Scores, out: Path) -> None:
+def test_the_table_is_complete(found: scores.Scores, data: Dataset, out: Path) -> None:
     rows = found.data[0].rows
     titles = [row.title for row in rows]
     assert sorted(titles[:2]) == ["RPF", "RPF, our recipe"]
@@ -82,7 +83,14 @@ def test_the_table_is_complete(found: scores.Scores, out: Path) -> None:
     for row in rows[:2]:
         assert list(row.valid) == EVERY
         assert min(row.seconds, row.trained_per_second, row.embedded_per_second, row.parameters) > 0
+        assert list(row.chosen) == [name for name in EVERY if not name.startswith("embedding")]
+        for each in row.chosen.values():
+            assert [tuple(chosen) for chosen in each] == [data.schema.names] * 2
+    assert [row.chosen for row in rows[2:5]] == [{}] * 3
+    assert {name for each in rows[5].chosen["agreement"] for name in each.values()} == {"classifier"}
     text = found.tables()
+    note = f"{titles[0]} / {titles[1]}: class means; plain classifier: classifier"
+    assert f"class agreement by what is best on valid for each attribute and seed, {note}" in text
     for said in (*titles, "chance", "neckline", "β by attribute", "p by random changes of sign", "2 seeds"):
         assert said in text
     assert (out / "scores.md").read_text() == found.tables("markdown") + "\n"
@@ -105,6 +113,19 @@ def test_the_best_methods_are_compared_with_the_rivals_that_learned(found: score
     assert against == learned | {("ridge, 2 x 2 frozen map", "agreement")}
     for each in table.differences:
         assert each.found.b == pytest.approx(methods[each.method].rankings[each.ranking].overall)
+
+
+def test_kinds_of_class_probabilities_are_counted(found: scores.Scores) -> None:
+    row = found.data[0].rows[0]
+    logits = [
+        {"a": "class logits", "b": "class means, temperature 0.1"},
+        {"a": "class logits", "b": "class logits"},
+    ]
+    assert (
+        replace(row, chosen={"agreement": logits}).probabilities()
+        == "class logits (3 of 4), class means (1 of 4)"
+    )
+    assert replace(row, chosen={}).probabilities() == ""
 
 
 def test_json_gives_the_scores_again(found: scores.Scores, out: Path, tmp_path: Path) -> None:
@@ -141,9 +162,14 @@ def test_rankings_are_those_of_evaluate(found: scores.Scores, out: Path, data: D
             "embedding" + training.MIRRORED: {"flip": True},
             "region weight": {"tune_region": "per attribute"},
         }
+        for name in ("agreement", "both"):
+            options |= {name: {"ranking": name}, name + training.MIRRORED: {"ranking": name, "flip": True}}
         for name, option in options.items():
             result = placket.evaluate(model, data, **option)
             assert row.by_seed[name][seed] == pytest.approx(result.overall, abs=1e-9)
+            assert result.similarity in row.rankings[name].similarity.split(" / ")
+            for attribute, chosen in row.chosen[name][seed].items() if name in row.chosen else ():
+                assert f"{attribute}: {chosen}" in result.similarity
         valid = placket.evaluate(model, data, "valid").overall
         record = training.Record.from_dict(_record(out / "garments" / f"rpf-{seed}"))
         assert record.valid["embedding"] == pytest.approx(valid, abs=1e-9)
@@ -194,10 +220,11 @@ def test_command(found: scores.Scores, tmp_path: Path, monkeypatch, capsys) -> N
 
 
 def test_every_method_has_an_entry() -> None:
-    assert set(METHODS) <= set(TITLES)
+    networks = {name for name, method in METHODS.items() if issubclass(method, AttributeNetwork)}
+    assert networks <= set(TITLES)
     found = scores.entries(SMALL)
-    assert {entry.method for entry in found if not entry.ours} == set(METHODS)
-    assert {entry.method for entry in found if entry.ours} == set(METHODS)
+    assert {entry.method for entry in found if not entry.ours} == networks
+    assert {entry.method for entry in found if entry.ours} == networks
     assert len({entry.key for entry in found}) == len({entry.title for entry in found}) == len(found)
 
 

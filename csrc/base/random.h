@@ -68,6 +68,7 @@ enum RandomPurpose : uint32_t {
   kRandomInitialise = 4,
   kRandomBootstrap = 5,
   kRandomViews = 6,
+  kRandomPrompts = 7,
 };
 
 }  // namespace placket

@@ -2,15 +2,18 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <sstream>
+#include <string>
 #include <utility>
 
 #include "bindings/arrays.h"
 #include "bindings/gil.h"
 #include "data/decode.h"
 #include "data/loader.h"
+#include "data/mask.h"
 #include "data/picture.h"
 #include "data/sampler.h"
 
@@ -37,6 +40,15 @@ std::string describe(const Preprocess& p) {
        << p.mean[0] << ", " << p.mean[1] << ", " << p.mean[2] << "), std=(" << p.std[0] << ", "
        << p.std[1] << ", " << p.std[2] << "))";
   return text.str();
+}
+
+// The region that a mask's true pixels are.
+Region region_of(const Array<bool>& mask) {
+  TORCH_CHECK_VALUE(mask.ndim() == 2, "prepare_image: mask must have shape [height, width], got ",
+                    mask.ndim(), " dimensions");
+  MaskPicture picture{mask.shape(0), mask.shape(1), Bytes(size_t(mask.size()))};
+  std::copy_n(mask.data(), mask.size(), picture.pixels.begin());
+  return {std::make_shared<const MaskPicture>(std::move(picture)), /*number=*/1};
 }
 
 using Corners = std::array<double, 4>;
@@ -204,6 +216,7 @@ void bind_data(py::module_& m) {
   py::class_<Batch>(m, "Batch")
       .def_readonly("plan", &Batch::plan)
       .def_readonly("images", &Batch::images)
+      .def_readonly("segmented", &Batch::segmented)
       .def_readonly("attributes", &Batch::attributes)
       .def_readonly("values", &Batch::values)
       .def_readonly("labels", &Batch::labels)
@@ -255,16 +268,16 @@ void bind_data(py::module_& m) {
       .def(py::init([](std::shared_ptr<ImageList> images, std::shared_ptr<LabelTable> labels,
                        std::shared_ptr<BatchSource> source, const Preprocess& preprocess,
                        const Augment& augment, uint64_t seed, bool keep_pixels, int64_t threads,
-                       int64_t prefetch, bool skip_unreadable, bool pin_memory) {
+                       int64_t prefetch, bool skip_unreadable, bool pin_memory, std::string views) {
              return std::unique_ptr<Loader, WithoutGil>(
                  new Loader(std::move(images), std::move(labels), std::move(source),
-                            {preprocess, augment, seed, keep_pixels, threads, prefetch,
-                             skip_unreadable, pin_memory}));
+                            {preprocess, augment, seed, keep_pixels, std::move(views), threads,
+                             prefetch, skip_unreadable, pin_memory}));
            }),
            arg("images"), arg("labels").none(true), arg("source"), py::kw_only(),
            arg("preprocess") = Preprocess(), arg("augment") = Augment(), arg("seed") = 0,
            arg("keep_pixels") = false, arg("threads") = 2, arg("prefetch") = 2,
-           arg("skip_unreadable") = false, arg("pin_memory") = false)
+           arg("skip_unreadable") = false, arg("pin_memory") = false, arg("views") = "crop")
       .def("next", &Loader::next, py::call_guard<py::gil_scoped_release>())
       .def("seek", &Loader::seek, arg("step"), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("waited", &Loader::waited)
@@ -294,9 +307,17 @@ void bind_data(py::module_& m) {
         "'pad' and 'target_pad'.");
   m.def(
       "prepare_image",
-      [](const Array<uint8_t>& pixels, const std::optional<Box>& box,
-         const Preprocess& preprocess) { return make_batch(image_of(pixels), box, preprocess); },
-      arg("pixels"), arg("box") = py::none(), arg("preprocess") = Preprocess());
+      [](const Array<uint8_t>& pixels, const std::optional<Box>& box, const Preprocess& preprocess,
+         const std::optional<Array<bool>>& mask) {
+        const Image image = image_of(pixels);
+        if (!mask.has_value()) return make_batch(image, box, preprocess);
+        const Region region = region_of(*mask);
+        return make_batch(image, box, preprocess, &region);
+      },
+      arg("pixels"), arg("box") = py::none(), arg("preprocess") = Preprocess(),
+      arg("mask") = py::none(),
+      "A batch of one image, [height, width, 3] uint8. mask: [height, width] bool, of which "
+      "Batch.segmented is made.");
 }
 
 }  // namespace placket

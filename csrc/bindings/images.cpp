@@ -17,6 +17,7 @@
 #include "bindings/gil.h"
 #include "data/decode.h"
 #include "data/image_list.h"
+#include "data/mask.h"
 #include "data/picture.h"
 #include "data/resident.h"
 #include "data/store.h"
@@ -65,13 +66,15 @@ std::shared_ptr<ImageList> make_image_list(std::shared_ptr<TextColumn> filenames
                                            const std::optional<Array<int64_t>>& boxes,
                                            const py::str& root, std::shared_ptr<Store> store,
                                            std::vector<int64_t> records,
-                                           std::shared_ptr<ResidentPixels> resident) {
+                                           std::shared_ptr<ResidentPixels> resident,
+                                           std::shared_ptr<MaskColumn> masks) {
   auto list = std::make_shared<ImageList>();
   list->root = encode(root);
   list->filenames = std::move(filenames);
   list->store = std::move(store);
   list->records = std::move(records);
   list->resident = std::move(resident);
+  list->masks = std::move(masks);
   if (boxes.has_value()) {
     TORCH_CHECK_VALUE(
         boxes->ndim() == 2 && boxes->shape(1) == 4 && boxes->shape(0) == py::ssize_t(list->size()),
@@ -143,6 +146,15 @@ py::array_t<uint8_t> decode_path(const py::str& path, bool upright,
     }
   }
   return pixels_of(image);
+}
+
+py::array_t<uint8_t> decode_mask_path(const py::str& path, bool upright) {
+  const std::string encoded = encode(path);
+  const MaskPicture picture = [&] {
+    const py::gil_scoped_release no_gil;
+    return decode_mask(encoded, upright ? Orientation::kApply : Orientation::kIgnore);
+  }();
+  return py::array_t<uint8_t>({picture.height, picture.width}, picture.pixels.data());
 }
 
 py::bytes read_path(const py::str& path) {
@@ -312,6 +324,20 @@ void bind_images(py::module_& m) {
           },
           arg("metadata"));
 
+  py::class_<MaskColumn, std::shared_ptr<MaskColumn>>(
+      m, "MaskColumn",
+      "Which pixels of its image each row shows: those of a grey PNG of 8 bits that hold the row's "
+      "number, as their value, or with `bits` as that bit.")
+      .def(py::init(
+               [](std::shared_ptr<TextColumn> filenames, const Array<uint8_t>& numbers, bool bits) {
+                 auto masks = std::make_shared<MaskColumn>(
+                     MaskColumn{std::move(filenames), to_vector(numbers), bits});
+                 check_masks("MaskColumn", *masks);
+                 return masks;
+               }),
+           arg("filenames"), arg("numbers"), arg("bits") = false)
+      .def("__len__", &MaskColumn::size);
+
   py::class_<ImageList, std::shared_ptr<ImageList>>(
       m, "ImageList",
       "Images for the loader: file names below a folder, or records of a store, whose pixels may "
@@ -319,7 +345,7 @@ void bind_images(py::module_& m) {
       "resident on a device; boxes [n, 4].")
       .def(py::init(&make_image_list), arg("filenames"), arg("boxes") = py::none(), py::kw_only(),
            arg("root"), arg("store") = py::none(), arg("records") = std::vector<int64_t>(),
-           arg("resident") = py::none())
+           arg("resident") = py::none(), arg("masks") = py::none())
       .def("__len__", &ImageList::size)
       .def(
           "path",
@@ -331,6 +357,8 @@ void bind_images(py::module_& m) {
            "Return the pixels of an image, [height, width, 3] uint8.");
 
   m.def("decode_file", &decode_path, arg("path"), arg("upright") = true, arg("part") = py::none());
+  m.def("decode_mask", &decode_mask_path, arg("path"), arg("upright") = true,
+        "Return the numbers of a grey PNG of 8 bits, [height, width] uint8.");
   m.def("read_file", &read_path, arg("path"));
   m.def("shrink_file", &shrink_path, arg("path"), arg("size"), arg("upright") = true,
         "Decode a file and bring its short side to at most `size`; return [height, width, 3] uint8 "

@@ -2,7 +2,11 @@
 
 #include <pybind11/stl.h>
 
+#include "models/clip.h"
+#include "models/composition.h"
+#include "models/image_tower.h"
 #include "models/network.h"
+#include "models/text_tower.h"
 #include "models/trunk.h"
 
 namespace placket {
@@ -42,6 +46,11 @@ py::list to_python(const TensorSpecs& specs) {
   return list;
 }
 
+py::tuple to_python(const Normalization& n) {
+  return py::make_tuple(py::make_tuple(n.mean[0], n.mean[1], n.mean[2]),
+                        py::make_tuple(n.std[0], n.std[1], n.std[2]));
+}
+
 }  // namespace
 
 void bind_models(py::module_& m) {
@@ -56,6 +65,12 @@ void bind_models(py::module_& m) {
   m.def(
       "network_spec", [](const NetworkConfig& config) { return to_python(network_spec(config)); },
       py::arg("config"));
+  m.def(
+      "composition_spec",
+      [](const std::string& composition, int64_t dims) {
+        return to_python(composition_spec(composition, dims));
+      },
+      py::arg("composition"), py::arg("dims"));
   m.def("head_embedding_dim", &head_embedding_dim, py::arg("head"));
   m.def("head_attends", &head_attends, py::arg("head"));
   m.def("head_classes", &head_classes, py::arg("head"));
@@ -65,12 +80,30 @@ void bind_models(py::module_& m) {
   m.def("trunk_channels", &trunk_channels, py::arg("trunk"));
   m.def(
       "trunk_normalization",
-      [](const std::string& trunk) {
-        const Normalization n = trunk_normalization(trunk);
-        return py::make_tuple(py::make_tuple(n.mean[0], n.mean[1], n.mean[2]),
-                              py::make_tuple(n.std[0], n.std[1], n.std[2]));
-      },
+      [](const std::string& trunk) { return to_python(trunk_normalization(trunk)); },
       py::arg("trunk"));
+  m.def(
+      "clip_spec",
+      [](const std::string& image, const std::string& text) {
+        return to_python(clip_spec(image, text));
+      },
+      py::arg("image"), py::arg("text"));
+  m.def("image_tower_embedding_dim", &image_tower_embedding_dim, py::arg("tower"));
+  m.def(
+      "image_tower_normalization",
+      [](const std::string& tower) { return to_python(image_tower_normalization(tower)); },
+      py::arg("tower"));
+  m.def("image_tower_size", &image_tower_size, py::arg("tower"));
+  m.def(
+      "image_tower_spec",
+      [](const std::string& tower) { return to_python(image_tower_spec(tower)); },
+      py::arg("tower"));
+  m.def("text_tower_context", &text_tower_context, py::arg("tower"));
+  m.def("text_tower_embedding_dim", &text_tower_embedding_dim, py::arg("tower"));
+  m.def(
+      "text_tower_spec", [](const std::string& tower) { return to_python(text_tower_spec(tower)); },
+      py::arg("tower"));
+  m.def("text_tower_vocabulary", &text_tower_vocabulary, py::arg("tower"));
 }
 
 }  // namespace placket

@@ -4,6 +4,7 @@
 #include "bindings/data.h"
 #include "bindings/images.h"
 #include "bindings/models.h"
+#include "bindings/text.h"
 #include "bindings/train.h"
 
 // Operators register themselves with torch when the module is loaded; what has a life of its own is
@@ -14,5 +15,6 @@ PYBIND11_MODULE(_C, m) {
   placket::bind_images(m);
   placket::bind_data(m);
   placket::bind_models(m);
+  placket::bind_text(m);
   placket::bind_train(m);
 }

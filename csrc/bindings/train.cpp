@@ -7,6 +7,7 @@
 
 #include "bindings/gil.h"
 #include "train/systems/attribute.h"
+#include "train/systems/region_text.h"
 #include "train/trainer.h"
 
 namespace placket {
@@ -99,6 +100,7 @@ void bind_configs(py::module_& m) {
       .def_readwrite("exclude_shared", &StageConfig::exclude_shared)
       .def_readwrite("views_per_image", &StageConfig::views_per_image)
       .def_readwrite("new_attributes", &StageConfig::new_attributes)
+      .def_readwrite("recompute", &StageConfig::recompute)
       .def_readwrite("augment", &StageConfig::augment);
 
   py::class_<TrainerConfig>(m, "TrainerConfig")
@@ -110,6 +112,7 @@ void bind_configs(py::module_& m) {
       .def_readwrite("bfloat16", &TrainerConfig::bfloat16)
       .def_readwrite("preprocess", &TrainerConfig::preprocess)
       .def_readwrite("loader_threads", &TrainerConfig::loader_threads)
+      .def_readwrite("views", &TrainerConfig::views)
       .def_readwrite("skip_unreadable", &TrainerConfig::skip_unreadable)
       .def_readwrite("report_every", &TrainerConfig::report_every)
       .def_readwrite("evaluate_every", &TrainerConfig::evaluate_every)
@@ -155,20 +158,32 @@ void bind_systems(py::module_& m) {
       py::arg("extra_losses") = std::map<std::string, py::object>());
 
   m.def(
+      "region_text_system",
+      [](const std::string& image, const std::string& text, int64_t category,
+         const std::map<std::string, at::Tensor>& tensors, const std::vector<int64_t>& values,
+         const at::Tensor& prompts, const at::Tensor& prompt_rows) {
+        return std::shared_ptr<System>(make_region_text_system({image, text, category}, tensors,
+                                                               values, {prompts, prompt_rows}));
+      },
+      py::kw_only(), py::arg("image"), py::arg("text"), py::arg("category"), py::arg("tensors"),
+      py::arg("values"), py::arg("prompts"), py::arg("prompt_rows"));
+
+  m.def(
       "encode_rows",
       [](const std::shared_ptr<System>& system, const std::shared_ptr<ImageList>& images,
          const std::vector<int64_t>& rows, const std::vector<int64_t>& attributes,
-         const Preprocess& preprocess, int64_t batch, int64_t threads, bool bfloat16) {
+         const Preprocess& preprocess, const std::string& views, int64_t batch, int64_t threads,
+         bool bfloat16) {
         TORCH_CHECK_VALUE(rows.size() == attributes.size(),
                           "encode_rows: rows and attributes must have the same length, got ",
                           rows.size(), " and ", attributes.size());
         const py::gil_scoped_release no_gil;
         return encode_rows(*system, images, rows, attributes,
-                           {preprocess, batch, threads, bfloat16}, &check_signals);
+                           {preprocess, views, batch, threads, bfloat16}, &check_signals);
       },
       py::arg("system"), py::arg("images"), py::arg("rows"), py::arg("attributes"), py::kw_only(),
-      py::arg("preprocess"), py::arg("batch") = 64, py::arg("threads") = 2,
-      py::arg("bfloat16") = false);
+      py::arg("preprocess"), py::arg("views") = "crop", py::arg("batch") = 64,
+      py::arg("threads") = 2, py::arg("bfloat16") = false);
 }
 
 void bind_trainer(py::module_& m) {

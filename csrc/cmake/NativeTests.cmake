@@ -2,6 +2,7 @@
 find_package(GTest)
 if(GTest_FOUND)
   add_executable(core_tests
+    tests/cpp/bpe_tokenizer_test.cpp
     tests/cpp/dot_scores_test.cpp
     tests/cpp/host_memory_test.cpp
     tests/cpp/parallel_test.cpp

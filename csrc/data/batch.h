@@ -24,7 +24,9 @@ struct BatchPlan {
 // loader's images are resident.
 struct Batch {
   BatchPlan plan;
-  at::Tensor images;      // [N, 3, S, S] float32, normalised, channels_last
+  at::Tensor images;  // [N, 3, S, S] float32, normalised, channels_last
+  // [N, 3, S, S] as `images`, of which only the region is left; empty unless both views are asked.
+  at::Tensor segmented;
   at::Tensor attributes;  // [N] int64, or empty
   at::Tensor values;      // [N] int64, or empty
   // [N, A] int64: every image's (first) value of every attribute, -1 where it has none; [N, 0]

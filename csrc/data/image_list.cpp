@@ -30,12 +30,17 @@ LoadedImage ImageList::load(int64_t image, Orientation orientation, const PartOf
   return LoadedImage(ImageView(about.height, about.width, store->bytes(record)));
 }
 
+std::string ImageList::mask_path(int64_t image) const {
+  return root + "/" + std::string((*masks->filenames)[image]);
+}
+
 ImageList ImageList::select(const std::vector<int64_t>& images) const {
   ImageList chosen{.root = root,
                    .filenames = nullptr,
                    .store = store,
                    .records = {},
                    .boxes = {},
+                   .masks = nullptr,
                    .resident = resident};
   auto names = std::make_shared<TextColumn>();
   for (const int64_t image : images) {
@@ -44,6 +49,16 @@ ImageList ImageList::select(const std::vector<int64_t>& images) const {
     if (!boxes.empty()) chosen.boxes.push_back(boxes[image]);
   }
   chosen.filenames = std::move(names);
+  if (masks != nullptr) {
+    auto files = std::make_shared<TextColumn>();
+    MaskColumn kept{.filenames = nullptr, .numbers = {}, .bits = masks->bits};
+    for (const int64_t image : images) {
+      files->append((*masks->filenames)[image]);
+      kept.numbers.push_back(masks->numbers[image]);
+    }
+    kept.filenames = std::move(files);
+    chosen.masks = std::make_shared<const MaskColumn>(std::move(kept));
+  }
   return chosen;
 }
 
@@ -52,6 +67,15 @@ void check_images(const char* user, const ImageList& images) {
   TORCH_CHECK_VALUE(images.boxes.empty() || images.boxes.size() == count, user,
                     ": boxes must be none or one for each of ", count, " images, got ",
                     images.boxes.size());
+  if (images.masks != nullptr) {
+    check_masks(user, *images.masks);
+    TORCH_CHECK_VALUE(size_t(images.masks->size()) == count, user,
+                      ": masks must be none or one for each of ", count, " images, got ",
+                      images.masks->size());
+    TORCH_CHECK_VALUE(images.store == nullptr, user,
+                      ": masks must be of loose files, got images of the store ",
+                      images.store->path());
+  }
   TORCH_CHECK_VALUE(images.resident == nullptr || images.resident->store == images.store, user,
                     ": resident must be the pixels of the images' store ",
                     images.store == nullptr ? "none" : images.store->path(), ", got those of ",

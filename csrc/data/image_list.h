@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "data/decode.h"
+#include "data/mask.h"
 #include "data/store.h"
 #include "data/text_column.h"
 
@@ -25,13 +26,14 @@ struct LoadedImage {
 };
 
 // The images of one split as the loader sees them: loose files or records of a store, and for sets
-// that have them the garment's box.
+// that have them the garment's box. Where rows are regions, several may name one file.
 struct ImageList {
   std::string root;                             // the folder, or the store's path
   std::shared_ptr<const TextColumn> filenames;  // relative to it
   std::shared_ptr<const Store> store;           // null for loose files
   std::vector<int64_t> records;                 // of the store, one for every image
   std::vector<Box> boxes;                       // empty, or one for every image
+  std::shared_ptr<const MaskColumn> masks;      // null, or which pixels of it each image shows
   // Null, or the store's pixels on a device, of which loaders then make their batches there.
   std::shared_ptr<const ResidentPixels> resident;
 
@@ -41,6 +43,8 @@ struct ImageList {
   // Throws std::runtime_error "<path>: <cause>" as decode_file does, or where a store's pixels were
   // packed with another orientation. `part` as for decode_file.
   LoadedImage load(int64_t image, Orientation orientation, const PartOf& part = {}) const;
+  // What messages call the mask of an image, its path.
+  std::string mask_path(int64_t image) const;
   // Those images in that order.
   ImageList select(const std::vector<int64_t>& images) const;
 };

@@ -20,6 +20,7 @@
 #include "base/interrupt.h"
 #include "base/random.h"
 #include "data/decode.h"
+#include "data/mask.h"
 #include "data/picture.h"
 #include "data/pooled.h"
 #include "data/resident.h"
@@ -44,6 +45,7 @@ struct Loader::State {
     Batch batch;
     std::vector<Image> pictures;  // [N] where pixels are kept
     std::vector<Frame> frames;    // [N] where pixels are resident
+    MaskFiles masks;
     int64_t rows = 0;
     int64_t taken = 0;     // rows given to a thread
     int64_t finished = 0;  // rows done
@@ -117,6 +119,11 @@ struct Loader::State {
       } else if (config.keep_pixels) {
         pending->pictures.resize(size_t(rows));
       }
+      if (config.views != "crop") {
+        for (const int64_t image : pending->batch.plan.images) {
+          pending->masks.expect(images->mask_path(image));
+        }
+      }
     } catch (...) {
       error = std::current_exception();
       rows = 0;
@@ -168,9 +175,14 @@ struct Loader::State {
     const int64_t rows = int64_t(plan.images.size());
     const int64_t size = config.preprocess.size;
     if (!images->resident) {
-      batch.images = pooled_empty({rows, 3, size, size}, {size * size * 3, 1, size * 3, 3},
-                                  at::kFloat, config.pin_memory);
+      const auto empty_input = [&](int64_t count) {
+        return pooled_empty({count, 3, size, size}, {size * size * 3, 1, size * 3, 3}, at::kFloat,
+                            config.pin_memory);
+      };
+      batch.images = empty_input(rows);
+      if (config.views == "both") batch.segmented = empty_input(rows);
     }
+    if (config.views != "both") batch.segmented = at::empty({0});
     batch.attributes = to_tensor(plan.attributes);
     batch.values = to_tensor(plan.values);
     keep_pictures({}, config.pin_memory, batch);
@@ -252,6 +264,11 @@ struct Loader::State {
     }
   }
 
+  Region region_of(Pending& pending, int64_t image) const {
+    return {pending.masks.get(images->mask_path(image), orientation_of(config.preprocess)),
+            images->masks->numbers[image], images->masks->bits};
+  }
+
   void load_image(Pending& pending, int64_t row) const {
     const int64_t index = pending.batch.plan.images[row];
     RandomStream random(config.seed, kRandomAugment, uint64_t(pending.batch.plan.epoch),
@@ -277,7 +294,8 @@ struct Loader::State {
     const LoadedImage loaded = images->load(index, orientation_of(config.preprocess), part);
     const ImageView& image = loaded.view;
     const int64_t size = config.preprocess.size;
-    float* const input = pending.batch.images.mutable_data_ptr<float>() + row * size * size * 3;
+    const int64_t first = row * size * size * 3;
+    float* const input = pending.batch.images.mutable_data_ptr<float>() + first;
     Image picture;
     if (cut) picture = cut_picture(image, frame);
     if (recolored) {
@@ -287,6 +305,12 @@ struct Loader::State {
       write_input(image, frame, config.preprocess, input);
     }
     change_input(config.augment, random, size, input);
+    if (config.views != "crop") {
+      const at::Tensor& out =
+          config.views == "both" ? pending.batch.segmented : pending.batch.images;
+      segment_input(region_of(pending, index), images->mask_path(index), image.height, image.width,
+                    frame, config.preprocess, input, out.mutable_data_ptr<float>() + first);
+    }
     if (config.keep_pixels) pending.pictures[row] = std::move(picture);
   }
 };
@@ -309,6 +333,11 @@ Loader::Loader(std::shared_ptr<const ImageList> images, std::shared_ptr<const La
                     config.prefetch);
   check_augment(name, config.augment);
   check_preprocess(name, config.preprocess);
+  TORCH_CHECK_VALUE(config.views == "crop" || config.views == "segmented" || config.views == "both",
+                    name, ": views must be 'crop', 'segmented' or 'both', got '", config.views,
+                    "'");
+  TORCH_CHECK_VALUE(config.views == "crop" || images->masks != nullptr, name,
+                    ": views must be 'crop' of images without masks, got '", config.views, "'");
   if (images->resident) check_resident(name, *images, config.preprocess, config.augment);
   state_->images = std::move(images);
   if (labels) {

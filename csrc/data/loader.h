@@ -18,6 +18,10 @@ struct LoaderConfig {
   Augment augment;
   uint64_t seed = 0;         // of the augmentation
   bool keep_pixels = false;  // fill Batch::pixels
+  // What Batch::images shows: "crop", the images; "segmented", of each the pixels of its mask alone
+  // (segment_input in data/picture.h), after every augmentation; "both": "crop", and "segmented" of
+  // the same crop in Batch::segmented. All but "crop" need masks.
+  std::string views = "crop";
   int64_t threads = 2;
   int64_t prefetch = 2;  // batches in work or finished ahead of next()
   // Whether an image that cannot be read is replaced by the next image of the list, from its end on

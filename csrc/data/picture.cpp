@@ -1,11 +1,14 @@
 #include "data/picture.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <iterator>
+#include <stdexcept>
 #include <string>
 
 #include "data/pooled.h"
@@ -170,6 +173,53 @@ void write_input(const ImageView& image, const Frame& frame, const Preprocess& p
   resample_normalized_cpu(job, size, size, mean, std, 1, size * kChannels, kChannels, out);
 }
 
+void segment_input(const Region& region, const std::string& name, int64_t height, int64_t width,
+                   const Frame& frame, const Preprocess& preprocess, const float* input,
+                   float* out) {
+  const MaskPicture& mask = *region.picture;
+  if (mask.height != height || mask.width != width) {
+    throw std::runtime_error(name + ": mask must have its image's " + std::to_string(width) +
+                             " x " + std::to_string(height) + " pixels, got " +
+                             std::to_string(mask.width) + " x " + std::to_string(mask.height));
+  }
+  const int64_t size = preprocess.size;
+  ResampleJob job = job_of(ImageView(height, width, nullptr), frame, preprocess);
+  job.filter = Filter::kBilinear;
+  const Box read = resample_sources(job, size, size);
+  const int64_t x0 = std::clamp<int64_t>(read[0], 0, width);
+  const int64_t y0 = std::clamp<int64_t>(read[1], 0, height);
+  const int64_t x1 = std::clamp(read[2], x0, width), y1 = std::clamp(read[3], y0, height);
+  if (x0 == x1 || y0 == y1) {
+    std::fill_n(out, size * size * kChannels, 0.0f);
+    return;
+  }
+  std::array<uint8_t, 256> level;
+  for (int pixel = 0; pixel < 256; ++pixel) {
+    level[size_t(pixel)] = region.has(uint8_t(pixel)) ? 255 : 0;
+  }
+  Image part{y1 - y0, x1 - x0, Bytes(size_t((y1 - y0) * (x1 - x0) * kChannels))};
+  uint8_t* to = part.pixels.data();
+  for (int64_t y = y0; y < y1; ++y) {
+    const uint8_t* row = mask.pixels.data() + y * width;
+    for (int64_t x = x0; x < x1; ++x, to += kChannels) to[0] = to[1] = to[2] = level[row[x]];
+  }
+  job.image = part.pixels.data();
+  job.image_height = part.height;
+  job.image_width = part.width;
+  job.x0 -= x0;
+  job.x1 -= x0;
+  job.y0 -= y0;
+  job.y1 -= y0;
+  Bytes covered(size_t(size * size * kChannels));
+  resample_uint8_cpu(job, size, size, covered.data());
+  std::array<float, 256> share;
+  for (int i = 0; i < 256; ++i) share[size_t(i)] = float(i) / 255.0f;
+  for (size_t i = 0; i < covered.size(); i += kChannels) {
+    const float own = share[covered[i]];
+    for (int64_t c = 0; c < kChannels; ++c) out[i + c] = input[i + c] * own;
+  }
+}
+
 Image shrink(const ImageView& image, int64_t size) {
   TORCH_CHECK_VALUE(size >= 1, "shrink: size must be positive, got ", size);
   const FitWindow fit =
@@ -227,7 +277,7 @@ void keep_pictures(const std::vector<Image>& pictures, bool pin_memory, Batch& b
 }
 
 Batch make_batch(const ImageView& image, const std::optional<Box>& box,
-                 const Preprocess& preprocess) {
+                 const Preprocess& preprocess, const Region* region) {
   check_preprocess("preprocess", preprocess);
   const Frame frame = frame_picture(image.height, image.width, box, preprocess);
   Batch batch;
@@ -235,6 +285,11 @@ Batch make_batch(const ImageView& image, const std::optional<Box>& box,
       at::empty({1, kChannels, preprocess.size, preprocess.size},
                 at::TensorOptions(at::kFloat).memory_format(at::MemoryFormat::ChannelsLast));
   write_input(image, frame, preprocess, batch.images.mutable_data_ptr<float>());
+  batch.segmented = region == nullptr ? at::empty({0}) : at::empty_like(batch.images);
+  if (region != nullptr) {
+    segment_input(*region, "prepare_image", image.height, image.width, frame, preprocess,
+                  batch.images.const_data_ptr<float>(), batch.segmented.mutable_data_ptr<float>());
+  }
   batch.attributes = at::empty({0}, at::kLong);
   batch.values = at::empty({0}, at::kLong);
   batch.labels = at::empty({1, 0}, at::kLong);

@@ -12,6 +12,7 @@
 #include "data/batch.h"
 #include "data/decode.h"
 #include "data/image_list.h"
+#include "data/mask.h"
 #include "kernels/fit_window.h"
 #include "kernels/resample_taps.h"
 
@@ -57,6 +58,16 @@ Box input_part(int64_t height, int64_t width, const Frame& frame, const Preproce
 void write_input(const ImageView& image, const Frame& frame, const Preprocess& preprocess,
                  float* out);
 
+// The segmented view of the input of a frame, [size, size, 3]: every value times the share of its
+// place that the region covers, so that the rest is 0, the mean. The share is that of the mask, as
+// a picture of 0 and 255, brought to the input by the same frame: bilinear whatever the picture's
+// filter, which would ring, in Pillow's arithmetic, over 255. Outside the image nothing is covered,
+// and of a region without pixels nothing is left. `input` and `out` may be the same. Throws
+// std::runtime_error, `name` first, where the mask is not of the image's height and width.
+void segment_input(const Region& region, const std::string& name, int64_t height, int64_t width,
+                   const Frame& frame, const Preprocess& preprocess, const float* input,
+                   float* out);
+
 // The whole image, its short side reduced to `size` where it is longer; the long side as when an
 // input is made (kernels/fit_window.h), bilinear.
 Image shrink(const ImageView& image, int64_t size);
@@ -73,10 +84,10 @@ Orientation orientation_of(const Preprocess& preprocess);
 // Throws ValueError where a field is out of range; `user` begins the sentence.
 void check_preprocess(const char* user, const Preprocess& preprocess);
 
-// A batch of one image, without labels; pixels are kept. The same code as the loader's, for search
-// and inspection.
+// A batch of one image, without labels; pixels are kept, and with a region both views made. The
+// same code as the loader's, for search and inspection.
 Batch make_batch(const ImageView& image, const std::optional<Box>& box,
-                 const Preprocess& preprocess);
+                 const Preprocess& preprocess, const Region* region = nullptr);
 
 // Fills pixels (in pinned memory if wanted), offsets and sizes.
 void keep_pictures(const std::vector<Image>& pictures, bool pin_memory, Batch& batch);

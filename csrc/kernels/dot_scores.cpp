@@ -19,27 +19,17 @@ namespace placket {
 namespace {
 
 constexpr int64_t kQueryChunk = 240;
-constexpr int64_t kMostTileQueries = 8, kMostTileItems = 32;
 
-// Scores of a tile, added to those of earlier dimensions or in their place: `queries` are rows
-// kDotBlock apart, `panel` is [depth, items of the kernel].
-using Tile = void (*)(const float* queries, const float* panel, int64_t depth, float* scores,
-                      int64_t stride, bool add);
-
-struct Kernel {
-  int64_t queries, items;        // of the largest tile
-  Tile tiles[kMostTileQueries];  // for 1, 2, ... queries
-  // Eight rows to eight columns of a panel that is `width` wide.
-  void (*transpose)(const float* rows, int64_t stride, int64_t depth, float* panel, int64_t width);
+struct Kernel : DotKernel<float> {
   // For 1, 2, ... queries and a multiple of eight items, or null: reads the items where they lie.
   void (*few[4])(const DotRows& in, float* scores, int64_t stride);
 };
 
-template <int Q>
-void tile_portable(const float* queries, const float* panel, int64_t depth, float* scores,
-                   int64_t stride, bool add) {
+template <class A, int Q>
+void tile_portable(const A* queries, const A* panel, int64_t depth, A* scores, int64_t stride,
+                   bool add) {
   constexpr int I = 16;
-  float sums[Q][I] = {};
+  A sums[Q][I] = {};
   for (int64_t d = 0; d < depth; ++d) {
     for (int q = 0; q < Q; ++q) {
       for (int i = 0; i < I; ++i) sums[q][i] += queries[q * kDotBlock + d] * panel[d * I + i];
@@ -47,20 +37,22 @@ void tile_portable(const float* queries, const float* panel, int64_t depth, floa
   }
   for (int q = 0; q < Q; ++q) {
     for (int i = 0; i < I; ++i) {
-      float& score = scores[q * stride + i];
+      A& score = scores[q * stride + i];
       score = add ? score + sums[q][i] : sums[q][i];
     }
   }
 }
 
-void transpose_portable(const float* rows, int64_t stride, int64_t depth, float* panel,
-                        int64_t width) {
+template <class A>
+void transpose_portable(const A* rows, int64_t stride, int64_t depth, A* panel, int64_t width) {
   for (int64_t d = 0; d < depth; ++d) {
     for (int64_t i = 0; i < 8; ++i) panel[d * width + i] = rows[i * stride + d];
   }
 }
 
-constexpr Kernel kPortable = {2, 16, {tile_portable<1>, tile_portable<2>}, transpose_portable, {}};
+template <class A>
+constexpr DotKernel<A> kPortable = {
+    2, 16, {tile_portable<A, 1>, tile_portable<A, 2>}, transpose_portable<A>};
 
 #ifdef __x86_64__
 #define PLACKET_AVX2 __attribute__((target("avx2,fma")))
@@ -161,27 +153,32 @@ PLACKET_AVX2 void few_avx2(const DotRows& in, float* scores, int64_t stride) {
 }
 
 constexpr Kernel kAvx2 = {
-    6,
-    16,
-    {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>, tile_avx2<5>, tile_avx2<6>},
-    transpose_avx2,
+    {6,
+     16,
+     {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>, tile_avx2<5>, tile_avx2<6>},
+     transpose_avx2},
     {few_avx2<1>, few_avx2<2>, few_avx2<3>, few_avx2<4>}};
 
-constexpr Kernel kAvx512 = {8,
-                            32,
-                            {tile_avx512<1>, tile_avx512<2>, tile_avx512<3>, tile_avx512<4>,
-                             tile_avx512<5>, tile_avx512<6>, tile_avx512<7>, tile_avx512<8>},
-                            transpose_avx2,
+constexpr Kernel kAvx512 = {{8,
+                             32,
+                             {tile_avx512<1>, tile_avx512<2>, tile_avx512<3>, tile_avx512<4>,
+                              tile_avx512<5>, tile_avx512<6>, tile_avx512<7>, tile_avx512<8>},
+                             transpose_avx2},
                             {few_avx2<1>, few_avx2<2>, few_avx2<3>, few_avx2<4>}};
 
-const Kernel& best_kernel() {
+Kernel best_kernel() {
   const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (fma && __builtin_cpu_supports("avx512f")) return kAvx512;
-  return fma ? kAvx2 : kPortable;
+  return fma ? kAvx2 : Kernel{kPortable<float>, {}};
 }
 #else
-const Kernel& best_kernel() { return kPortable; }
+Kernel best_kernel() { return {kPortable<float>, {}}; }
 #endif
+
+const Kernel& kernel_here() {
+  static const Kernel kernel = best_kernel();
+  return kernel;
+}
 
 struct alignas(64) Panel {
   float values[kDotBlock * kMostTileItems];
@@ -247,7 +244,7 @@ class Product {
     const int64_t tiles = (count + kernel_.queries - 1) / kernel_.queries;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t q = count * t / tiles, tile_end = count * (t + 1) / tiles;
-      const Tile tile = kernel_.tiles[tile_end - q - 1];
+      const DotKernel<float>::Tile tile = kernel_.tiles[tile_end - q - 1];
       float* scores = scores_ + (begin + q) * stride_ + i;
       if (full) {
         tile(queries + q * kDotBlock, panel_->values, depth, scores, stride_, d > 0);
@@ -275,8 +272,18 @@ class Product {
 
 }  // namespace
 
+template <>
+const DotKernel<float>& dot_kernel() {
+  return kernel_here();
+}
+
+template <>
+const DotKernel<double>& dot_kernel() {
+  return kPortable<double>;
+}
+
 void dot_scores_cpu(const DotRows& in, float* scores, int64_t stride) {
-  static const Kernel kernel = best_kernel();
+  const Kernel& kernel = kernel_here();
   if (in.dims == 0) {
     for (int64_t q = 0; q < in.query_count; ++q)
       std::fill_n(scores + q * stride, in.item_count, 0.0f);

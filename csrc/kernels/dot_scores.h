@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "kernels/dot_kernel.h"
+
 namespace placket {
 
 // scores[q * stride + i] = <queries[q], items[i]>, float32, rows contiguous.
@@ -12,7 +14,6 @@ namespace placket {
 // ranking depends on neither blocks, threads nor batch. A library's matrix product promises none of
 // this. CPUs with AVX2 and with AVX-512 give equal bits; one without fused multiply-adds rounds
 // each product.
-constexpr int64_t kDotBlock = 256;
 constexpr int64_t kDotLanes = 8;
 
 // Rows are as long as a multiple of the lanes; zeros at the end change no score.

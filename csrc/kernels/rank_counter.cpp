@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/simd.h"
+#include "kernels/rank_counts.h"
 #include "kernels/rank_key.h"
 
 namespace placket {
@@ -63,21 +64,6 @@ __attribute__((noinline)) int64_t count_clear(const float* scores, const int32_t
   return listed;
 }
 
-// What a group of equal scores is expected to add to the sum of precisions when its order is
-// random: `tied` candidates, `relevant` of them, behind `before` candidates, `found` of them
-// relevant. The one at place i is relevant with probability relevant / tied and then has on average
-// (i - 1) (relevant - 1) / (tied - 1) relevant ones of its group before it (McSherry and Najork,
-// ECIR 2008). The terms are positive, so that the sum is exact to its last bits; the
-// closed form by harmonic numbers cancels.
-double expected_precision(int64_t found, int64_t before, int64_t relevant, int64_t tied) {
-  const double density = double(relevant - 1) / double(std::max<int64_t>(tied - 1, 1));
-  double sum = 0;
-  for (int64_t i = 0; i < tied; ++i) {
-    sum += (double(found + 1) + double(i) * density) / double(before + i + 1);
-  }
-  return sum * (double(relevant) / double(tied));
-}
-
 }  // namespace
 
 bool RankCounter::operator()(const QueryScores& scores, const QueryRelevance& relevance,
@@ -85,8 +71,11 @@ bool RankCounter::operator()(const QueryScores& scores, const QueryRelevance& re
   scores_.resize(scores.candidates);
   if (weigh(scores, scores_.data())) return false;
   sort_relevant(relevance);
-  if (!relevant_.empty()) count(relevance);
-  measure(cutoffs, metrics);
+  const auto count = int64_t(relevant_.size());
+  counters_.assign(size_t(3 * (count + 1)), 0);
+  if (count > 0) count_others(relevance);
+  measure_ranks({relevant_.data(), count, counters_.data(), count + 1}, cutoffs.data(),
+                int64_t(cutoffs.size()), metrics);
   return true;
 }
 
@@ -135,10 +124,7 @@ void RankCounter::sort_relevant(const QueryRelevance& relevance) {
   relevant_scores_[count] = std::numeric_limits<float>::quiet_NaN();
 }
 
-void RankCounter::count(const QueryRelevance& relevance) {
-  between_.assign(relevant_.size() + 1, 0);
-  tied_before_.assign(relevant_.size(), 0);
-  tied_after_.assign(relevant_.size(), 0);
+void RankCounter::count_others(const QueryRelevance& relevance) {
   const int64_t* skipped = relevance.rows;
   const int64_t* const skipped_end = relevance.rows + relevance.count;
   std::array<int32_t, kChunk> places, close;
@@ -154,7 +140,7 @@ void RankCounter::count(const QueryRelevance& relevance) {
       places[relevance.excluded - begin] = buckets_;
     }
     const int64_t listed = count_clear(scores, places.data(), count, begin_.data(),
-                                       relevant_scores_.data(), between_.data(), close.data());
+                                       relevant_scores_.data(), counters_.data(), close.data());
     for (int64_t k = 0; k < listed; ++k) {
       const int32_t i = close[k];
       count_close(scores[i], begin + i, places[i]);
@@ -164,49 +150,25 @@ void RankCounter::count(const QueryRelevance& relevance) {
 
 // The comparison with all of a bucket.
 void RankCounter::count_close(float score, int64_t row, int32_t bucket) {
-  const auto begin = relevant_.begin() + begin_[bucket];
-  const auto end = relevant_.begin() + begin_[bucket + 1];
-  const auto next = std::lower_bound(begin, end, rank_key(score, row));
-  const int64_t p = next - relevant_.begin();
-  if (next < end && score_of(*next) == score) {
-    ++tied_before_[p];
-  } else if (next > begin && score_of(*(next - 1)) == score) {
-    ++tied_after_[p - 1];
-  } else {
-    ++between_[p];
+  const auto stride = int64_t(relevant_.size()) + 1;
+  ++counters_[rank_counter_of(relevant_.data(), begin_[bucket], begin_[bucket + 1], stride,
+                              rank_key(score, row))];
+}
+
+void write_rank_keys_cpu(const RankBlock& in) {
+  for (int64_t i = 0; i < in.queries * in.most; ++i) {
+    in.keys[i] = relevant_key(in, i / in.most, i % in.most);
   }
 }
 
-void RankCounter::measure(const std::vector<int64_t>& cutoffs, const QueryMetrics& metrics) {
-  const auto count = int64_t(relevant_.size());
-  ranks_.resize(count);
-  precision_sums_.resize(count);
-  double sum = 0, expected = 0;
-  int64_t others = 0;  // ranked so far that are not relevant
-  for (int64_t p = 0; p < count;) {
-    others += between_[p];
-    const int64_t found = p, before = p + others;
-    double own = 0;
-    do {
-      others += tied_before_[p];
-      own = double(p + 1) / double(p + 1 + others);
-      sum += own;
-      ranks_[p] = p + 1 + others;
-      precision_sums_[p] = sum;
-      others += tied_after_[p];
-      ++p;
-    } while (p < count && relevant_scores_[p] == relevant_scores_[p - 1]);
-    const int64_t tied = p + others - before;
-    expected += tied == 1 ? own : expected_precision(found, before, p - found, tied);
-  }
-  const auto total = double(std::max<int64_t>(count, 1));
-  *metrics.average_precision = sum / total;
-  *metrics.expected_average_precision = expected / total;
-  *metrics.first = count > 0 ? ranks_[0] : 0;
-  for (size_t k = 0; k < cutoffs.size(); ++k) {
-    const auto hits = std::upper_bound(ranks_.begin(), ranks_.end(), cutoffs[k]) - ranks_.begin();
-    metrics.hits[k] = hits;
-    metrics.precision_sum[k] = hits > 0 ? precision_sums_[hits - 1] : 0;
+void measure_rank_block_cpu(const RankBlock& in) {
+  for (int64_t query = 0; query < in.queries; ++query) {
+    uint32_t* counters = in.counters + query * rank_counters(in.most);
+    for (int64_t row = 0; row < in.candidates; ++row) {
+      const int64_t counter = block_counter_of(in, query, row);
+      if (counter >= 0) ++counters[counter];
+    }
+    measure_query(in, query);
   }
 }
 

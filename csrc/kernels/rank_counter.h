@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/host_device.h"
+
 namespace placket {
 
 // The scores of one query: the sum over blocks of weights[s] * blocks[s][candidate], each product
@@ -39,9 +41,8 @@ class RankCounter {
 
  private:
   void sort_relevant(const QueryRelevance& relevance);
-  void count(const QueryRelevance& relevance);
+  void count_others(const QueryRelevance& relevance);
   void count_close(float score, int64_t row, int32_t bucket);
-  void measure(const std::vector<int64_t>& cutoffs, const QueryMetrics& metrics);
 
   std::vector<float> scores_;  // [candidates]
 
@@ -56,13 +57,37 @@ class RankCounter {
   std::vector<uint32_t> begin_;
   std::vector<int32_t> places_;
 
-  // Numbers of candidates that are not relevant: between_[p] score below relevant p - 1 and above
-  // p; tied_before_[p] score as p and stand before it, after any earlier relevant; tied_after_[p]
-  // score as p, the last relevant of its score, and stand after it.
-  std::vector<uint32_t> between_, tied_before_, tied_after_;
-
-  std::vector<int64_t> ranks_;
-  std::vector<double> precision_sums_;
+  std::vector<uint32_t> counters_;  // of RankCounts
 };
+
+// The rankings of a block of queries, measured where the scores lie; all arrays are there. Trusts
+// the values of its arguments. Two steps, between which the caller sorts the keys of each query.
+struct RankBlock {
+  const float* scores;  // [queries, candidates]
+  int64_t queries;
+  int64_t candidates;       // below 2^32
+  const int64_t* groups;    // [queries]; the relevant rows of a query are those of its group,
+  const int64_t* offsets;   // [G + 1], from offsets[group] to offsets[group + 1]
+  const int64_t* rows;      // [N] of this
+  const int64_t* excluded;  // [queries] a row that is not ranked, or -1; null: none is
+  int64_t most;             // a group of these queries has at most so many rows
+  uint64_t* keys;           // [queries, most]
+  uint32_t* counters;       // [queries, rank_counters(most)], 0 at first
+  const int64_t* cutoffs;   // [cutoff_count]
+  int64_t cutoff_count;
+  QueryMetrics metrics;  // of the first query; the others' follow
+};
+
+// Of RankCounts with so many keys, and behind them the number of scores that are NaN.
+PLACKET_HOST_DEVICE constexpr int64_t rank_counters(int64_t most) { return 3 * (most + 1) + 1; }
+
+// Step 1: the keys of each query's relevant candidates, then kNoKey.
+void write_rank_keys_cpu(const RankBlock& in);
+const char* launch_write_rank_keys(const RankBlock& in, Stream stream);
+
+// Step 2, with ascending keys: counts and measures. The same bits as RankCounter's for the same
+// scores; average_precision is NaN for a query with a score that is.
+void measure_rank_block_cpu(const RankBlock& in);
+const char* launch_measure_rank_block(const RankBlock& in, Stream stream);
 
 }  // namespace placket

@@ -116,6 +116,16 @@ bool Description::boolean(const std::string& key, bool fallback) {
   return choice(key, fallback ? "true" : "false", {"true", "false"}) == "true";
 }
 
+std::string Description::rest() {
+  std::string text = name_;
+  for (const auto& [key, value] : given_) {
+    if (std::find(asked_.begin(), asked_.end(), key) != asked_.end()) continue;
+    text += "," + key + "=" + value;
+    asked_.push_back(key);
+  }
+  return text;
+}
+
 void Description::refuse_unknown_keys() const {
   for (const auto& [key, value] : given_) {
     if (std::find(asked_.begin(), asked_.end(), key) == asked_.end()) {

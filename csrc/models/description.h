@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,6 +24,9 @@ class Description {
   bool boolean(const std::string& key, bool fallback);
   std::string choice(const std::string& key, const std::string& fallback,
                      const std::vector<std::string>& choices);
+  // The name and the settings not asked for yet, a description of its own, whose reader then knows
+  // which keys there are.
+  std::string rest();
   void refuse_unknown_keys() const;
 
   // Throws "<kind>: <what> must <condition>, got <value> in '<text>'".
@@ -37,6 +42,17 @@ class Description {
   std::vector<std::pair<std::string, std::string>> given_;
   std::vector<std::string> asked_;
 };
+
+// What `make` reads from a description, once: every forward pass asks by the same few texts.
+template <class T>
+const T& read_once(const std::string& text, T (*make)(const std::string&)) {
+  static std::mutex mutex;
+  static std::map<std::string, T> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(text);
+  if (found != known.end()) return found->second;
+  return known.emplace(text, make(text)).first->second;
+}
 
 // "a, b, c", as the messages list what is known.
 std::string join(const std::vector<std::string>& words);

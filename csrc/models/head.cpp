@@ -4,8 +4,6 @@
 #include <torch/library.h>
 
 #include <cmath>
-#include <map>
-#include <mutex>
 #include <string_view>
 
 #include "models/head_model.h"
@@ -55,15 +53,7 @@ Head make_head(const std::string& description) {
   settings.fail("name", "be one of " + join(names), "'" + settings.name() + "'");
 }
 
-// Descriptions are read once: every forward pass asks for its head by name.
-const Head& find_head(const std::string& description) {
-  static std::mutex mutex;
-  static std::map<std::string, Head> heads;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = heads.find(description);
-  if (found != heads.end()) return found->second;
-  return heads.emplace(description, make_head(description)).first->second;
-}
+const Head& find_head(const std::string& description) { return read_once(description, make_head); }
 
 // Rows [B, n, ...] of n adapters for attributes [K] or [B, K], counted from the first adapter's.
 Tensor rows_of(const Tensor& rows, const Tensor& adapters) {

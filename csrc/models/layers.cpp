@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "base/interrupt.h"
+#include "ops/autocast.h"
 #include "ops/batch_norm_act.h"
 
 namespace placket {
@@ -53,11 +54,12 @@ Tensor with_interruption_point(const Tensor& out) {
 
 Tensor convolve(const Tensor& x, const Affine& weights, const c10::SymInt& top,
                 const c10::SymInt& left, const Conv& conv) {
-  const c10::SymInt stride = conv.stride;
+  // Lists of two, as of every pooling: ONNX's exporter does not repeat an only number.
+  const c10::SymInt stride[] = {conv.stride, conv.stride};
   const c10::SymInt padding[] = {top, left};
-  return with_interruption_point(at::conv2d_symint(x, weights.weight, weights.bias, stride,
-                                                   c10::SymIntArrayRef(padding), c10::SymInt(1),
-                                                   conv.groups));
+  const c10::SymInt dilation[] = {1, 1};
+  return with_interruption_point(
+      at::conv2d_symint(x, weights.weight, weights.bias, stride, padding, dilation, conv.groups));
 }
 
 Tensor convolve_same(const Tensor& x, const Affine& weights, const Conv& conv) {
@@ -172,14 +174,26 @@ void add_layer_norm(TensorSpecs& specs, const std::string& name, int64_t channel
   specs.push_back({name + ".bias", {channels}, Initializer::kZeros});
 }
 
-Tensor layer_norm(const Tensor& x, const Affine& weights) {
-  return at::layer_norm(x, weights.weight.sizes(), weights.weight, weights.bias, 1e-6);
+Tensor layer_norm(const Tensor& x, const Affine& weights, double eps) {
+  return at::layer_norm(x, weights.weight.sizes(), weights.weight, weights.bias, eps);
 }
 
 Tensor map_to_tokens(const Tensor& map) { return map.flatten(2).transpose(1, 2); }
 
 Tensor tokens_to_map(const Tensor& tokens, const c10::SymInt& height, const c10::SymInt& width) {
   return tokens.transpose(1, 2).unflatten_symint(2, {height, width});
+}
+
+Tensor positions_for(const Tensor& positions, int64_t side, const c10::SymInt& height,
+                     const c10::SymInt& width) {
+  if (height == side && width == side) return positions;
+  // The filter knows no lower precision on the CPU.
+  const Tensor exact = at_least_float32(positions);
+  const Tensor grid = tokens_to_map(exact.slice(0, 1).unsqueeze(0), side, side);
+  const Tensor resampled = at::_upsample_bicubic2d_aa_symint(grid, {height, width},
+                                                             /*align_corners=*/false);
+  return at::cat({exact.slice(0, 0, 1), map_to_tokens(resampled).squeeze(0)})
+      .to(positions.scalar_type());
 }
 
 Tensor split_heads(const Tensor& tokens, int64_t heads) {

@@ -37,6 +37,11 @@ class Weights {
   Weights(const char* op, at::TensorList tensors, size_t expected);
 
   const at::Tensor& next() { return tensors_[position_++]; }
+  at::TensorList next(size_t count) {
+    const at::TensorList part = tensors_.slice(position_, count);
+    position_ += count;
+    return part;
+  }
   Affine next_affine() {
     const at::Tensor& weight = next();
     return {weight, next()};
@@ -97,13 +102,18 @@ void add_linear(TensorSpecs& specs, const std::string& name, int64_t out, int64_
                 LinearInit init = LinearInit::kTorch);
 at::Tensor linear(const at::Tensor& x, const Affine& weights);
 
-// LayerNorm over the last dimension, eps 1e-6: weight and bias [channels].
+// LayerNorm over the last dimension: weight and bias [channels].
 void add_layer_norm(TensorSpecs& specs, const std::string& name, int64_t channels);
-at::Tensor layer_norm(const at::Tensor& x, const Affine& weights);
+at::Tensor layer_norm(const at::Tensor& x, const Affine& weights, double eps = 1e-6);
 
 // [B, C, h, w] to [B, h w, C] and back; views, where the layout allows.
 at::Tensor map_to_tokens(const at::Tensor& map);
 at::Tensor tokens_to_map(const at::Tensor& tokens, const c10::SymInt& height,
+                         const c10::SymInt& width);
+
+// Learned positions [1 + side^2, C], of one token and of a grid, for a grid h x w: resampled
+// (bicubic, antialiased) where that is another.
+at::Tensor positions_for(const at::Tensor& positions, int64_t side, const c10::SymInt& height,
                          const c10::SymInt& width);
 
 // [B, N, C] to [B, heads, N, C / heads] and back.

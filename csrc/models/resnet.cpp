@@ -89,7 +89,7 @@ class ResNet : public TrunkModel {
   Tensor features(const Tensor& images, Weights& weights, const Mode& mode) const override {
     Tensor x = conv_norm(images, weights.next_normed_conv(), {.stride = 2, .padding = 3}, mode,
                          Activation::kRelu);
-    x = at::max_pool2d(x, 3, 2, 1);
+    x = at::max_pool2d(x, {3, 3}, {2, 2}, {1, 1}, {1, 1});
     for (const ResidualBlock& block : blocks_) x = block.forward(x, weights, mode);
     return x;
   }

@@ -50,7 +50,7 @@ class SqueezeNet : public TrunkModel {
   Tensor features(const Tensor& images, Weights& weights, const Mode&) const override {
     Tensor x = conv2d(images, weights, {.stride = 2, .bias = true}).relu_();
     for (const Fire& fire : fires_) {
-      if (fire.pool) x = at::max_pool2d(x, 3, 2, 0, 1, /*ceil_mode=*/true);
+      if (fire.pool) x = at::max_pool2d(x, {3, 3}, {2, 2}, {0, 0}, {1, 1}, /*ceil_mode=*/true);
       const Tensor squeezed = conv2d(x, weights, {.bias = true}).relu_();
       const Tensor one = conv2d(squeezed, weights, {.bias = true});
       const Tensor three = conv2d(squeezed, weights, {.padding = 1, .bias = true});

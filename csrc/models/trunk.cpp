@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <map>
-#include <mutex>
 #include <string_view>
 
 #include "base/checks.h"
@@ -61,31 +59,30 @@ struct Trunk {
   size_t tensors;  // in its spec
 };
 
-Trunk make_trunk(const std::string& description) {
-  Description settings("trunk", description);
-  std::vector<std::string> names;
-  for (const TrunkKind& kind : kTrunks) {
-    const bool matches = kind.prefix != nullptr ? settings.name().starts_with(kind.prefix)
-                                                : settings.name() == kind.name;
-    if (matches) {
-      std::unique_ptr<TrunkModel> model = kind.make(settings);
-      settings.refuse_unknown_keys();
-      const size_t tensors = model->spec().size();
-      return {std::move(model), tensors};
-    }
-    names.emplace_back(kind.name);
-  }
-  settings.fail("name", "be one of " + join(names), "'" + settings.name() + "'");
+const TrunkKind* find_kind(const std::string& name) {
+  const auto answers = [&](const TrunkKind& kind) {
+    return kind.prefix != nullptr ? name.starts_with(kind.prefix) : name == kind.name;
+  };
+  const TrunkKind* found = std::find_if(std::begin(kTrunks), std::end(kTrunks), answers);
+  return found != std::end(kTrunks) ? found : nullptr;
 }
 
-// Descriptions are read once: every forward pass asks for its trunk by name.
+Trunk make_trunk(const std::string& description) {
+  Description settings("trunk", description);
+  const TrunkKind* kind = find_kind(settings.name());
+  if (kind == nullptr) {
+    std::vector<std::string> names;
+    for (const TrunkKind& known : kTrunks) names.emplace_back(known.name);
+    settings.fail("name", "be one of " + join(names), "'" + settings.name() + "'");
+  }
+  std::unique_ptr<TrunkModel> model = kind->make(settings);
+  settings.refuse_unknown_keys();
+  const size_t tensors = model->spec().size();
+  return {std::move(model), tensors};
+}
+
 const Trunk& find_trunk(const std::string& description) {
-  static std::mutex mutex;
-  static std::map<std::string, Trunk> trunks;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = trunks.find(description);
-  if (found != trunks.end()) return found->second;
-  return trunks.emplace(description, make_trunk(description)).first->second;
+  return read_once(description, make_trunk);
 }
 
 Tensor trunk_features_op(const Tensor& images, at::TensorList weights, std::string_view trunk,
@@ -95,6 +92,19 @@ Tensor trunk_features_op(const Tensor& images, at::TensorList weights, std::stri
 
 }  // namespace
 
+bool is_trunk(const std::string& name) {
+  const TrunkKind* kind = find_kind(name);
+  return kind != nullptr && kind->make != make_module_trunk;
+}
+
+std::vector<std::string> trunk_names() {
+  std::vector<std::string> names;
+  for (const TrunkKind& kind : kTrunks) {
+    if (kind.make != make_module_trunk) names.emplace_back(kind.name);
+  }
+  return names;
+}
+
 TensorSpecs trunk_spec(const std::string& trunk) { return find_trunk(trunk).model->spec(); }
 
 int64_t trunk_channels(const std::string& trunk) { return find_trunk(trunk).model->channels(); }
@@ -103,18 +113,22 @@ Normalization trunk_normalization(const std::string& trunk) {
   return find_trunk(trunk).model->normalization();
 }
 
+void check_images(const char* op, const Tensor& images, const Mode& mode) {
+  TORCH_CHECK_VALUE(images.dim() == 4 && images.sym_size(1) == 3, op,
+                    ": images must have shape [B, 3, H, W], got ", images.sym_sizes());
+  TORCH_CHECK_VALUE(mode.groups >= 1, op, ": groups must be at least 1, got ", mode.groups);
+  if (mode.batch_statistics && mode.groups > 1) {
+    TORCH_CHECK_VALUE(images.sym_size(0) % mode.groups == 0, op,
+                      ": images must come in a multiple of groups = ", mode.groups, ", got ",
+                      images.sym_size(0));
+  }
+}
+
 Tensor trunk_features(const Tensor& images, at::TensorList weights, const std::string& trunk,
                       const Mode& mode) {
   constexpr const char* kName = "trunk_features";
   const Trunk& found = find_trunk(trunk);
-  TORCH_CHECK_VALUE(images.dim() == 4 && images.sym_size(1) == 3, kName,
-                    ": images must have shape [B, 3, H, W], got ", images.sym_sizes());
-  TORCH_CHECK_VALUE(mode.groups >= 1, kName, ": groups must be at least 1, got ", mode.groups);
-  if (mode.batch_statistics && mode.groups > 1) {
-    TORCH_CHECK_VALUE(images.sym_size(0) % mode.groups == 0, kName,
-                      ": images must come in a multiple of groups = ", mode.groups, ", got ",
-                      images.sym_size(0));
-  }
+  check_images(kName, images, mode);
   Weights cursor(kName, weights, found.tensors);
   // Convolutions and BatchNorm are fastest in this layout, on CPU and GPU.
   return found.model->features(images.contiguous(at::MemoryFormat::ChannelsLast), cursor, mode);

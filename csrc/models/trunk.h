@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <string>
+#include <vector>
 
 #include "models/tensor_spec.h"
 
@@ -25,6 +26,10 @@ namespace placket {
 // An unknown name or key is an error that lists the known ones.
 TensorSpecs trunk_spec(const std::string& trunk);
 
+// Whether a description of this name is one of a trunk that is computed here, and those names.
+bool is_trunk(const std::string& name);
+std::vector<std::string> trunk_names();
+
 // Channels C of the map.
 int64_t trunk_channels(const std::string& trunk);
 
@@ -42,6 +47,9 @@ struct Mode {
       false;  // BatchNorm uses (and tracks) statistics of the batch; otherwise the running ones
   int64_t groups = 1;  // BatchNorm statistics of this many equal parts of the batch are kept apart
 };
+
+// Throws ValueError, with `op` before it, unless images are [B, 3, H, W] and cut into mode.groups.
+void check_images(const char* op, const at::Tensor& images, const Mode& mode);
 
 // Registered as placket::trunk_features(Tensor images, Tensor(a!)[] weights, str trunk, bool
 // training, bool batch_statistics, int groups) -> Tensor, a composite operator: it decomposes when

@@ -70,7 +70,8 @@ class Vit : public TrunkModel {
 
     Tensor x = at::cat(
         {class_token.expand_symint({images.sym_size(0), 1, config_.width}), map_to_tokens(map)}, 1);
-    x = dropout(x + positions_for(positions, height, columns));
+    const int64_t side = config_.image / config_.patch;
+    x = dropout(x + positions_for(positions.squeeze(0), side, height, columns));
     for (int64_t i = 0; i < config_.depth; ++i) {
       Tensor y = layer_norm(x, weights.next_affine());
       x = x + attention(y, weights);
@@ -97,18 +98,6 @@ class Vit : public TrunkModel {
                                                           split_heads(qkv[1], config_.heads),
                                                           split_heads(qkv[2], config_.heads));
     return linear(join_heads(mixed), weights.next_affine());
-  }
-
-  // The positions of the class token and of an h x w grid: the learned ones, resampled (bicubic,
-  // antialiased) where the grid is another than declared.
-  Tensor positions_for(const Tensor& positions, const c10::SymInt& height,
-                       const c10::SymInt& columns) const {
-    const int64_t side = config_.image / config_.patch;
-    if (height == side && columns == side) return positions;
-    const Tensor grid = tokens_to_map(positions.slice(1, 1), side, side);
-    const Tensor resampled = at::_upsample_bicubic2d_aa_symint(grid, {height, columns},
-                                                               /*align_corners=*/false);
-    return at::cat({positions.slice(1, 0, 1), map_to_tokens(resampled)}, 1);
   }
 
   VitConfig config_;

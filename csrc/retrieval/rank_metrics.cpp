@@ -3,26 +3,21 @@
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/cumsum.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/gather.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/ones_like.h>
-#include <ATen/ops/repeat_interleave.h>
-#include <ATen/ops/searchsorted.h>
-#include <ATen/ops/where.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "base/checks.h"
 #include "base/parallel.h"
+#include "base/stream.h"
 #include "kernels/rank_counter.h"
 #include "ops/autocast.h"
 #include "retrieval/ranking.h"
@@ -97,6 +92,13 @@ class Relevance {
   QueryRelevance operator[](int64_t query) const {
     const int64_t* offset = data<int64_t>(offsets_) + data<int64_t>(groups_)[query];
     return {data<int64_t>(rows_) + offset[0], offset[1] - offset[0], excluded_row(query)};
+  }
+
+  // The rows of the largest group that one of the queries [begin, end) has.
+  int64_t most(int64_t begin, int64_t end) const {
+    int64_t most = 0;
+    for (int64_t q = begin; q < end; ++q) most = std::max(most, (*this)[q].count);
+    return most;
   }
 
  private:
@@ -261,77 +263,97 @@ RankMetrics rank_metrics_of_scores_cpu(const Tensor& scores, const Tensor& query
   return metrics;
 }
 
-// The relevant candidates of some queries, and those that are ranked for them, as [B, C].
-std::pair<Tensor, Tensor> masks(const Tensor& query_groups, const Tensor& group_offsets,
-                                const Tensor& group_rows, const MaybeTensor& excluded,
-                                int64_t candidates) {
-  const Tensor begins = group_offsets.index_select(0, query_groups);
-  const Tensor lengths = group_offsets.index_select(0, query_groups + 1) - begins;
-  // One entry for each query and relevant row: the query, and the row's place in group_rows.
-  const Tensor query = at::repeat_interleave(lengths);
-  const Tensor shift = begins - (lengths.cumsum(0) - lengths);
-  const Tensor place = at::arange(query.size(0), query.options()) + shift.index_select(0, query);
-  const Tensor relevant =
-      at::zeros({query_groups.size(0), candidates}, query_groups.options().dtype(at::kBool));
-  const Tensor flat = query * candidates + group_rows.index_select(0, place);
-  relevant.view(-1).index_fill_(0, flat, true);
-  if (!excluded) return {relevant, at::ones_like(relevant)};
-  const Tensor ranked = at::arange(candidates, query.options()) != excluded->unsqueeze(1);
-  return {relevant & ranked, ranked};
-}
-
-// Of some queries' scores [B, C], by sorting; written to [B] and [B, K] parts of the metrics.
-void sort_and_measure(const char* op, const Tensor& scores, const Tensor& relevant,
-                      const Tensor& ranked, at::IntArrayRef cutoffs, const RankMetrics& metrics) {
-  check_numbers(op, !scores.isnan().any().item<bool>());
-  const auto [sorted, order] = scores.sort(/*stable=*/true, /*dim=*/1, /*descending=*/true);
-  const Tensor hit = relevant.gather(1, order), counts = ranked.gather(1, order);
-  const Tensor rank = counts.cumsum(1), found = hit.cumsum(1);
-  const Tensor total = hit.sum(1).clamp_min(1);
-  const Tensor precision = at::where(hit, found / rank.to(at::kDouble), 0);
-  std::get<0>(metrics).copy_(precision.sum(1) / total);
-  for (size_t k = 0; k < cutoffs.size(); ++k) {
-    const Tensor inside = rank <= cutoffs[k];
-    std::get<2>(metrics).select(1, int64_t(k)).copy_((inside & hit).sum(1));
-    std::get<3>(metrics).select(1, int64_t(k)).copy_((inside * precision).sum(1));
+// Rankings that are measured on the device of the scores, by the steps of kernels/rank_counter.h.
+// These run on the CPU too, so that the tests reach what is here.
+class DeviceRanks {
+ public:
+  DeviceRanks(const char* op, const Tensor& query_groups, const Tensor& group_offsets,
+              const Tensor& group_rows, const MaybeTensor& excluded, at::IntArrayRef cutoffs,
+              const Tensor& like, int64_t queries, int64_t candidates)
+      : op_(op),
+        relevance_(op, query_groups, group_offsets, group_rows, excluded, like, queries,
+                   candidates),
+        groups_(query_groups.contiguous()),
+        offsets_(group_offsets.contiguous()),
+        rows_(group_rows.contiguous()),
+        cutoffs_(at::tensor(cutoffs, at::kLong).to(like.device())),
+        queries_(queries),
+        candidates_(candidates) {
+#ifndef PLACKET_CUDA
+    TORCH_CHECK_NOT_IMPLEMENTED(!like.is_cuda(), op,
+                                ": scores must be on cpu in a placket that was built without "
+                                "CUDA, got ",
+                                like.device());
+#endif
+    if (excluded) excluded_ = excluded->contiguous();
   }
-  std::get<4>(metrics).copy_((rank * (hit & (found == 1))).sum(1));
-  // Each place takes the expectation over its group of equal scores, [first, last) of the list.
-  const Tensor rising = -sorted;
-  const Tensor first = at::searchsorted(rising, rising);
-  const Tensor last = at::searchsorted(rising, rising, /*out_int32=*/false, /*right=*/true);
-  const Tensor ranks = at::constant_pad_nd(rank, {1, 0}),
-               founds = at::constant_pad_nd(found, {1, 0});
-  const Tensor before = ranks.gather(1, first), found_before = founds.gather(1, first);
-  const Tensor tied = ranks.gather(1, last) - before;
-  const Tensor tied_hits = founds.gather(1, last) - found_before;
-  const Tensor density = (tied_hits - 1) / (tied - 1).clamp_min(1).to(at::kDouble);
-  const Tensor expected_found = found_before + 1 + (rank - 1 - before) * density;
-  const Tensor expected = tied_hits / tied.to(at::kDouble) * (expected_found / rank);
-  const Tensor counted = counts & (tied_hits > 0);
-  std::get<1>(metrics).copy_(at::where(counted, expected, 0).sum(1) / total);
-}
 
-RankMetrics part_of(const RankMetrics& metrics, int64_t begin, int64_t end) {
-  return std::apply([&](const auto&... all) { return RankMetrics(all.slice(0, begin, end)...); },
-                    metrics);
-}
+  // Queries at a time, of whose scores there are `copies`; keys are sorted beside their places.
+  int64_t step(int64_t copies) const {
+    constexpr int64_t kBytes = 256 << 20, kSorting = 64;
+    const int64_t each = 4 * copies * candidates_ + kSorting * relevance_.most(0, queries_);
+    return std::max<int64_t>(kBytes / std::max<int64_t>(each, 1), 1);
+  }
 
-MaybeTensor part_of(const MaybeTensor& tensor, int64_t begin, int64_t end) {
-  return tensor ? MaybeTensor(tensor->slice(0, begin, end)) : std::nullopt;
-}
+  // Measures the queries from `start` on, of scores [B, C]; `metrics` of the first of them.
+  void measure(const Tensor& scores, int64_t start, const QueryMetrics& metrics) const {
+    const int64_t count = scores.size(0), most = relevance_.most(start, start + count);
+    Tensor keys = at::empty({count, most}, groups_.options());
+    const Tensor counters =
+        at::zeros({count, rank_counters(most)}, groups_.options().dtype(at::kInt));
+    RankBlock in = {data<float>(scores),
+                    count,
+                    candidates_,
+                    data<int64_t>(groups_) + start,
+                    data<int64_t>(offsets_),
+                    data<int64_t>(rows_),
+                    excluded_.defined() ? data<int64_t>(excluded_) + start : nullptr,
+                    most,
+                    mutable_data<uint64_t>(keys),
+                    mutable_data<uint32_t>(counters),
+                    data<int64_t>(cutoffs_),
+                    cutoffs_.size(0),
+                    metrics};
+    write_keys(in);
+    if (most > 0) {
+      // ATen sorts signed numbers; with the first bit turned these have the order of the keys.
+      constexpr int64_t kFirstBit = std::numeric_limits<int64_t>::min();
+      keys = std::get<0>(keys.bitwise_xor_(kFirstBit).sort(1)).bitwise_xor_(kFirstBit).contiguous();
+      in.keys = mutable_data<uint64_t>(keys);
+    }
+    measure_block(in);
+  }
 
-RankMetrics weighting_of(const RankMetrics& metrics, int64_t weighting) {
-  return std::apply([&](const auto&... all) { return RankMetrics(all.select(0, weighting)...); },
-                    metrics);
-}
+  // Waits for the device.
+  void check(const RankMetrics& metrics) const {
+    check_numbers(op_, !std::get<0>(metrics).isnan().any().item<bool>());
+  }
 
-int64_t queries_to_sort(int64_t candidates) {
-  constexpr int64_t kScores = int64_t(1) << 23;
-  return std::max<int64_t>(kScores / std::max<int64_t>(candidates, 1), 1);
-}
+ private:
+  void write_keys(const RankBlock& in) const {
+#ifdef PLACKET_CUDA
+    if (groups_.is_cuda()) {
+      return check_launch(op_, launch_write_rank_keys(in, current_stream(groups_)));
+    }
+#endif
+    write_rank_keys_cpu(in);
+  }
 
-// Made of ATen calls that any device has, so that the tests reach it on the CPU.
+  void measure_block(const RankBlock& in) const {
+#ifdef PLACKET_CUDA
+    if (groups_.is_cuda()) {
+      return check_launch(op_, launch_measure_rank_block(in, current_stream(groups_)));
+    }
+#endif
+    measure_rank_block_cpu(in);
+  }
+
+  const char* op_;
+  Relevance relevance_;
+  Tensor groups_, offsets_, rows_, excluded_, cutoffs_;
+  int64_t queries_, candidates_;
+};
+
 RankMetrics rank_metrics_cuda(at::TensorList queries, at::TensorList candidates,
                               const Tensor& weights, const Tensor& query_groups,
                               const Tensor& group_offsets, const Tensor& group_rows,
@@ -342,29 +364,26 @@ RankMetrics rank_metrics_cuda(at::TensorList queries, at::TensorList candidates,
   const at::NoTF32Guard full_float32;
   const c10::OptionalDeviceGuard guard(queries[0].device());
   const int64_t count = queries[0].size(0), length = candidates[0].size(0);
-  const Relevance checked(kName, query_groups, group_offsets, group_rows, excluded, queries[0],
-                          count, length);
+  const auto blocks = int64_t(queries.size()), at_cutoffs = int64_t(cutoffs.size());
+  const DeviceRanks ranks(kName, query_groups, group_offsets, group_rows, excluded, cutoffs,
+                          queries[0], count, length);
   const RankMetrics metrics =
-      empty_metrics({weights.size(0), count}, int64_t(cutoffs.size()), queries[0].options());
-  const int64_t step = block.value_or(queries_to_sort(length));
+      empty_metrics({weights.size(0), count}, at_cutoffs, queries[0].options());
+  const int64_t step = block.value_or(ranks.step(blocks + 2));  // and a sum and a product of it
   for (int64_t start = 0; start < count; start += step) {
     const int64_t stop = std::min(start + step, count);
-    const auto [relevant, ranked] = masks(query_groups.slice(0, start, stop), group_offsets,
-                                          group_rows, part_of(excluded, start, stop), length);
     std::vector<Tensor> scores;
-    for (size_t s = 0; s < queries.size(); ++s) {
+    for (int64_t s = 0; s < blocks; ++s) {
       scores.push_back(at::mm(queries[s].slice(0, start, stop), candidates[s].t()));
     }
     for (int64_t i = 0; i < weights.size(0); ++i) {
       const Tensor weight = weights.select(0, i);
       Tensor sum = weight.select(0, 0) * scores[0];
-      for (size_t s = 1; s < scores.size(); ++s) {
-        sum += weight.select(0, int64_t(s)) * scores[s];
-      }
-      sort_and_measure(kName, sum, relevant, ranked, cutoffs,
-                       part_of(weighting_of(metrics, i), start, stop));
+      for (int64_t s = 1; s < blocks; ++s) sum += weight.select(0, s) * scores[s];
+      ranks.measure(sum, start, metrics_at(metrics, i * count + start, at_cutoffs));
     }
   }
+  ranks.check(metrics);
   return metrics;
 }
 
@@ -375,18 +394,16 @@ RankMetrics rank_metrics_of_scores_cuda(const Tensor& scores, const Tensor& quer
   check_dtype(kOfScores, "scores", scores, at::kFloat);
   check_cutoffs(kOfScores, cutoffs);
   const c10::OptionalDeviceGuard guard(scores.device());
-  const int64_t count = scores.size(0), length = scores.size(1);
-  const Relevance checked(kOfScores, query_groups, group_offsets, group_rows, excluded, scores,
-                          count, length);
-  const RankMetrics metrics = empty_metrics({count}, int64_t(cutoffs.size()), scores.options());
-  const int64_t step = queries_to_sort(length);
+  const int64_t count = scores.size(0), at_cutoffs = int64_t(cutoffs.size());
+  const DeviceRanks ranks(kOfScores, query_groups, group_offsets, group_rows, excluded, cutoffs,
+                          scores, count, scores.size(1));
+  const RankMetrics metrics = empty_metrics({count}, at_cutoffs, scores.options());
+  const int64_t step = ranks.step(1);
   for (int64_t start = 0; start < count; start += step) {
-    const int64_t stop = std::min(start + step, count);
-    const auto [relevant, ranked] = masks(query_groups.slice(0, start, stop), group_offsets,
-                                          group_rows, part_of(excluded, start, stop), length);
-    sort_and_measure(kOfScores, scores.slice(0, start, stop), relevant, ranked, cutoffs,
-                     part_of(metrics, start, stop));
+    const Tensor part = scores.slice(0, start, std::min(start + step, count)).contiguous();
+    ranks.measure(part, start, metrics_at(metrics, start, at_cutoffs));
   }
+  ranks.check(metrics);
   return metrics;
 }
 

@@ -27,13 +27,17 @@ namespace placket {
 //
 // and all are 0 where R is 0. A NaN score is an error. Not differentiable.
 //
+// What is ranked before each relevant row is counted, in whole numbers; no list is sorted but that
+// of the relevant rows, and no matrix [Q, C] is made. Equal scores have equal measures on every
+// device, to the bit.
+//
 // On CPU nothing depends on `block` or the number of threads: a dot product is a function of its
-// two rows (kernels/dot_scores.h), and what is ranked before each relevant row is counted. On CUDA
-// the scores are cuBLAS's (never TF32), whose last bits may depend on the block, and the lists are
-// sorted; each block waits for the device. Memory: the S scores of one block of queries, 4 S C
-// bytes for each query, and those of one query for each thread. By default a block has as many
-// queries as fit into 64 MiB, at least 24 and at most 120 (on CUDA, whose sort needs about 100
-// bytes a score, as many as make 2^23 scores).
+// two rows (kernels/dot_scores.h). On CUDA the scores of a block are S products of cuBLAS (float32,
+// never TF32), whose last bits may depend on the block; the host waits for the device at the start,
+// for the indices, and at the end. Memory: the S scores of one block of queries, 4 S C bytes for
+// each query, and those of one query for each thread. By default a block has as many queries as fit
+// into 64 MiB, at least 24 and at most 120. On CUDA it is 4 (S + 2) C bytes for each query and
+// about 64 for each of its relevant rows, and a block has as many as fit into 256 MiB.
 using RankMetrics = std::tuple<at::Tensor,   // average_precision [W, Q] float64
                                at::Tensor,   // expected_average_precision [W, Q] float64
                                at::Tensor,   // hits [W, Q, K] int64

@@ -43,6 +43,7 @@ Tensor encode_rows(System& system, const std::shared_ptr<const ImageList>& image
   LoaderConfig config;
   config.preprocess = options.preprocess;
   config.keep_pixels = system.needs_pixels();
+  config.views = options.views;
   config.threads = options.threads;
   config.pin_memory = system.device().is_cuda();
   Loader loader(std::make_shared<ImageList>(images->select(used)), nullptr, source, config);

@@ -30,6 +30,7 @@ struct EvaluationScores {
 
 struct EncodeOptions {
   Preprocess preprocess;
+  std::string views = "crop";  // see LoaderConfig
   int64_t batch = 64;
   int64_t threads = 2;
   bool bfloat16 = false;

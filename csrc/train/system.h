@@ -45,6 +45,9 @@ struct StageConfig {
   // Other than 0: the last so many attributes alone learn, by what belongs to them alone in tensors
   // of the model; all else stays as it is to the bit.
   int64_t new_attributes = 0;
+  // Images whose graph of the forward pass is kept at a time, the others' being computed again in
+  // the backward pass; 0: all. Systems of regions and words only.
+  int64_t recompute = 0;
   Augment augment;
 };
 

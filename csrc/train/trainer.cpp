@@ -255,6 +255,7 @@ Trainer::Trainer(std::shared_ptr<System> system, std::shared_ptr<const ImageList
   loader.augment = stage.augment;
   loader.seed = seed;
   loader.keep_pixels = system_->needs_pixels();
+  loader.views = config_.views;
   loader.threads = config_.loader_threads;
   loader.skip_unreadable = config_.skip_unreadable;
   loader.pin_memory = device_.is_cuda();
@@ -455,6 +456,7 @@ Evaluation Trainer::evaluate() {
   TORCH_CHECK_VALUE(evaluation_, "Trainer: evaluate needs an evaluation set, got none");
   EncodeOptions options;
   options.preprocess = config_.preprocess;
+  options.views = config_.views;
   options.threads = config_.loader_threads;
   options.bfloat16 = config_.bfloat16;
   const EvaluationScores scores =

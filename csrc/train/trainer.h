@@ -32,6 +32,7 @@ struct TrainerConfig {
   bool bfloat16 = false;
   Preprocess preprocess;
   int64_t loader_threads = 2;
+  std::string views = "crop";    // see LoaderConfig
   bool skip_unreadable = false;  // see LoaderConfig
   int64_t report_every = 20;     // steps
   int64_t evaluate_every = 0;    // steps; 0: never. Also after the stage's last step

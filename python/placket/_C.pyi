@@ -99,6 +99,8 @@ class Batch(metaclass=_Type):
     @property
     def images(self) -> Tensor: ...
     @property
+    def segmented(self) -> Tensor: ...
+    @property
     def attributes(self) -> Tensor: ...
     @property
     def values(self) -> Tensor: ...
@@ -131,6 +133,18 @@ class BatchSource(metaclass=_Type):
     def plan(self, step: int) -> BatchPlan: ...
     @property
     def steps_per_epoch(self) -> int: ...
+
+class BpeTokenizer(metaclass=_Type):
+    def __init__(self, merges: str) -> None: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    def encode(self, text: str) -> list[int]: ...
+    def encode_rows(self, texts: tuple[str, ...], length: int) -> Tensor: ...
+    def decode(self, ids: Sequence[int]) -> bytes: ...
 
 class Checkpoint(metaclass=_Type):
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
@@ -177,6 +191,7 @@ class ImageList(metaclass=_Type):
         store: Store | None = ...,
         records: Sequence[int] = ...,
         resident: ResidentPixels | None = ...,
+        masks: MaskColumn | None = ...,
     ) -> None: ...
     def __len__(self) -> int: ...
     def path(self, image: int) -> str: ...
@@ -203,6 +218,7 @@ class Loader(metaclass=_Type):
         prefetch: int = ...,
         skip_unreadable: bool = ...,
         pin_memory: bool = ...,
+        views: str = ...,
     ) -> None: ...
     def next(self) -> Batch: ...
     def seek(self, step: int) -> None: ...
@@ -210,6 +226,10 @@ class Loader(metaclass=_Type):
     def waited(self) -> float: ...
     @property
     def skipped(self) -> dict[int, str]: ...
+
+class MaskColumn(metaclass=_Type):
+    def __init__(self, filenames: TextColumn, numbers: ArrayLike, bits: bool = ...) -> None: ...
+    def __len__(self) -> int: ...
 
 class Preprocess(metaclass=_Type):
     def __init__(
@@ -319,6 +339,7 @@ class StageConfig(metaclass=_Type):
     exclude_shared: bool
     views_per_image: int
     new_attributes: int
+    recompute: int
     images_of_class: int
     copies: int
     augment: Augment
@@ -415,6 +436,7 @@ class TrainerConfig(metaclass=_Type):
     bfloat16: bool
     preprocess: Preprocess
     loader_threads: int
+    views: str
     skip_unreadable: bool
     report_every: int
     evaluate_every: int
@@ -445,6 +467,7 @@ def adjust_contrast(pixels: ArrayLike, amount: float) -> NDArray[np.uint8]: ...
 def adjust_saturation(pixels: ArrayLike, amount: float) -> NDArray[np.uint8]: ...
 def adjust_hue(pixels: ArrayLike, amount: float) -> NDArray[np.uint8]: ...
 def decode_file(path: str, upright: bool = ..., part: Sequence[int] | None = ...) -> NDArray[np.uint8]: ...
+def decode_mask(path: str, upright: bool = ...) -> NDArray[np.uint8]: ...
 def read_file(path: str) -> bytes: ...
 def shrink_file(path: str, size: int, upright: bool = ...) -> tuple[NDArray[np.uint8], tuple[int, int]]: ...
 def encode_rows(
@@ -454,6 +477,7 @@ def encode_rows(
     attributes: Sequence[int],
     *,
     preprocess: Preprocess,
+    views: str = ...,
     batch: int = ...,
     threads: int = ...,
     bfloat16: bool = ...,
@@ -475,9 +499,15 @@ def image_source(
     world_size: int = ...,
 ) -> BatchSource: ...
 def prepare_image(
-    pixels: ArrayLike, box: Sequence[SupportsInt] | None = ..., preprocess: Preprocess = ...
+    pixels: ArrayLike,
+    box: Sequence[SupportsInt] | None = ...,
+    preprocess: Preprocess = ...,
+    mask: ArrayLike | None = ...,
 ) -> Batch: ...
 def rate_factor(schedule: Schedule, step: int, steps_per_epoch: int, steps: int) -> float: ...
+def composition_spec(composition: str, dims: SupportsInt) -> list[_Spec]:
+    """The tensors of a composition of D-dimensional features, in the order placket::compose takes them."""
+
 def head_attends(head: str) -> bool: ...
 def head_classes(head: str) -> list[int]:
     """Number of values of each attribute that a head's class sub-network knows; empty without one."""
@@ -495,6 +525,16 @@ def attribute_system(
     seed: int = ...,
     extra_losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = ...,
 ) -> System: ...
+def region_text_system(
+    *,
+    image: str,
+    text: str,
+    category: int,
+    tensors: dict[str, Tensor],
+    values: Sequence[int],
+    prompts: Tensor,
+    prompt_rows: Tensor,
+) -> System: ...
 def set_decode_fallback(decode: Callable[[bytes, bool], ArrayLike] | None) -> None: ...
 def stage_seed(seed: int, stage_index: int) -> int: ...
 def step_seed(seed: int, step: int, rank: int) -> int: ...
@@ -510,6 +550,29 @@ def triplet_source(
     rank: int = ...,
     world_size: int = ...,
 ) -> BatchSource: ...
+def clip_spec(image: str, text: str) -> list[_Spec]:
+    """The tensors of a CLIP: visual.* of the image tower, those of the text tower, logit_scale."""
+
+def image_tower_embedding_dim(tower: str) -> int: ...
+def image_tower_normalization(
+    tower: str,
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of RGB in [0, 1] that a tower's weights were made with."""
+
+def image_tower_size(tower: str) -> int:
+    """Side of the images that a tower was made for."""
+
+def image_tower_spec(tower: str) -> list[_Spec]:
+    """The tensors of an image tower, in the order placket::image_tower takes them."""
+
+def text_tower_context(tower: str) -> int:
+    """The most tokens a text may have."""
+
+def text_tower_embedding_dim(tower: str) -> int: ...
+def text_tower_spec(tower: str) -> list[_Spec]:
+    """The tensors of a text tower, in the order placket::text_tower takes them."""
+
+def text_tower_vocabulary(tower: str) -> int: ...
 def trunk_channels(trunk: str) -> int:
     """Channels of a trunk's map."""
 

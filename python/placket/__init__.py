@@ -8,7 +8,7 @@ load_extension()
 
 __version__ = "0.1.0"
 
-from placket import data, index, losses, nn, ops, reference, weights  # noqa: E402  (the operators must be registered first)
+from placket import data, index, losses, nn, ops, reference, text, weights  # noqa: E402  (the operators must be registered first)
 from placket.config import TrainConfig, load_config  # noqa: E402
 from placket.evaluate import embed_image, embed_split, evaluate  # noqa: E402
 from placket.extension import extend  # noqa: E402
@@ -38,6 +38,7 @@ __all__ = [
     "nn",
     "ops",
     "reference",
+    "text",
     "train",
     "weights",
 ]

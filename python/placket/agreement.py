@@ -79,6 +79,9 @@ class Ranked(NamedTuple):
 
     test: Result
     valid: Result
+    chosen: Mapping[str, str]
+    """Of each attribute the class probabilities that rank it, behind their weight where they rank with
+    embeddings; empty where embeddings rank alone."""
 
 
 def class_agreement(
@@ -98,8 +101,7 @@ def class_agreement(
         weights, per_attribute: see ``tune_agreement``.
 
     Returns:
-        "embedding" (cosine), "agreement" (``p . p'``) and "both"; ``similarity`` says what was chosen, or
-        that it was for each attribute.
+        "embedding" (cosine), "agreement" (``p . p'``) and "both"; ``similarity`` says what was chosen.
 
     Raises:
         ValueError: as ``asfr_map_all`` and ``tune_agreement``; the splits have probabilities of different
@@ -111,30 +113,38 @@ def class_agreement(
             f"{list(valid.probabilities)} and {list(test.probabilities)}"
         )
     chosen = tune_agreement(valid, schema, weights=weights, per_attribute=per_attribute)
-    if per_attribute:
-        texts = "class agreement", "cosine + class agreement"
-        alone, both = (f"{text}, chosen on valid for each attribute" for text in texts)
-    else:
-        first = chosen[0]
-        alone = f"class agreement ({first.alone}), chosen on valid"
-        both = f"cosine + {first.weight:g} class agreement ({first.joined}), chosen on valid"
+    alone = [choice.alone for choice in chosen]
+    joined = [choice.joined for choice in chosen]
+    mixture = [choice.weight for choice in chosen]
+    weighted = [f"{choice.weight:g} {choice.joined}" for choice in chosen]
+    names = {
+        ranking: dict(zip(schema.names, each, strict=True))
+        for ranking, each in (("agreement", alone), ("both", weighted))
+    }
+    how = "chosen on valid" if len(weights) > 1 else "probabilities chosen on valid"
+
+    def described(result: Result, ranking: str, similarity: str) -> Result:
+        each = names[ranking]
+        by_attribute = "; ".join(f"{name}: {each[name]}" for name in result.queries)
+        said = by_attribute if per_attribute else each[schema.names[0]]
+        return replace(result, similarity=f"{similarity} ({said}), {how}")
 
     def ranked(split: Labelled) -> dict[str, Result]:
         def by(embed: Embed, similarity: Similarity) -> Result:
             lists = split.queries, split.candidates
             return asfr_map_all(*lists, embed, schema, similarity=similarity, missing=split.missing)
 
-        joined = _picked(split, [choice.joined for choice in chosen])
-        mixed = agreement_embed(split.embed, joined, [choice.weight for choice in chosen])
-        agreement = by(_picked(split, [choice.alone for choice in chosen]), "dot")
+        mixed = agreement_embed(split.embed, _picked(split, joined), mixture)
         return {
             "embedding": by(split.embed, "cosine"),
-            "agreement": replace(agreement, similarity=alone),
-            "both": replace(by(mixed, "dot"), similarity=both),
+            "agreement": described(by(_picked(split, alone), "dot"), "agreement", "class agreement"),
+            "both": described(by(mixed, "dot"), "both", "cosine + class agreement"),
         }
 
     on_valid = ranked(valid)
-    return {name: Ranked(result, on_valid[name]) for name, result in ranked(test).items()}
+    return {
+        name: Ranked(result, on_valid[name], names.get(name, {})) for name, result in ranked(test).items()
+    }
 
 
 def tune_agreement(

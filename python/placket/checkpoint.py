@@ -22,8 +22,8 @@ def save(directory: str | os.PathLike[str], tensors: Mapping[str, Tensor], confi
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _replace(folder / WEIGHTS, save(contiguous, metadata={"format": "pt"}))
-    _replace(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    replace_file(folder / WEIGHTS, save(contiguous, metadata={"format": "pt"}))
+    replace_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -86,7 +86,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     module.load_state_dict(tensors, assign=any(tensor.is_meta for tensor in state.values()))
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it when it is whole and on the disk."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "wb") as file:

@@ -132,6 +132,7 @@ def _train(options: Namespace) -> None:
 def _evaluate(options: Namespace) -> None:
     import placket
     from placket import rivals
+    from placket.models import as_network
     from placket.runs import write_json
     from placket.tables import render
 
@@ -149,6 +150,8 @@ def _evaluate(options: Namespace) -> None:
         by_category=options.by_category or None,
         tune_region=None if options.tune_region is None else options.tune_region.replace("-", " "),
         flip=options.flip,
+        ranking=options.ranking,
+        class_weight=options.class_weight,
         allow_missing=options.allow_missing,
     )
     found = result.to_dict()
@@ -156,7 +159,7 @@ def _evaluate(options: Namespace) -> None:
     if options.rivals is not None:
         compared = {"this model": result}
         compared |= rivals.compare(
-            model,
+            as_network(model, "evaluate"),
             data,
             options.split,
             trunk_weights=options.trunk_weights,
@@ -283,6 +286,9 @@ def _search(options: Namespace) -> None:
     import placket
     from placket.data.folders import images_below
 
+    if options.image is None:
+        _search_text(options)
+        return
     images = sorted(images_below(options.image)) if options.image.is_dir() else [options.image]
     if not images:
         raise ValueError(f"search: {options.image} must hold images, got none")
@@ -291,13 +297,13 @@ def _search(options: Namespace) -> None:
     with placket.AttributeIndex.load(options.index, read_only=True) as index:
         found = {
             image: placket.index.search_image(
-                index, image, weights, k=options.k, where=options.where, model=model
+                index, image, weights, text=options.text, k=options.k, where=options.where, model=model
             )
             for image in images
         }
     if options.html is not None:
         _write_hits(options.html, weights, found)
-    blocks = ["\n".join(f"{hit.score:8.4f}  {hit.id}" for hit in hits) for hits in found.values()]
+    blocks = ["\n".join(map(_line, hits)) for hits in found.values()]
     listed = [[dataclasses.asdict(hit) for hit in hits] for hits in found.values()]
     if options.image.is_dir():
         blocks = [f"{image}\n{block}" for image, block in zip(images, blocks, strict=True)]
@@ -305,6 +311,27 @@ def _search(options: Namespace) -> None:
         _show(options, each, "\n\n".join(blocks))
     else:
         _show(options, listed[0], blocks[0])
+
+
+def _search_text(options: Namespace) -> None:
+    import placket
+
+    if options.text is None or options.attribute or options.html is not None:
+        raise ValueError(
+            "search: image must be given, or --text alone, without --attribute and --html, got no image"
+        )
+    model = placket.index.load_model(options.index, device=options.device)
+    with placket.AttributeIndex.load(options.index, read_only=True) as index:
+        hits = placket.index.search_text(index, options.text, k=options.k, where=options.where, model=model)
+    _show(options, [dataclasses.asdict(hit) for hit in hits], "\n".join(map(_line, hits)))
+
+
+def _line(hit: Hit) -> str:
+    """Return a hit as a line, with its cosines to image and text alone where both asked."""
+    parts = [
+        f"{name} {hit.scores[name]:.3f}" for name in ("by the image", "by the text") if name in hit.scores
+    ]
+    return "  ".join([f"{hit.score:8.4f}", str(hit.id), *parts])
 
 
 def _write_hits(page: Path, weights: Mapping[str, float] | None, found: Mapping[Path, Sequence[Hit]]) -> None:
@@ -326,6 +353,7 @@ def _write_hits(page: Path, weights: Mapping[str, float] | None, found: Mapping[
 def _explain(options: Namespace) -> None:
     import placket
     from placket import explain
+    from placket.models import as_network
 
     if options.image2 is not None and options.hit is not None:
         raise ValueError(f"explain: IMAGE2 must be left out with --hit, got {options.image2}")
@@ -336,7 +364,7 @@ def _explain(options: Namespace) -> None:
     if options.hit is not None:
         with placket.AttributeIndex.load(options.hit[0], read_only=True) as index:
             other = Path(index.get(_id(index, options.hit[1])).metadata["path"])
-    found = explain.explain(model, options.image, other, weights)
+    found = explain.explain(as_network(model, "explain"), options.image, other, weights)
     explain.write_explanation(options.out, found)
     _show(options, found.rows(), explain.table(found))
 
@@ -346,7 +374,15 @@ def _convert(options: Namespace) -> None:
     from placket import weights
 
     schema = None if options.data is None else placket.data.open(options.data).schema
-    print(weights.convert(options.source, options.checkpoint, trunk=options.trunk, schema=schema))
+    report = weights.convert(
+        options.source,
+        options.checkpoint,
+        trunk=options.trunk,
+        schema=schema,
+        image=options.image,
+        text=options.text,
+    )
+    print(report)
 
 
 @contextmanager
@@ -525,6 +561,20 @@ def _add_evaluate(parser: ArgumentParser) -> None:
         "--flip", action="store_true", help="average the embeddings of each image and its mirror image"
     )
     parser.add_argument(
+        "--ranking",
+        choices=("embedding", "agreement", "both"),
+        default="embedding",
+        help="rank by embeddings, by whether two images are likely to have the same value, or by both; class "
+        "probabilities and weight are chosen on valid",
+    )
+    parser.add_argument(
+        "--class-weight",
+        type=float,
+        metavar="WEIGHT",
+        help="of the class agreement in --ranking both, in place of the one chosen on valid; or of the "
+        "probability in asfr-multilabel-class/v1, 1 by default",
+    )
+    parser.add_argument(
         "--allow-missing",
         action="store_true",
         help="leave out images that are not there; the result is then one of a subset",
@@ -605,7 +655,15 @@ _ATTRIBUTE = "NAME[=WEIGHT]"
 
 def _add_search(parser: ArgumentParser) -> None:
     parser.add_argument("index", type=Path, help=_INDEX)
-    parser.add_argument("image", type=Path, help="the photograph to search by, or a folder of them")
+    parser.add_argument(
+        "image",
+        type=Path,
+        nargs="?",
+        help="the photograph to search by, or a folder of them; or --text alone",
+    )
+    parser.add_argument(
+        "--text", help="what shall differ, 'the same in red', or what is sought; for a model with words"
+    )
     parser.add_argument(
         "--attribute",
         action="append",
@@ -641,6 +699,8 @@ def _add_convert(parser: ArgumentParser) -> None:
     parser.add_argument("source", help="a checkpoint of the reference code, or a trunk's weights")
     parser.add_argument("checkpoint", type=Path, help="folder to write")
     parser.add_argument("--trunk", help="which trunk the source holds, unless it is a whole model")
+    parser.add_argument("--image", help="image tower of a CLIP whose file has no configuration beside it")
+    parser.add_argument("--text", help="its text tower")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="data set of a whole model, whose attributes it then knows"
     )

@@ -46,11 +46,12 @@ class ModelConfig:
 
     Attributes:
         name: of the method: ``"asen"``, ``"asen_v2"``, ``"asen_plus_plus"``, ``"csn"``, ``"m3net"``,
-            ``"modc"``, ``"rpf"`` or ``"triplet"``.
-        trunk: description of the region branch's trunk.
+            ``"modc"``, ``"raf_clip"``, ``"rpf"`` or ``"triplet"``.
+        trunk: description of the region branch's trunk; of RaF-CLIP's image tower.
         patch: the same of the patch branch, from the first stage that trains it; None leaves it out.
         trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load_trunk`` takes it;
-            None: random. ``patch_weights`` may be "region": the region branch's trunk as it then is.
+            None: random. ``patch_weights`` may be "region": the region branch's trunk as it then is. Of a
+            RaF-CLIP with a tower of CLIP's, what both towers start from (``placket.weights.load_clip``).
         start: a checkpoint's folder to start the first stage from instead. Where that stage has
             ``new_attributes``, the model is the checkpoint's, and the other settings here mean nothing.
     """
@@ -80,6 +81,11 @@ class ModelConfig:
     box_threshold: float | None = None
     region_weight: float | None = None
     temperature: float | None = None
+    text: str | None = None
+    vocabulary: str | None = None
+    prompts: str | None = None
+    category: str | None = None
+    views: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,8 @@ class DataConfig:
         box_margin: share of the box's sides added around it, where the set has boxes.
         on_error: "raise" for a training image that cannot be read, or "skip": another of its value takes its
             place, and ``skipped.json`` in the run folder lists it. Evaluation never skips.
+        regions: learn from the set's regions (``Dataset.region_split``), and evaluate on them, rather than
+            whole images.
         resident: keep the pixels of ``root``, a store of pixels, in the memory of the training's device and
             make batches there; see ``placket.data.Loader``. Changes no bit.
     """
@@ -118,6 +126,7 @@ class DataConfig:
     orientation: Literal["apply", "ignore"] = "apply"
     box_margin: float = 0.0
     on_error: Literal["raise", "skip"] = "raise"
+    regions: bool = False
     resident: bool = False
 
 
@@ -209,13 +218,16 @@ class StageConfig:
 
     Attributes:
         name: unique among the stages; ``stages/<name>`` of the run is its best checkpoint.
-        branches: which learn, of "region" and "patch"; evaluation embeds with these and the region branch.
+        branches: which learn, of "region" and "patch"; evaluation embeds with these and the region branch. Of
+            RaF-CLIP "image" and "text", its towers.
         losses: weight of each loss by name: ``triplet_region``, ``triplet_patch``, ``region_patch``,
             ``region_patch_align``, ``region_contrast``, ``patch_contrast``, ``region_classify``,
             ``patch_classify``; M3-Net's ``class_recognition``, ``class_cross_entropy``,
             ``class_instance_triplet``, ``class_centre_triplet``; against MODC's class centres
             ``region_prototype``, ``region_centre_triplet``, ``region_pseudo_label``, ``region_consistency``
-            (csrc/train/systems/attribute.h); and those of ``Trainer``'s ``extra_losses``.
+            (csrc/train/systems/attribute.h); RaF-CLIP's ``category_text``, ``attribute_text``,
+            ``attribute_absent``, ``view_agreement`` (csrc/train/systems/region_text.h); and those of
+            ``Trainer``'s ``extra_losses``.
         ramp_epochs: of some of those, by name, the epochs in which the weight rises from 0, linearly.
         rates: learning rate by prefix of the parameters' names; the longest that fits counts, 0 freezes.
         weight_decay: of Adam's L2 term, or with ``decoupled_decay`` AdamW's.
@@ -233,6 +245,9 @@ class StageConfig:
         views_per_image: without triplets, how many attributes of each image the patch branch looks at.
         new_attributes: other than 0, the last so many attributes alone learn, by what is theirs alone in the
             model, and all else stays as it is to the bit; see ``placket.extend``.
+        recompute: images whose intermediate results are kept at a time, the others' being computed again in
+            the backward pass, so that a large batch needs the memory of this many; 0 keeps all. Of RaF-CLIP,
+            with ``batch_norm`` "frozen".
         flip: probability of a horizontal flip.
         crop_scale: least share of the area that a random resized crop keeps; 1 switches it off.
         color_jitter, grayscale, blur, erasing, random_crop: further random changes, all off by default;
@@ -258,6 +273,7 @@ class StageConfig:
     exclude_shared: bool = False
     views_per_image: int = 1
     new_attributes: int = 0
+    recompute: int = 0
     flip: float = 0.0
     crop_scale: float = 1.0
     color_jitter: ColorJitterConfig = field(default_factory=ColorJitterConfig)

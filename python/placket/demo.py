@@ -21,6 +21,7 @@ from placket.data import open as open_data
 from placket.evaluate import evaluate
 from placket.explain import look
 from placket.index import AttributeIndex, Hit, build
+from placket.models import as_network
 from placket.nn import AttributeNetwork
 from placket.protocols import Result, attention_peaks, pointing
 from placket.runs import RunFolder, write_json
@@ -97,7 +98,7 @@ def run(
         say(f"stage '{name}': test MAP {stages[name].overall:.1f}, chance {stages[name].floor_overall:.1f}")
     pixels = rivals.pixels(data, "test")
     say(f"16 x 16 pixels: test MAP {pixels.overall:.1f}")
-    final = models[config.stages[-1].name]
+    final = as_network(models[config.stages[-1].name], "demo")
     test = data.split("test")
     attention = attention_maps(final, test)
     points, overall = evaluate_pointing(final, data, "test", attention)

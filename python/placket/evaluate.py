@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from placket import _C
+from placket.agreement import WEIGHTS, Labelled, centre_probabilities, class_agreement, class_means
+from placket.config import LossConfig
 from placket.data import Augment, Dataset, Loader, Split, Street2ShopDataset, Texts, read_image
 from placket.data.columns import Ints, Labels
 from placket.data.dataset import SPLITS
-from placket.nn import AttributeNetwork, Pictures
+from placket.nn import Modc, Model, Pictures
 from placket.protocols import (
     PROTOCOLS,
     Blocks,
@@ -34,16 +36,27 @@ from placket.protocols import (
     inshop_recall,
     split_joint,
 )
-from placket.train import is_native, native_system
 
-__all__ = ["classify_split", "embed_classes", "embed_image", "embed_pairs", "embed_split", "evaluate"]
+__all__ = [
+    "Ranking",
+    "class_estimates",
+    "classify_split",
+    "embed_classes",
+    "embed_image",
+    "embed_pairs",
+    "embed_split",
+    "evaluate",
+]
 
 Integers = NDArray[np.int64]
+Ranking = Literal["embedding", "agreement", "both"]
+"""What ranks candidates: cosine of embeddings, whether two images are likely to have the same value
+(``placket.agreement``), or the sum of the former and the weighted latter."""
 T = TypeVar("T")
 
 
 def evaluate(
-    model: AttributeNetwork,
+    model: Model,
     data: Dataset,
     split: str = "test",
     protocol: str = "asfr-map-all/v1",
@@ -53,7 +66,8 @@ def evaluate(
     by_category: bool | None = None,
     tune_region: Literal["overall", "per attribute"] | None = None,
     flip: bool = False,
-    class_weight: float = 1.0,
+    ranking: Ranking = "embedding",
+    class_weight: float | None = None,
     allow_missing: bool = False,
     batch: int = 64,
     threads: int = 2,
@@ -88,7 +102,13 @@ def evaluate(
         tune_region: choose the weight of the region branch by ``asfr-map-all/v1`` on "valid", one for all
             attributes or one for each, instead of the model's own. Its images pass the trunks once.
         flip: average the embeddings of the image and its mirror image, see ``embed_pairs``.
-        class_weight: of ``asfr-multilabel-class/v1``, see ``asfr_multilabel_class``.
+        ranking: of ``asfr-map-all/v1``, by embeddings, by class agreement, or by both. Class probabilities
+            are those of the nearest class means of "train", whose images are embedded as they are, or the
+            model's own (MODC's centres, M3-Net's class logits); which of them, and their weight, is chosen on
+            "valid" for each attribute, and the result says what was.
+        class_weight: of the class agreement in the ranking by "both", in place of the one chosen on "valid";
+            or of the probability in ``asfr-multilabel-class/v1``, 1 by default, see
+            ``asfr_multilabel_class``.
         allow_missing: leave out images whose file is not there; the result counts them and is named a subset.
         batch: images at a time.
         threads: that decode.
@@ -100,6 +120,7 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"evaluate: protocol must be one of {', '.join(PROTOCOLS)}, got '{protocol}'")
+    _check_ranking(protocol, ranking, class_weight, tune_region)
     embed = partial(embed_pairs, model, flip=flip, batch=batch, threads=threads, bfloat16=bfloat16)
     if tune_region is not None and protocol != "asfr-map-all/v1":
         raise ValueError(f"evaluate: tune_region must be None with {protocol}, got '{tune_region}'")
@@ -115,24 +136,55 @@ def evaluate(
             classes: EmbedClass = _EmbedClasses(model, part, batch, threads, bfloat16)
             rows, missing = _labels(part, allow_missing)
             return asfr_multilabel_class(
-                rows, classes, part.schema, class_weight=class_weight, missing=missing
+                rows,
+                classes,
+                part.schema,
+                class_weight=1.0 if class_weight is None else class_weight,
+                missing=missing,
             )
+        if ranking != "embedding":
+            estimate = partial(
+                class_estimates, model, flip=flip, batch=batch, threads=threads, bfloat16=bfloat16
+            )
+            known = data.split("train").under(model.schema), data.split("valid").under(model.schema)
+            weights = WEIGHTS if class_weight is None else (class_weight,)
+            return _by_classes(part, *known, embed, estimate, ranking, weights, allow_missing)
         valid = None if tune_region is None else data.split("valid").under(model.schema)
         return _map_all(part, embed, valid, tune_region == "per attribute", allow_missing)
     if protocol in ("c2s-topk/v1", "inshop-recall/v1"):
-        weights = _weights(model, attributes)
+        spaces = _weights(model, attributes)
         within = isinstance(data, Street2ShopDataset) if by_category is None else by_category
         names = model.schema.names
-        described = ", ".join(f"{names[a]} ({weight:g})" for a, weight in weights.items())
-        return _products(data, split, protocol, weights, described, gallery, within, embed, allow_missing)
+        described = ", ".join(f"{names[a]} ({weight:g})" for a, weight in spaces.items())
+        return _products(data, split, protocol, spaces, described, gallery, within, embed, allow_missing)
     raise ValueError(
         f"evaluate: protocol must be one that an RPF's embeddings can serve, got '{protocol}'; call "
         f"placket.protocols.{PROTOCOLS[protocol].__name__} with what it needs"
     )
 
 
+def _check_ranking(
+    protocol: str, ranking: Ranking, class_weight: float | None, tune_region: str | None
+) -> None:
+    if ranking not in get_args(Ranking):
+        raise ValueError(f"evaluate: ranking must be one of {', '.join(get_args(Ranking))}, got '{ranking}'")
+    if ranking != "embedding" and protocol != "asfr-map-all/v1":
+        raise ValueError(f"evaluate: ranking must be 'embedding' with {protocol}, got '{ranking}'")
+    if ranking != "embedding" and tune_region is not None:
+        raise ValueError(f"evaluate: tune_region must be None with ranking '{ranking}', got '{tune_region}'")
+    if class_weight is None:
+        return
+    if ranking != "both" and protocol != "asfr-multilabel-class/v1":
+        raise ValueError(
+            "evaluate: class_weight must be None but with ranking 'both' or asfr-multilabel-class/v1, "
+            f"got {class_weight} with ranking '{ranking}' and {protocol}"
+        )
+    if not class_weight >= 0:
+        raise ValueError(f"evaluate: class_weight must be at least 0, got {class_weight}")
+
+
 def embed_split(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     *,
     attributes: Sequence[str | int] | None = None,
@@ -166,7 +218,7 @@ def embed_split(
 
 @torch.inference_mode()
 def embed_image(
-    model: AttributeNetwork,
+    model: Model,
     image: str | os.PathLike[str],
     attributes: Sequence[str | int],
     box: Sequence[int] | None = None,
@@ -184,9 +236,7 @@ def embed_image(
     Raises:
         RuntimeError: the image cannot be read; the text names file and cause.
     """
-    preprocess = _C.Preprocess(**model.preprocess)
-    picture = read_image(image, upright=preprocess.orientation == "apply")
-    batch = _C.prepare_image(picture, box, preprocess)
+    batch = prepare_image(model, image, box)
     device = next(model.parameters()).device
     training = model.training
     embedding = model.eval().encode(batch.images.to(device), attributes, Pictures.of(batch, device))[0]
@@ -194,8 +244,15 @@ def embed_image(
     return embedding.float().cpu()
 
 
+def prepare_image(model: Model, image: str | os.PathLike[str], box: Sequence[int] | None = None) -> _C.Batch:
+    """Read one photograph as a model takes it; see ``embed_image``."""
+    preprocess = _C.Preprocess(**model.preprocess)
+    picture = read_image(image, upright=preprocess.orientation == "apply")
+    return _C.prepare_image(picture, box, preprocess)
+
+
 def embed_pairs(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     images: NDArray[np.int64],
     attributes: NDArray[np.int64],
@@ -209,7 +266,7 @@ def embed_pairs(
 
     Args:
         images: ``[V]`` ids of the split.
-        attributes: ``[V]`` ids of the schema.
+        attributes: ``[V]`` ids of the schema, or numbers of the model's spaces.
         flip: average each branch's unit embeddings of the image and of its mirror image, crops included, and
             normalise the mean again; the branches keep their weights in the dot product.
 
@@ -217,29 +274,37 @@ def embed_pairs(
         ``[V, D]`` float32 on the CPU, L2-normalised.
     """
     if flip:
+        if _views(model, split) != "crop":
+            raise ValueError("embed_pairs: flip must be False for a model of segmented regions, got True")
         plain = embed_pairs(model, split, images, attributes, batch=batch, threads=threads, bfloat16=bfloat16)
         mirrored = _embed_in_python(
             model, split, images, attributes, batch, threads, bfloat16, Augment(flip=1.0)
         )
-        return _mean_direction(plain, mirrored, branches=2 if model.config.patch_trunk else 1)
-    if not is_native(model):
+        return _mean_direction(plain, mirrored, branches=model.blocks)
+    if not model.is_native:
         return _embed_in_python(model, split, images, attributes, batch, threads, bfloat16)
-    system = native_system(model)
-    system.begin_encoding(["region", "patch"] if model.config.patch_trunk else ["region"])
+    system = model.system(LossConfig())
+    system.begin_encoding(list(model.branches))
     return _C.encode_rows(
         system,
         split.image_list(),
         images.tolist(),
         attributes.tolist(),
         preprocess=_C.Preprocess(**model.preprocess),
+        views=_views(model, split),
         batch=batch,
         threads=threads,
         bfloat16=bfloat16,
     )
 
 
+def _views(model: Model, split: Split) -> str:
+    """Return what of the images of a split a model embeds: without masks there are crops alone."""
+    return "crop" if model.views == "both" and split.masks is None else model.views
+
+
 def embed_classes(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     images: NDArray[np.int64],
     attribute: int,
@@ -277,17 +342,19 @@ def embed_classes(
 
 
 def classify_split(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
+    images: NDArray[np.int64] | None = None,
     *,
     flip: bool = False,
     batch: int = 64,
     threads: int = 2,
     bfloat16: bool = False,
 ) -> list[Tensor]:
-    """Estimate the value of each attribute of every image of a split, with a model that classifies.
+    """Estimate the value of each attribute of images of a split, with a model that classifies.
 
     Args:
+        images: ``[N]`` ids of the split; all by default.
         flip: the mean of the probabilities of the image and of its mirror image.
 
     Returns:
@@ -300,12 +367,14 @@ def classify_split(
     if not model.has_classes:
         raise ValueError(f"classify_split: model must have class logits, got {model.name}")
 
+    asked = np.arange(len(split)) if images is None else images
+
     def logits(pixels: Tensor, pictures: Pictures | None) -> Tensor:
         found: Tensor = model(pixels, 0, pictures).class_logits
         return found.float().cpu()
 
     def probabilities(augment: Augment | None) -> list[Tensor]:
-        parts = _in_python(model, split, np.arange(len(split)), logits, batch, threads, bfloat16, augment)
+        parts = _in_python(model, split, asked, logits, batch, threads, bfloat16, augment)
         return [own.softmax(1) for own in torch.cat(parts).split(model.schema.value_counts, 1)]
 
     plain = probabilities(None)
@@ -315,8 +384,53 @@ def classify_split(
     return [(one + other) / 2 for one, other in zip(plain, mirrored, strict=True)]
 
 
+def class_estimates(
+    model: Model,
+    split: Split,
+    embed: Embed,
+    means: Sequence[Tensor],
+    images: NDArray[np.int64] | None = None,
+    *,
+    flip: bool = False,
+    batch: int = 64,
+    threads: int = 2,
+    bfloat16: bool = False,
+) -> dict[str, Embed]:
+    """Return what the class probabilities of a split may be, for ``placket.agreement.Labelled``.
+
+    Args:
+        model: whose own they are, where it has any: a MODC's by its centres, an M3-Net's by its class logits.
+        split: the split.
+        embed: its embeddings.
+        means: of each attribute ``[values, D]``, see ``placket.agreement.class_means``.
+        images: ids of the split that will be asked for, rising; all by default.
+        flip: the mean of the logits' probabilities of the image and of its mirror image.
+
+    Returns:
+        by name: the nearest of the means at each temperature, of the model's centres, the class logits.
+
+    Raises:
+        RuntimeError: an image cannot be read.
+    """
+    found = centre_probabilities(embed, means)
+    if isinstance(model, Modc):
+        own = [model.centres(attribute) for attribute in split.schema.names]
+        found |= centre_probabilities(embed, own, name="centres of the training")
+    if model.has_classes:
+        asked = np.arange(len(split)) if images is None else images
+        classes = classify_split(
+            model, split, asked, flip=flip, batch=batch, threads=threads, bfloat16=bfloat16
+        )
+
+        def by_logits(wanted: Integers, attribute: int) -> Tensor:
+            return classes[attribute][torch.from_numpy(np.searchsorted(asked, wanted))]
+
+        found["class logits"] = by_logits
+    return found
+
+
 def _embed_in_python(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     images: Integers,
     attributes: Integers,
@@ -329,7 +443,7 @@ def _embed_in_python(
     asked, rows = np.unique(images, return_inverse=True)
 
     def embed(pixels: Tensor, pictures: Pictures | None) -> Tensor:
-        return model.encode_all(pixels, pictures).float().cpu()
+        return model.encode(pixels, range(len(model.spaces)), pictures).float().cpu()
 
     every = torch.cat(_in_python(model, split, asked, embed, batch, threads, bfloat16, augment))
     return every[torch.from_numpy(rows), torch.from_numpy(attributes)]
@@ -337,7 +451,7 @@ def _embed_in_python(
 
 @torch.no_grad()
 def _in_python(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     images: Integers,
     embed: Callable[[Tensor, Pictures | None], T],
@@ -355,7 +469,7 @@ def _in_python(
         drop_last=False,
         preprocess=_C.Preprocess(**model.preprocess),
         augment=augment,
-        keep_pixels=bool(model.config.patch_trunk),
+        keep_pixels=model.needs_pictures,
         threads=threads,
     )
     training = model.training
@@ -363,9 +477,7 @@ def _in_python(
     every = []
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         for part in loader:
-            pictures = None
-            if model.config.patch_trunk:
-                pictures = Pictures.of(part, device)
+            pictures = Pictures.of(part, device) if model.needs_pictures else None
             every.append(embed(part.images.to(device), pictures))
     model.train(training)
     return every
@@ -416,6 +528,31 @@ def _map_all(
     )
 
 
+def _by_classes(
+    part: Split,
+    train: Split,
+    valid: Split,
+    embed: Callable[..., Tensor],
+    estimate: Callable[..., Mapping[str, Embed]],
+    ranking: Ranking,
+    weights: Sequence[float],
+    allow_missing: bool,
+) -> Result:
+    """Evaluate a split by class agreement, alone or with embeddings, as is best on ``valid``."""
+    labels, _ = _labels(train, allow_missing)
+    means = class_means(labels, _embed_rows(train, labels, partial(embed, flip=False)), train.schema)
+
+    def labelled(split: Split) -> Labelled:
+        queries, candidates, missing = _lists(split, allow_missing)
+        rows = np.concatenate([queries, candidates])
+        found = _embed_rows(split, rows, embed)
+        estimates = estimate(split, found, means, np.unique(rows[:, 0]))
+        return Labelled(queries, candidates, found, estimates, missing)
+
+    splits = labelled(valid), labelled(part)
+    return class_agreement(*splits, part.schema, weights=weights, per_attribute=True)[ranking].test
+
+
 def _multilabel(part: Split, embed: _EmbedPairs, allow_missing: bool) -> Result:
     rows, missing = _labels(part, allow_missing)
     return asfr_multilabel(rows, _embed_rows(part, rows, embed), part.schema, missing=missing)
@@ -436,9 +573,7 @@ def _labels(part: Split, allow_missing: bool) -> tuple[Integers, int]:
 class _EmbedClasses:
     """Class-conditioned embeddings of a split, of one attribute's values at a time."""
 
-    def __init__(
-        self, model: AttributeNetwork, split: Split, batch: int, threads: int, bfloat16: bool
-    ) -> None:
+    def __init__(self, model: Model, split: Split, batch: int, threads: int, bfloat16: bool) -> None:
         if not model.has_classes:
             raise ValueError(
                 f"evaluate: model must have class embeddings for asfr-multilabel-class/v1, got {model.name}"
@@ -500,9 +635,7 @@ def _blocks(embed: Embed) -> tuple[Embed, Embed]:
     return partial(block, 0), partial(block, 1)
 
 
-def _weights(
-    model: AttributeNetwork, attributes: Mapping[str, float] | Sequence[str] | None
-) -> dict[int, float]:
+def _weights(model: Model, attributes: Mapping[str, float] | Sequence[str] | None) -> dict[int, float]:
     """Weights of the model's attribute spaces by id."""
     weights = model.schema.weights(attributes)
     if not weights:

@@ -9,26 +9,26 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from placket.nn import AttributeNetwork, Trunk
+from placket.nn import AttributeNetwork, Model, RafClip, Trunk
 from placket.schema import Attribute, AttributeSchema
 
 __all__ = ["extend", "extends"]
 
 
 def extend(
-    model: AttributeNetwork,
+    model: Model,
     attributes: Mapping[str, Sequence[str]],
     *,
     adapter_rank: int | None = None,
     generator: torch.Generator | None = None,
-) -> AttributeNetwork:
+) -> Model:
     """Return a copy of a trained model that knows further attributes, which a training then teaches it.
 
-    Each gets rows of its own where the model's tensors have one for each attribute (the attribute table), and
-    an adapter in each branch, a small attention to the trunk's map (csrc/models/head.h). Train it with a
-    stage that has ``new_attributes``, ``batch_norm="frozen"`` and no weight decay, as the recipe
-    ``extend.yaml`` does: these alone change, and embeddings under the other attributes stay as they are to
-    the bit.
+    A ``RafClip`` knows them by their words at once (``RafClip.with_attributes``). In another model each gets
+    rows of its own where tensors have one for each attribute (the attribute table), and an adapter in each
+    branch, a small attention to the trunk's map (csrc/models/head.h). Train it with a stage that has
+    ``new_attributes``, ``batch_norm="frozen"`` and no weight decay, as the recipe ``extend.yaml`` does: these
+    alone change, and embeddings under the other attributes stay as they are to the bit.
 
     Example::
 
@@ -48,10 +48,14 @@ def extend(
 
     Raises:
         ValueError: an attribute is there already, none is given, the rank is another, or the model is an
-            M3-Net, whose class sub-network would need the new attribute's classes.
+            M3-Net: its class sub-network takes the classes of all attributes in one product, whose rounding
+            depends on how many there are, and an adapter alone would leave the new attribute without classes.
     """
+    if isinstance(model, RafClip):
+        return model.with_attributes(attributes)
     if not attributes:
         raise ValueError("extend: attributes must be at least one, got none")
+    assert isinstance(model, AttributeNetwork)
     config = model.config
     added = tuple(Attribute(name, tuple(values)) for name, values in attributes.items())
     schema = AttributeSchema(model.schema.attributes + added)
@@ -61,7 +65,11 @@ def extend(
             f"extend: adapter_rank must be {config.adapter_rank} as of the adapters there are, got {rank}"
         )
     if model.has_classes:
-        raise ValueError(f"extend: model must not have a class sub-network, got {model.name}")
+        raise ValueError(
+            "extend: model must not have a class sub-network, which takes the classes of all attributes in "
+            "one product, so that further ones would change bits of the others' embeddings, "
+            f"got {model.name}; train one of all attributes"
+        )
     made = dataclasses.replace(
         config.for_schema(schema),
         adapters_from=config.adapters_from or config.attributes,
@@ -84,11 +92,15 @@ def extend(
     return longer.to(device).train(model.training)
 
 
-def extends(longer: AttributeNetwork, model: AttributeNetwork) -> bool:
+def extends(longer: Model, model: Model) -> bool:
     """Whether a model is another one that ``extend`` and a training with ``new_attributes`` made longer."""
     count = len(model.schema)
     if type(longer) is not type(model) or longer.schema.attributes[:count] != model.schema.attributes:
         return False
+    if not isinstance(longer, AttributeNetwork) or not isinstance(model, AttributeNetwork):
+        same = {**longer.config_dict(), "schema": model.schema.to_dict()} == model.config_dict()
+        given = longer.state_dict()
+        return same and all(torch.equal(given[name], own) for name, own in model.state_dict().items())
     config = dataclasses.replace(
         longer.config.for_schema(model.schema),
         adapters_from=model.config.adapters_from,

@@ -15,14 +15,21 @@ All others are negatives. ``groups``, ``[B]`` integers, are attributes for examp
 are compared. The losses of pairs also take ``relation`` in place of labels, ``[B, B]`` bool: which rows are
 positives of each other, in either order. A batch in which nothing can be compared (no labels, one row, none
 at all) has a loss of 0 and a gradient of 0. No loss waits for the device.
+
+``ClipLoss`` and ``SigLipLoss`` compare two sides, images and texts, and are called as open_clip's are:
+
+    scale = placket.losses.clamped_logit_scale(model.logit_scale)
+    placket.losses.ClipLoss()(image_features, text_features, scale).backward()
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,10 +38,14 @@ from placket import ops
 __all__ = [
     "BatchHardTripletLoss",
     "CentreLoss",
+    "ClipLoss",
     "CosineTripletLoss",
     "MultiPositiveInfoNCE",
     "PrototypeCrossEntropy",
     "SemiHardTripletLoss",
+    "SigLipLoss",
+    "clamped_logit_scale",
+    "gather_rows",
     "label_sets",
 ]
 
@@ -194,6 +205,190 @@ class MultiPositiveInfoNCE(nn.Module):
         return ops.supervised_contrastive(
             embeddings, native, groups, self.temperature, inside=self.positives == "inside"
         )
+
+
+def clamped_logit_scale(log_scale: Tensor, maximum: float = 100.0) -> Tensor:
+    """Return ``exp(log_scale)``, at most ``maximum`` and at least 1.
+
+    ``log_scale``, a parameter, is clamped in place before it is used, which is what CLIP does after each step
+    of the optimizer: at the bound it still learns, as it would not behind a clamp in the forward pass. CLIP
+    begins with ``log(1 / 0.07)``, SigLIP with ``log(10)``, which it does not clamp, and a bias of -10.
+    """
+    with torch.no_grad():
+        log_scale.clamp_(0, math.log(maximum))
+    return log_scale.exp()
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, rows, group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
+
+
+def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Return the rows of all ranks, ``[N, ...]`` of each, joined in rank order; N is the same on every rank.
+
+    The gradient of a rank's rows is the sum of what the losses of all ranks ask of them. So after gradients
+    of parameters have been averaged over ranks, as DistributedDataParallel does, they are those of the mean
+    of the ranks' losses. Without a process group there is one rank.
+    """
+    if not _several_ranks(group):
+        return rows
+    joined: Tensor = _GatherRows.apply(rows.contiguous(), group)  # type: ignore[no-untyped-call]
+    return joined
+
+
+class _LossOfSides(nn.Module):
+    def __init__(self, gather: bool, group: dist.ProcessGroup | None) -> None:
+        super().__init__()
+        self.gather = gather
+        self.group = group
+
+    def _labels(
+        self, labels: Tensor | None, text_labels: Tensor | None, relation: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return labels as the operators take them; None for the diagonal."""
+        user = type(self).__name__
+        if text_labels is not None and labels is None:
+            raise ValueError(f"{user}: text_labels must come with labels, got them alone")
+        if labels is None and relation is None:
+            return None, None
+        native = _native_labels(user, labels, relation)
+        return native, None if text_labels is None else _native_labels(user, text_labels, None)
+
+    def _gathers(self, relation: Tensor | None, valid: Tensor | None) -> bool:
+        if not self.gather or not _several_ranks(self.group):
+            return False
+        for name, given in (("relation", relation), ("valid", valid)):
+            if given is not None:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must be absent with several ranks, whose rows it does "
+                    f"not know, got shape {list(given.shape)}; give labels"
+                )
+        return True
+
+    def _labels_of_ranks(
+        self, images: Tensor, labels: Tensor | None, text_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return labels of this rank's images and of its texts; its own rows have labels of their own."""
+        if labels is None:
+            first = dist.get_rank(self.group) * len(images)
+            labels = torch.arange(first, first + len(images), device=images.device)
+        return labels, labels if text_labels is None else text_labels
+
+    def _mean_of_ranks(self, total: Tensor, count: Tensor) -> Tensor:
+        """Return this rank's share of a mean: the mean over ranks of what they return is that mean."""
+        every = count.detach().clone()
+        dist.all_reduce(every, group=self.group)
+        return total * (dist.get_world_size(self.group) / every.clamp_min(1))
+
+
+class ClipLoss(_LossOfSides):
+    """InfoNCE between images and texts (CLIP: Radford et al., ICML 2021), by ``ops.info_nce``.
+
+    No B x B matrix is in memory. With labels each image has several positive texts, and the target of its
+    softmax is uniform over them, so that duplicates are no negatives. A row without a positive takes no part.
+
+    Args:
+        symmetric: the mean of image to text and text to image; otherwise image to text alone.
+        gather: with ``torch.distributed``, compare with the features of all ranks, each of which has the same
+            number of rows. Each rank computes the terms of its own rows; the mean of the ranks' losses is the
+            loss of the joined batch, and gradients of parameters averaged over ranks, as
+            DistributedDataParallel does, are those of it.
+        group: of the ranks; None for all.
+    """
+
+    def __init__(
+        self, symmetric: bool = True, gather: bool = False, group: dist.ProcessGroup | None = None
+    ) -> None:
+        super().__init__(gather, group)
+        self.symmetric = symmetric
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        labels: Tensor | None = None,
+        text_labels: Tensor | None = None,
+        *,
+        relation: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss.
+
+        Args:
+            image_features: ``[B, D]`` at unit length, as open_clip gives them; not normalised here.
+            text_features: ``[M, D]``, of the same dtype outside of autocast.
+            logit_scale: above 0, the inverse of the temperature.
+            labels: of the images, see the module; None: image i and text i are each other's only positive.
+            text_labels: of the texts; None: those of the images.
+            relation: in place of labels, ``[B, M]`` bool: which pairs are positive.
+            valid: ``[B, M]`` bool: pairs that are not are neither positives nor negatives.
+        """
+        scale = _scalar(logit_scale, image_features)
+        own, own_texts = self._labels(labels, text_labels, relation)
+        if not self._gathers(relation, valid):
+            return ops.info_nce(
+                image_features, text_features, scale, own, own_texts, valid, symmetric=self.symmetric
+            )
+        own, own_texts = self._labels_of_ranks(image_features, own, own_texts)
+        loss = self._of_rows(image_features, text_features, scale, own, own_texts)
+        if self.symmetric:
+            loss = (loss + self._of_rows(text_features, image_features, scale, own_texts, own)) / 2
+        return loss
+
+    def _of_rows(
+        self, rows: Tensor, others: Tensor, scale: Tensor, labels: Tensor, of_others: Tensor
+    ) -> Tensor:
+        every, every_label = gather_rows(others, self.group), gather_rows(of_others, self.group)
+        terms = ops.info_nce_terms(rows, every, scale, labels, every_label, symmetric=False)
+        return self._mean_of_ranks(terms.rows.sum(), (terms.row_positives > 0).sum())
+
+
+class SigLipLoss(_LossOfSides):
+    """Pairwise sigmoid loss between images and texts (SigLIP: Zhai et al., ICCV 2023).
+
+    By ``ops.pairwise_sigmoid``, without a B x B matrix: the sum over pairs, divided by the images.
+
+    Args:
+        gather, group: see ``ClipLoss``. Each rank compares its own images with the texts of all.
+    """
+
+    def __init__(self, gather: bool = False, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__(gather, group)
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+        labels: Tensor | None = None,
+        text_labels: Tensor | None = None,
+        *,
+        relation: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss; arguments are ``ClipLoss``'s, and ``logit_bias`` is added to the logits."""
+        scale = _scalar(logit_scale, image_features)
+        bias = None if logit_bias is None else _scalar(logit_bias, image_features)
+        own, own_texts = self._labels(labels, text_labels, relation)
+        if not self._gathers(relation, valid):
+            return ops.pairwise_sigmoid(image_features, text_features, scale, bias, own, own_texts, valid)
+        own, own_texts = self._labels_of_ranks(image_features, own, own_texts)
+        texts, their_labels = gather_rows(text_features, self.group), gather_rows(own_texts, self.group)
+        total, images = ops.pairwise_sigmoid_sum(image_features, texts, scale, bias, own, their_labels)
+        return self._mean_of_ranks(total, images)
 
 
 class _ClassLoss(nn.Module):
@@ -357,6 +552,16 @@ def _native_labels(user: str, labels: Tensor | None, relation: Tensor | None) ->
         return relation
     assert labels is not None
     return label_sets(labels) if labels.dim() == 2 else labels.long()
+
+
+def _several_ranks(group: dist.ProcessGroup | None) -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.reshape(())
+    return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from placket import checkpoint
-from placket.nn import Asen, AsenPlusPlus, AsenV2, AttributeNetwork, Csn, M3Net, Modc, Rpf, TripletNetwork
+from placket.nn import (
+    Asen,
+    AsenPlusPlus,
+    AsenV2,
+    AttributeNetwork,
+    Clip,
+    Csn,
+    M3Net,
+    Modc,
+    Model,
+    RafClip,
+    Rpf,
+    TripletNetwork,
+)
 from placket.schema import AttributeSchema
 
-__all__ = ["METHODS", "create_model", "load", "takes_patch"]
+__all__ = ["METHODS", "as_network", "create_model", "load", "takes_patch"]
 
-METHODS: dict[str, type[AttributeNetwork]] = {
-    method.name: method for method in (Asen, AsenV2, AsenPlusPlus, Csn, M3Net, Modc, Rpf, TripletNetwork)
+METHODS: dict[str, type[Model]] = {
+    method.name: method
+    for method in (Asen, AsenV2, AsenPlusPlus, Csn, M3Net, Modc, RafClip, Rpf, TripletNetwork)
 }
 
 
-def create_model(name: str, *, schema: AttributeSchema, **options: Any) -> AttributeNetwork:
+def create_model(name: str, *, schema: AttributeSchema, **options: Any) -> Model:
     """Make a model with initial weights.
 
     Example:
@@ -39,7 +54,8 @@ def create_model(name: str, *, schema: AttributeSchema, **options: Any) -> Attri
     for key in options:
         if key not in known:
             raise ValueError(f"create_model: options of {name} must be among {', '.join(known)}, got '{key}'")
-    return method(schema, **options)
+    make: Callable[..., Model] = method
+    return make(schema, **options)
 
 
 def takes_patch(name: str) -> bool:
@@ -57,7 +73,7 @@ def load(
     device: str | torch.device = "cpu",
     trunk: nn.Module | None = None,
     patch: nn.Module | None = None,
-) -> AttributeNetwork:
+) -> Model:
     """Read a model from a checkpoint's folder, in evaluation mode.
 
     Args:
@@ -70,14 +86,35 @@ def load(
             unknown, or of another shape.
     """
     config = checkpoint.read_config(directory)
+    if config["model"]["name"] == Clip.name:
+        raise ValueError(
+            f"load: model in '{directory}' must be one of {', '.join(METHODS)}, got 'clip', which "
+            "placket.nn.Clip.load reads"
+        )
     method = _method(f"load: model in '{directory}'", config["model"]["name"])
     with torch.device("meta"):
-        model = method.from_config(config, trunk, patch)
+        if issubclass(method, AttributeNetwork):
+            model: Model = method.from_config(config, trunk, patch)
+        elif trunk is None and patch is None:
+            model = method.from_config(config)
+        else:
+            raise ValueError(f"load: trunk and patch must be left out for a {method.name}")
     checkpoint.fill(model, checkpoint.read_tensors(directory), str(directory))
     return model.eval().to(device)
 
 
-def _method(what: str, name: str) -> type[AttributeNetwork]:
+def as_network(model: Model, user: str) -> AttributeNetwork:
+    """Return a model as what it is, a network of attribute-specific retrieval.
+
+    Raises:
+        ValueError: it is none; ``user`` opens the sentence.
+    """
+    if not isinstance(model, AttributeNetwork):
+        raise ValueError(f"{user}: model must have a trunk and a head for attributes, got {model.name}")
+    return model
+
+
+def _method(what: str, name: str) -> type[Model]:
     if name not in METHODS:
         raise ValueError(f"{what} must be one of {', '.join(METHODS)}, got '{name}'")
     return METHODS[name]

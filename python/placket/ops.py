@@ -33,7 +33,12 @@ __all__ = [
     "crop_resize",
     "flat_search",
     "flat_search_compressed",
+    "gated_fusion",
+    "info_nce",
+    "info_nce_terms",
     "label_relation",
+    "pairwise_sigmoid",
+    "pairwise_sigmoid_sum",
     "prototype_cross_entropy",
     "pseudo_label_cross_entropy",
     "quantize",
@@ -575,6 +580,91 @@ def _(
     return _empty_hits(queries, database, keep, k)
 
 
+def pairwise_sigmoid(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    labels: Tensor | None = None,
+    y_labels: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Return the pairwise sigmoid loss between two sides (SigLIP: Zhai et al., ICCV 2023).
+
+    With logits ``z = scale * x @ y.T + bias``, ``log(1 + exp(-z))`` of positive and ``log(1 + exp(z))`` of
+    negative pairs, summed over pairs and divided by the rows that have a pair: all B, unless pairs are left
+    out.
+
+    Args:
+        x, y, scale, labels, y_labels, valid: see ``info_nce``. With a ``labels`` of False throughout, the
+            valid pairs are negatives.
+        bias: ``[]``.
+
+    Returns:
+        A scalar, float32 (float64 of float64 rows); 0 without a pair.
+    """
+    return torch.ops.placket.pairwise_sigmoid(x, y, scale, bias, labels, y_labels, valid)
+
+
+def pairwise_sigmoid_sum(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    labels: Tensor | None = None,
+    y_labels: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of ``pairwise_sigmoid`` and the number of rows that it is divided by, int64."""
+    return torch.ops.placket.pairwise_sigmoid_sum(x, y, scale, bias, labels, y_labels, valid)
+
+
+@torch.library.register_fake("placket::pairwise_sigmoid_sum")
+def _(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    labels: Tensor | None = None,
+    y_labels: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty((), dtype=_loss_dtype(x)), x.new_empty((), dtype=torch.int64)
+
+
+@torch.library.register_fake("placket::_pairwise_sigmoid_gradients")
+def _(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    labels: Tensor | None,
+    y_labels: Tensor | None,
+    valid: Tensor | None,
+    for_x: bool,
+    for_y: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    total = x.new_empty((), dtype=_loss_dtype(x))
+    of_x, of_y = (total.new_empty(rows.shape if wanted else 0) for rows, wanted in ((x, for_x), (y, for_y)))
+    return total, x.new_empty((), dtype=torch.int64), of_x, of_y, total.clone(), total.clone()
+
+
+@torch.library.register_fake("placket::_pairwise_sigmoid_backward")
+def _(
+    grad: Tensor,
+    grad_x: Tensor,
+    grad_y: Tensor,
+    grad_scale: Tensor,
+    grad_bias: Tensor,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_bias = grad_bias if bias is None else bias
+    return x.new_empty(grad_x.shape), y.new_empty(grad_y.shape), scale.new_empty(()), of_bias.new_empty(())
+
+
 def prototype_cross_entropy(
     embeddings: Tensor,
     centres: Tensor,
@@ -685,6 +775,167 @@ def _(
     return _empty_hits(queries, database, keep, k)
 
 
+def gated_fusion(
+    gate_logits: Tensor,
+    selection_logits: Tensor,
+    image: Tensor,
+    text: Tensor,
+    image_clip: Tensor,
+    text_clip: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the query that AGCN makes of its two sides, and the image's share in it.
+
+    With ``g = sigmoid(gate_logits)`` and ``l = sigmoid(selection_logits)`` (a reconstruction),
+
+        image part = g image + (1 - l) image_clip
+        text part = (1 - g) text + l text_clip
+        query = normalize(image part + text part)
+        image_share = |image part| / (|image part| + |text part|), 0.5 where both are 0
+
+    Args:
+        gate_logits: ``[N, D]``, one for each dimension.
+        selection_logits: ``[N]``.
+        image, text: ``[N, D]``, the sides after attention (v, t).
+        image_clip, text_clip: ``[N, D]``, the features from before.
+
+    Returns:
+        query ``[N, D]``, rows of length 1 (0 where the sum is 0), differentiable in all six; image_share
+        ``[N]``, which has no gradient.
+    """
+    return torch.ops.placket.gated_fusion(gate_logits, selection_logits, image, text, image_clip, text_clip)
+
+
+@torch.library.register_fake("placket::gated_fusion")
+def _(
+    gate_logits: Tensor,
+    selection_logits: Tensor,
+    image: Tensor,
+    text: Tensor,
+    image_clip: Tensor,
+    text_clip: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return _contiguous_like(gate_logits), _contiguous_like(selection_logits)
+
+
+@torch.library.register_fake("placket::_gated_fusion_backward")
+def _(
+    grad: Tensor,
+    gate_logits: Tensor,
+    selection_logits: Tensor,
+    image: Tensor,
+    text: Tensor,
+    image_clip: Tensor,
+    text_clip: Tensor,
+    clip_grad: bool,
+) -> tuple[Tensor, ...]:
+    wanted = [_contiguous_like(x) for x in (gate_logits, selection_logits, image, text)]
+    clips = [_contiguous_like(x) if clip_grad else x.new_empty(0) for x in (image_clip, text_clip)]
+    return (*wanted, *clips)
+
+
+def _contiguous_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+class InfoNceTerms(NamedTuple):
+    """The terms of InfoNCE of each row of two sides, and how many positives each has.
+
+    Attributes:
+        rows, columns: ``[B]`` and ``[M]``, log-sum-exp of a row's compared logits less the mean logit of its
+            positives; 0 without a positive.
+        row_positives, column_positives: ``[B]`` and ``[M]``, of the terms' dtype.
+    """
+
+    rows: Tensor
+    row_positives: Tensor
+    columns: Tensor
+    column_positives: Tensor
+
+
+def info_nce(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    labels: Tensor | None = None,
+    y_labels: Tensor | None = None,
+    valid: Tensor | None = None,
+    symmetric: bool = True,
+) -> Tensor:
+    """Return InfoNCE between two sides, images and texts for example, with logits ``scale * x @ y.T``.
+
+    CLIP's loss (Radford et al., ICML 2021); several positives of a row are a soft target that is uniform over
+    them. Logits are computed in tiles, there is no B x M matrix in memory. Rows are not normalised inside.
+
+    Args:
+        x, y: ``[B, D]`` and ``[M, D]``, one floating dtype.
+        scale: ``[]``, the inverse of the temperature.
+        labels: None: x_i and y_i are each other's only positive. ``[B]`` int64: rows of equal labels are
+            positives, -1 takes no part. ``[B, W]`` int64: sets as ``placket.losses.label_sets`` makes them;
+            rows that share a class are positives, an empty set takes no part. ``[B, M]`` bool: which pairs
+            are positive. All other pairs are negatives.
+        y_labels: ``[M]`` or ``[M, W]``; None: those of x.
+        valid: ``[B, M]`` bool: pairs that are not are left out.
+        symmetric: whether the mean of the columns counts as much as that of the rows, or not at all.
+
+    Returns:
+        The mean over rows with a positive, 0 where there is none; float32 (float64 of float64 rows).
+    """
+    return torch.ops.placket.info_nce(x, y, scale, labels, y_labels, valid, symmetric)
+
+
+def info_nce_terms(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    labels: Tensor | None = None,
+    y_labels: Tensor | None = None,
+    valid: Tensor | None = None,
+    symmetric: bool = True,
+) -> InfoNceTerms:
+    """Return what ``info_nce`` is the mean of, for other means; without ``symmetric`` no columns."""
+    terms = torch.ops.placket.info_nce_terms(x, y, scale, labels, y_labels, valid, symmetric)
+    return InfoNceTerms(*terms[:4])
+
+
+@torch.library.register_fake("placket::info_nce_terms")
+def _(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    labels: Tensor | None = None,
+    y_labels: Tensor | None = None,
+    valid: Tensor | None = None,
+    symmetric: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    row = x.new_empty(x.shape[0], dtype=_loss_dtype(x))
+    column = x.new_empty(y.shape[0] if symmetric else 0, dtype=_loss_dtype(x))
+    return row, row.clone(), column, column.clone(), row.clone(), column.clone()
+
+
+@torch.library.register_fake("placket::_info_nce_terms_backward")
+def _(
+    grad_rows: Tensor,
+    grad_columns: Tensor,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    labels: Tensor | None,
+    y_labels: Tensor | None,
+    valid: Tensor | None,
+    row_positives: Tensor,
+    column_positives: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    for_x: bool,
+    for_y: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape if for_x else 0), y.new_empty(y.shape if for_y else 0), scale.new_empty(())
+
+
+def _loss_dtype(rows: Tensor) -> torch.dtype:
+    return torch.float64 if rows.dtype == torch.float64 else torch.float32
+
+
 def label_relation(labels: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return which pairs of rows are positives and which are negatives, ``[B, B]`` bool each.
 
@@ -736,7 +987,8 @@ def rank_metrics(
     The score of a candidate is ``sum_s weights[w, s] <queries[s][q], candidates[s][c]>`` in float32. The S
     dot products are taken once, however many weightings there are. Candidates are ranked by score, ties by
     candidate order. On CPU the bits depend on neither ``block`` nor the number of threads; on CUDA the last
-    bits of scores may depend on the block.
+    bits of scores (cuBLAS in float32, never TF32) may depend on the block, and equal scores have the CPU's
+    measures to the bit.
 
     Args:
         queries: S of ``[Q, D_s]`` float32, usually L2-normalised: one, or region and patch embeddings, say.
@@ -749,7 +1001,7 @@ def rank_metrics(
             (its own image, say), -1 for none.
         cutoffs: K ranks, each at least 1, for ``hits`` and ``precision_sum``.
         block: of so many queries scores exist at a time, which takes 4 S C bytes each; None chooses as many
-            as 64 MiB hold, from 24 to 120 (on CUDA as many as make 2**23 scores).
+            as 64 MiB hold, from 24 to 120 (on CUDA 4 (S + 2) C bytes each, as many as 256 MiB hold).
 
     Returns:
         ``[W, Q]`` or ``[W, Q, K]`` each.

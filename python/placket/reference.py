@@ -3,13 +3,61 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from placket.ranking import RankMetrics
+
+
+def agcn_composition(
+    image: Tensor,
+    text: Tensor,
+    weights: Mapping[str, Tensor],
+    layers: int,
+    heads: int,
+    image_tokens: Tensor | None = None,
+    text_tokens: Tensor | None = None,
+    text_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Image and text ``[N, D]`` with further tokens ``[N, P, D]`` and ``[N, L, D]``, there where the mask
+    ``[N, L]`` is true, to query ``[N, D]`` and share of the image ``[N]`` of AGCN; weights by name."""
+    image, text = _scaled(image), _scaled(text)
+    v = image[:, None] if image_tokens is None else torch.cat([image[:, None], _scaled(image_tokens)], 1)
+    t = text[:, None] if text_tokens is None else torch.cat([text[:, None], _scaled(text_tokens)], 1)
+    present = torch.ones(t.shape[:2], dtype=torch.bool, device=t.device)
+    if text_mask is not None:
+        present[:, 1:] = text_mask
+    everywhere = torch.ones(v.shape[:2], dtype=torch.bool, device=v.device)
+
+    def attend(x: Tensor, context: Tensor, there: Tensor, name: str) -> Tensor:
+        key, value = _linear(context, weights, f"{name}.kv").chunk(2, 2)
+        heads_of = [
+            side.unflatten(2, (heads, -1)).transpose(1, 2)
+            for side in (_linear(x, weights, f"{name}.q"), key, value)
+        ]
+        logits = heads_of[0] @ heads_of[1].transpose(2, 3) / math.sqrt(heads_of[0].shape[3])
+        attention = logits.masked_fill(~there[:, None, None], -math.inf).softmax(3)
+        return _linear((attention @ heads_of[2]).transpose(1, 2).flatten(2), weights, f"{name}.proj")
+
+    for layer in range(layers):
+        of_v, of_t = f"layers.{layer}.image", f"layers.{layer}.text"
+        from_v, from_t = _layer_norm(v, weights, f"{of_v}.norm1"), _layer_norm(t, weights, f"{of_t}.norm1")
+        v = v + attend(from_v, from_t, present, f"{of_v}.cross")
+        t = t + attend(from_t, from_v, everywhere, f"{of_t}.cross")
+        sides = []
+        for x, there, name in ((v, everywhere, of_v), (t, present, of_t)):
+            y = _layer_norm(x, weights, f"{name}.norm2")
+            x = x + attend(y, y, there, f"{name}.attn")
+            y = _linear(_layer_norm(x, weights, f"{name}.norm3"), weights, f"{name}.mlp.fc1")
+            sides.append(x + _linear(F.gelu(y), weights, f"{name}.mlp.fc2"))
+        v, t = sides
+    v, t = v[:, 0], t[:, 0]
+    gate = _linear(torch.cat([v, t, v * t], 1), weights, "gate")
+    selection = _linear(torch.cat([v, t], 1), weights, "selection").squeeze(1)
+    return gated_fusion(gate, selection, v, t, image, text)
 
 
 def asen_head(features: Tensor, attributes: Tensor, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -183,6 +231,18 @@ def centre_triplet(
     return torch.stack(terms).mean() if terms else (embeddings * 0).sum()
 
 
+def class_centre_triplet(
+    embeddings: Tensor, anchors: Tensor, negatives: Tensor, centres: Tensor, margin: float = 0.2
+) -> Tensor:
+    terms = []
+    for v, anchor in enumerate(anchors.tolist()):
+        own = F.cosine_similarity(embeddings[anchor, v], centres[v], dim=0)
+        for other in negatives[:, v].nonzero()[:, 0].tolist():
+            near = F.cosine_similarity(embeddings[anchor, v], embeddings[other, v], dim=0)
+            terms.append(F.relu(margin - own + near))
+    return torch.stack(terms).mean() if terms else (embeddings * 0).sum()
+
+
 def class_centres(centres: Tensor, embeddings: Tensor, classes: Tensor, momentum: float = 0.9) -> Tensor:
     rows = F.normalize(embeddings.to(centres.dtype), dim=1)
     moved = centres.clone()
@@ -201,6 +261,43 @@ def class_centres_of_sums(centres: Tensor, sums: Tensor, counts: Tensor, momentu
     return moved
 
 
+def class_cross_entropy(logits: Tensor, classes: Tensor, owners: Tensor) -> Tensor:
+    images = []
+    for row, given in zip(logits, classes.tolist(), strict=True):
+        labelled = [(attribute, c) for attribute, c in enumerate(given) if c >= 0]
+        if labelled:
+            terms = [row[owners == attribute].logsumexp(0) - row[c] for attribute, c in labelled]
+            images.append(torch.stack(terms).sum())
+    return torch.stack(images).mean() if images else (logits * 0).sum()
+
+
+def class_instance_triplet(
+    embeddings: Tensor, anchors: Tensor, positives: Tensor, negatives: Tensor, margin: float = 0.2
+) -> Tensor:
+    terms = []
+    for v, anchor in enumerate(anchors.tolist()):
+        cosine = F.cosine_similarity(embeddings[anchor, v], embeddings[:, v])
+        for positive in positives[:, v].nonzero()[:, 0].tolist():
+            for negative in negatives[:, v].nonzero()[:, 0].tolist():
+                if positive != anchor:
+                    terms.append(F.relu(margin - cosine[positive] + cosine[negative]))
+    return torch.stack(terms).mean() if terms else (embeddings * 0).sum()
+
+
+def class_recognition(
+    logits: Tensor, carried: Tensor, labelled: Tensor, owners: Tensor, positive_weight: float = 10.0
+) -> Tensor:
+    images = []
+    for row, own, known in zip(logits, carried, labelled, strict=True):
+        losses = []
+        for attribute in known.nonzero()[:, 0].tolist():
+            x, y = row[owners == attribute], own[owners == attribute]
+            losses.append(-torch.where(y, positive_weight * F.logsigmoid(x), F.logsigmoid(-x)).mean())
+        if losses:
+            images.append(torch.stack(losses).sum())
+    return torch.stack(images).mean() if images else (logits * 0).sum()
+
+
 def class_sums(embeddings: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
     rows = F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)
     sums = torch.stack([rows[classes == c].sum(0) for c in range(count)])
@@ -210,6 +307,21 @@ def class_sums(embeddings: Tensor, classes: Tensor, count: int) -> tuple[Tensor,
 def cosine_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.2) -> Tensor:
     a, p, n = (F.normalize(x, dim=1) for x in (anchor, positive, negative))
     return F.relu(margin - (a * p).sum(1) + (a * n).sum(1))
+
+
+def combiner_composition(image: Tensor, text: Tensor, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Image and text ``[N, D]`` to query ``[N, D]`` and share of the image ``[N]`` of CLIP4Cir's Combiner;
+    weights by name."""
+    image, text = _scaled(image), _scaled(text)
+    projected = [
+        F.relu(_linear(row, weights, f"{name}_projection"))
+        for row, name in ((text, "text"), (image, "image"))
+    ]
+    both = torch.cat(projected, 1)
+    v = _linear(F.relu(_linear(both, weights, "combiner.fc1")), weights, "combiner.fc2")
+    selection = torch.sigmoid(_linear(F.relu(_linear(both, weights, "scalar.fc1")), weights, "scalar.fc2"))
+    image_part, text_part = (1 - selection) * image, selection * text
+    return F.normalize(image_part + text_part + v, dim=1), image_share(image_part, text_part)
 
 
 def crop_resize(
@@ -250,6 +362,19 @@ def csn_head(features: Tensor, attributes: Tensor, weights: Mapping[str, Tensor]
     return F.relu(weights["masks.weight"][attributes]) * triplet_head(features, weights)
 
 
+def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., object]]:
+    """Return torch's decompositions, and those of the operators that exported models hold.
+
+    For exporters that know ATen alone, ONNX for example::
+
+        program = torch.export.export(composition, (), inputs).run_decompositions(decompositions())
+        torch.onnx.export(program, (), "composition.onnx", kwargs=inputs)
+    """
+    table = torch.export.default_decompositions()
+    table[torch.ops.placket.gated_fusion.default] = gated_fusion
+    return table
+
+
 def flat_search(
     queries: Sequence[Tensor],
     database: Sequence[Tensor],
@@ -267,6 +392,50 @@ def flat_search(
     scores, order = scores[:, found].sort(dim=1, descending=True, stable=True)
     rows = found[order][:, :k]
     return scores[:, :k], rows, parts.gather(1, rows[:, :, None].expand(-1, -1, parts.shape[2]))
+
+
+def gated_fusion(
+    gate_logits: Tensor,
+    selection_logits: Tensor,
+    image: Tensor,
+    text: Tensor,
+    image_clip: Tensor,
+    text_clip: Tensor,
+) -> tuple[Tensor, Tensor]:
+    gate, selection = torch.sigmoid(gate_logits), torch.sigmoid(selection_logits)[:, None]
+    image_part = gate * image + (1 - selection) * image_clip
+    text_part = (1 - gate) * text + selection * text_clip
+    return F.normalize(image_part + text_part, dim=1), image_share(image_part, text_part)
+
+
+def image_share(image_part: Tensor, text_part: Tensor) -> Tensor:
+    """Share ``[N]`` of the image in queries of these parts ``[N, D]``."""
+    image, text = image_part.detach().norm(dim=1), text_part.detach().norm(dim=1)
+    return torch.where(image + text == 0, 0.5, image / (image + text))
+
+
+def info_nce(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    labels: Tensor | None = None,
+    y_labels: Tensor | None = None,
+    valid: Tensor | None = None,
+    symmetric: bool = True,
+) -> Tensor:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    logits = scale.to(wide) * (x.to(wide) @ y.to(wide).T)
+    positive, negative = (m.to(x.device) for m in pair_relation(len(x), len(y), labels, y_labels, valid))
+    sides = [(logits, positive, positive | negative)]
+    if symmetric:
+        sides.append((logits.T, positive.T, (positive | negative).T))
+    means = []
+    for z, wanted, compared in sides:
+        terms = [
+            z[i, compared[i]].logsumexp(0) - z[i, wanted[i]].mean() for i in range(len(z)) if wanted[i].any()
+        ]
+        means.append(torch.stack(terms).mean() if terms else logits.sum() * 0)
+    return torch.stack(means).mean()
 
 
 def label_relation(labels: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -338,6 +507,43 @@ def m3net_head(
         attentions.append(attribute_alpha[n][b] if psi else of_classes)
     attention = torch.stack(attentions).unflatten(1, features.shape[2:])
     return torch.stack(embeddings), attention, class_embedding, logits
+
+
+def pair_relation(
+    rows: int, columns: int, labels: Tensor | None, y_labels: Tensor | None, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return which of ``[B, M]`` pairs are positives and which are negatives, see ``ops.info_nce``."""
+    compared = torch.ones(rows, columns, dtype=torch.bool)
+    if labels is None:
+        positive = torch.eye(rows, dtype=torch.bool)
+    elif labels.dtype == torch.bool:
+        positive = labels.cpu()
+    else:
+        sets = [
+            [_classes(label) for label in side.tolist()] for side in (labels, y_labels) if side is not None
+        ]
+        of_x, of_y = sets[0], sets[-1]
+        positive = torch.tensor([[bool(a & b) for b in of_y] for a in of_x]).view(rows, columns)
+        compared = torch.tensor([[bool(a and b) for b in of_y] for a in of_x]).view(rows, columns)
+    if valid is not None:
+        compared = compared & valid.cpu()
+    return compared & positive, compared & ~positive
+
+
+def pairwise_sigmoid(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    labels: Tensor | None = None,
+    y_labels: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    logits = scale.to(wide) * (x.to(wide) @ y.to(wide).T) + (0 if bias is None else bias.to(wide))
+    positive, negative = (m.to(x.device) for m in pair_relation(len(x), len(y), labels, y_labels, valid))
+    total = F.softplus(-logits[positive]).sum() + F.softplus(logits[negative]).sum()
+    return total / (positive | negative).any(1).sum().clamp_min(1)
 
 
 def prototype_cross_entropy(
@@ -586,6 +792,29 @@ def rpf_region_head(
     return region, embed(background), attention.view(len(features), *features.shape[2:])
 
 
+def tirg_composition(
+    image: Tensor, text: Tensor, weights: Mapping[str, Tensor], batch_statistics: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Image and text ``[N, D]`` to query ``[N, D]`` and share of the image ``[N]`` of TIRG; weights and
+    running statistics by name. The latter stay as they are."""
+    image, text = _scaled(image), _scaled(text)
+    both = torch.cat([image, text], 1)
+
+    def normalised(name: str) -> Tensor:
+        if batch_statistics:
+            mean, variance = both.mean(0), both.var(0, unbiased=False)
+        else:
+            mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
+        x = (both - mean) / torch.sqrt(variance + 1e-5)
+        return F.relu(x * weights[f"{name}.weight"] + weights[f"{name}.bias"])
+
+    gate = torch.sigmoid(_linear(normalised("gate.norm"), weights, "gate.fc"))
+    hidden = F.relu(_linear(normalised("residual.norm"), weights, "residual.fc1"))
+    image_part = weights["image_scale"] * gate * image
+    text_part = weights["residual_scale"] * _linear(hidden, weights, "residual.fc2")
+    return F.normalize(image_part + text_part, dim=1), image_share(image_part, text_part)
+
+
 def triplet_head(features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     """``[B, C, h, w]`` to the triplet network's embedding ``[B, E]``; weights by name."""
     return _linear(features.mean((2, 3)), weights, "pooled_proj")
@@ -642,6 +871,11 @@ def _layer_norm(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
 
 def _linear(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
     return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    """Rows ``[..., D]`` with a root mean square of 1."""
+    return F.normalize(rows, dim=-1) * math.sqrt(rows.shape[-1])
 
 
 def _scaled_attention(query: Tensor, keys: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from placket import _C, checkpoint, weights
@@ -33,13 +32,11 @@ from placket.data import open as open_data
 from placket.data.loader import causes_by_path, skips_unreadable
 from placket.data.resident import resident_pixels
 from placket.extension import extend
-from placket.models import create_model, load, takes_patch
-from placket.nn import AttributeNetwork, Trunk
+from placket.models import METHODS, as_network, create_model, load, takes_patch
+from placket.nn import ExtraLoss, Model, RafClip
 from placket.runs import RunFolder
 
-__all__ = ["ExtraLoss", "TrainResult", "Trainer", "native_system", "train"]
-
-ExtraLoss = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["ExtraLoss", "TrainResult", "Trainer", "train"]
 
 
 class Trainer:
@@ -60,6 +57,7 @@ class Trainer:
         data: the data set; its attributes are some of the model's, with the same values.
         stage, loss, trainer: see ``placket.config``.
         split: to learn from.
+        regions: whether the rows are the split's regions, see ``Dataset.region_split``, or its images.
         evaluation: split whose lists are evaluated; None for never.
         folder: of the run, for checkpoints; None for none.
         stage_index, first_step: the stage's place in a training of several, and the steps before it.
@@ -87,13 +85,14 @@ class Trainer:
 
     def __init__(
         self,
-        model: AttributeNetwork,
+        model: Model,
         data: Dataset,
         stage: StageConfig | None = None,
         *,
         loss: LossConfig | None = None,
         trainer: TrainerConfig | None = None,
         split: str = "train",
+        regions: bool = False,
         evaluation: str | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         resident: bool = False,
@@ -105,18 +104,22 @@ class Trainer:
         extra_losses: Mapping[str, ExtraLoss] | None = None,
         process_group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
+        _check_extra_losses(extra_losses or {})
         self.model = model
         self.stage = stage or StageConfig()
         self.first_step = first_step
         settings = trainer or TrainerConfig()
         first = len(model.schema) - self.stage.new_attributes if self.stage.new_attributes else 0
-        self._images = images = data.split(split).under(model.schema, first)
-        held_out = None if evaluation is None else data.split(evaluation).under(model.schema, first)
+        self._images = images = _rows(data, split, regions).under(model.schema, first)
+        held_out = None
+        if evaluation is not None:
+            held_out = _rows(data, evaluation, regions).under(model.schema, first)
         config = _C.TrainerConfig()
         config.stage = _native_stage(self.stage)
         config.stage_index = stage_index
         config.first_step = first_step
         config.preprocess = _C.Preprocess(**model.preprocess)
+        config.views = model.views if images.masks is not None else "crop"
         config.evaluate_every = _evaluate_every(settings, self.stage, images) if evaluation is not None else 0
         config.run = "" if folder is None else str(folder)
         config.skip_unreadable = skips_unreadable("Trainer", on_error)
@@ -125,7 +128,7 @@ class Trainer:
             setattr(config, key, getattr(settings, key))
         pixels = resident_pixels(images, next(model.parameters()).device) if resident else None
         self._native = _C.Trainer(
-            native_system(model, loss, settings.seed, extra_losses),
+            model.system(loss or LossConfig(), settings.seed, extra_losses),
             images.image_list(pixels),
             images.labels.to_native(),
             None if held_out is None else _evaluation_set(held_out, pixels),
@@ -210,7 +213,7 @@ class TrainResult:
     steps: int
     best: dict[str, float | None]
 
-    def model(self, stage: str | None = None, device: str = "cpu") -> AttributeNetwork:
+    def model(self, stage: str | None = None, device: str = "cpu") -> Model:
         """Read the best model of the last stage, or of a named one."""
         return load(self.folder / ("best" if stage is None else f"stages/{stage}"), device=device)
 
@@ -261,6 +264,7 @@ def train(
                 loss=config.loss,
                 trainer=config.trainer,
                 split=config.data.train,
+                regions=config.data.regions,
                 evaluation=evaluation,
                 on_error=config.data.on_error,
                 resident=config.data.resident,
@@ -286,49 +290,14 @@ def train(
     return result
 
 
-def native_system(
-    model: AttributeNetwork,
-    loss: LossConfig | None = None,
-    seed: int = 0,
-    extra_losses: Mapping[str, ExtraLoss] | None = None,
-) -> _C.System:
-    """Return the C++ side of a model; it holds the model's own tensors.
-
-    Raises:
-        ValueError: a trunk is a module of the caller's, which C++ cannot run, or one of ``extra_losses`` has
-            parameters, which nothing would train.
-    """
-    for name, extra in (extra_losses or {}).items():
+def _check_extra_losses(extra_losses: Mapping[str, ExtraLoss]) -> None:
+    """Refuse losses with parameters, which nothing would train."""
+    for name, extra in extra_losses.items():
         if isinstance(extra, torch.nn.Module) and any(True for _ in extra.parameters()):
             raise ValueError(
                 f"Trainer: extra_losses must have no parameters, got '{name}' with "
                 f"'{next(extra.named_parameters())[0]}'; train it in a Python loop"
             )
-    if not is_native(model):
-        raise ValueError(
-            "Trainer: trunks must be built-in ones, got a module of the caller's; train it in a Python loop"
-        )
-    options = _C.AttributeOptions()
-    for key, value in dataclasses.asdict(loss or LossConfig()).items():
-        setattr(options, key, value)
-    for key in ("region_weight", "box_threshold", "patch_size"):
-        setattr(options, key, getattr(model.config, key))
-    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return _C.attribute_system(
-        model.config.native(),
-        options,
-        tensors,
-        list(model.schema.value_counts),
-        _C.Preprocess(**model.preprocess),
-        seed,
-        dict(extra_losses or {}),
-    )
-
-
-def is_native(model: AttributeNetwork) -> bool:
-    """Whether the trunks are built-in ones, which C++ can run."""
-    trunks = [model.region.trunk] + ([model.patch.trunk] if model.config.patch_trunk else [])
-    return all(isinstance(trunk, Trunk) for trunk in trunks)
 
 
 def _native_stage(stage: StageConfig) -> _C.StageConfig:
@@ -353,6 +322,15 @@ def _native_stage(stage: StageConfig) -> _C.StageConfig:
         random_crop=_C.RandomCrop(**dataclasses.asdict(stage.random_crop)),
     )
     return native
+
+
+def _rows(data: Dataset, split: str, regions: bool) -> Split:
+    if not regions:
+        return data.split(split)
+    found = data.region_split(split)
+    if found is None:
+        raise ValueError(f"Trainer: data must have regions, got {data.root} without")
+    return found
 
 
 def _evaluate_every(trainer: TrainerConfig, stage: StageConfig, images: Split) -> int:
@@ -426,14 +404,16 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> AttributeNetwork:
+def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> Model:
     """Make the model of a stage with the weights it begins with."""
     settings = config.model
     generator = torch.Generator().manual_seed(config.trainer.seed)
+    if METHODS.get(settings.name) is RafClip:
+        return _region_text_model(config, data, index, run, generator)
     if config.stages[index].new_attributes:
         return _extended_model(config, data, index, run, generator)
     with_patch = any("patch" in stage.branches for stage in config.stages[: index + 1])
-    model = _make_model(config, data, generator, with_patch=with_patch)
+    model = as_network(_make_model(config, data, generator, with_patch=with_patch), "config")
     start = settings.start if index == 0 else run / "stages" / config.stages[index - 1].name
     known = {} if start is None else checkpoint.read_tensors(start)
     if not known and settings.trunk_weights is not None:
@@ -460,9 +440,25 @@ def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> At
     return model.to(config.trainer.device)
 
 
+def _region_text_model(
+    config: TrainConfig, data: Dataset, index: int, run: Path, generator: torch.Generator
+) -> Model:
+    settings = config.model
+    if settings.vocabulary is None:
+        raise ValueError("config: model.vocabulary must be CLIP's vocabulary file for raf_clip, got none")
+    model = _make_model(config, data, generator, with_patch=False)
+    assert isinstance(model, RafClip)
+    start = settings.start if index == 0 else run / "stages" / config.stages[index - 1].name
+    if start is not None:
+        checkpoint.fill(model, checkpoint.read_tensors(start), str(start))
+    elif settings.trunk_weights is not None:
+        weights.load_towers(model, settings.trunk_weights)
+    return model.to(config.trainer.device)
+
+
 def _extended_model(
     config: TrainConfig, data: Dataset, index: int, run: Path, generator: torch.Generator
-) -> AttributeNetwork:
+) -> Model:
     """Make the model of a stage that teaches a trained one further attributes of the data."""
     stage = config.stages[index]
     start = config.model.start if index == 0 else run / "stages" / config.stages[index - 1].name
@@ -482,9 +478,7 @@ def _extended_model(
     return model.to(config.trainer.device)
 
 
-def _make_model(
-    config: TrainConfig, data: Dataset, generator: torch.Generator, *, with_patch: bool
-) -> AttributeNetwork:
+def _make_model(config: TrainConfig, data: Dataset, generator: torch.Generator, *, with_patch: bool) -> Model:
     settings: ModelConfig = config.model
     skip = ("name", "patch", "trunk_weights", "patch_weights", "start")
     options = {

@@ -9,9 +9,12 @@ a million candidates, with the memory that the operator takes beyond its inputs.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -113,12 +116,19 @@ def scikit_learn(a: Attribute) -> Tensor:
 
 
 def open_metric_learning(a: Attribute) -> Tensor:
-    from oml.functional.metrics import calc_map
+    # Its "utils" imports downloaders and plots that neither function needs; as an empty package it does not.
+    utils = ModuleType("oml.utils")
+    utils.__path__ = [str(Path(import_module("oml").__path__[0]) / "utils")]
+    sys.modules.setdefault("oml.utils", utils)
+    from oml.functional.knn import batched_knn_qg
+    from oml.functional.metrics import calc_retrieval_metrics
 
     length = len(a.candidates)
-    found = product(a).topk(length, dim=1).indices
-    correct = a.candidate_values[found] == a.query_values[:, None]
-    return calc_map(list(correct), correct.sum(1).tolist(), (length,))[0]
+    _, found, relevant = batched_knn_qg(
+        a.queries, a.candidates, length, labels_query=a.query_values, labels_gallery=a.candidate_values
+    )
+    metrics = calc_retrieval_metrics(found, relevant, None, (), (), (length,), reduce=False, verbose=False)
+    return metrics["map"][length]
 
 
 def pytorch_metric_learning(a: Attribute) -> Tensor:
@@ -134,10 +144,11 @@ def pytorch_metric_learning(a: Attribute) -> Tensor:
 LIBRARIES: dict[str, tuple[Arm, tuple[str, ...]]] = {
     "torchmetrics": (torchmetrics_map, ("torchmetrics",)),
     "scikit-learn": (scikit_learn, ("sklearn",)),
-    "OML": (open_metric_learning, ("oml",)),
+    "OML": (open_metric_learning, ("oml", "omegaconf", "matplotlib")),
     "pytorch-metric-learning": (pytorch_metric_learning, ("pytorch_metric_learning", "faiss")),
 }
-"""Each with the modules that it needs."""
+"""Each with the modules that it needs. OML's own requirements name torchvision and NumPy 1; these functions
+do without: pip install --no-deps open-metric-learning==4.0.0 omegaconf antlr4-python3-runtime==4.9.3."""
 
 
 def over(arm: Arm, attributes: list[Attribute]) -> Callable[[], list[Tensor]]:

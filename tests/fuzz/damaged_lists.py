@@ -130,7 +130,7 @@ def read_all(place: Path, *, verify: bool = True) -> bool:
     for name in data.splits:
         _, problems = data.inspect(name)
         errors = [problem for problem in problems if problem.severity == "error"]
-        reads = (data.split, data.regions, data.captions, data.compositions)
+        reads = (data.split, data.regions, data.region_split, data.captions, data.compositions)
         refused = [read for read in reads if _refuses(read, name)]
         require(bool(errors) == bool(refused), f"inspect and split agree: {errors}, {refused}")
         if errors:
@@ -180,6 +180,14 @@ def _check_split(data: Dataset, name: str) -> None:
         require(images is None or within(images, len(split)), "query and gallery images in range")
     if regions is not None:
         require(within(regions[:, 0], len(split)) and is_boxes(regions[:, 2:]), "regions in range")
+    rows = data.region_split(name)
+    if rows is not None and rows.photos is not None and rows.boxes is not None:
+        require(within(rows.photos, len(split)) and len(rows.photos) == len(rows), "photos in range")
+        require(rows.boxes.shape == (len(rows), 4) and is_boxes(rows.boxes), "a box for every region")
+        require(len(rows.labels) == len(rows), "labels for every region")
+        for triples in (rows.queries, rows.candidates):
+            require(within(triples[:, 0], len(rows)), "lists of regions in range")
+        rows.image_list()  # checks that there is a mask for each, or for none
     if captions is not None:
         require(len(captions) == len(split), "a caption for every image")
     if compositions is not None:

@@ -150,6 +150,32 @@ FASHION_IQ = {
 }
 
 
+def _described(path: str, caption: str) -> str:
+    return f"women/{path}.jpeg\t0.986\t{caption}"
+
+
+FASHION_200K = {
+    "labels/dress_train_detect_all.txt": lines(
+        _described("dresses/day/11/11_0", "black lace dress"),
+        _described("dresses/day/11/11_1", "black lace dress"),
+        _described("dresses/day/12/12_0", "red lace dress"),
+        _described("dresses/day/13/13_0", "  black   silk dress "),
+        _described("dresses/day/14/14_0", "a.l.c. long gown & belt"),
+    ),
+    "labels/top_train_detect_all.txt": lines(_described("tops/t/21/21_0", "white lace dress")),
+    "labels/dress_test_detect_all.txt": lines(
+        _described("dresses/day/31/31_0", "blue midi dress"),
+        _described("dresses/day/31/31_1", "blue midi dress"),
+        _described("dresses/day/32/32_0", "green midi dress"),
+    ),
+    "labels/top_test_detect_all.txt": lines(_described("tops/t/41/41_0", "green silk blouse")),
+    "test_queries.txt": lines(
+        "women/dresses/day/31/31_1.jpeg women/dresses/day/32/32_0.jpeg",
+        "women/dresses/day/32/32_0.jpeg women/dresses/day/31/31_0.jpeg",
+    ),
+}
+
+
 def _cirr(split: str, pairs: list[tuple[int, int | None]]) -> dict[str, str]:
     """Six images, and a composition for each pair of two of them."""
     names = [f"{split}-{i}-0-img{i % 2}" for i in range(6)]
@@ -218,6 +244,7 @@ PUBLISHED = {
     "in-shop": IN_SHOP,
     "consumer-to-shop": CONSUMER_TO_SHOP,
     "fashion-iq": FASHION_IQ,
+    "fashion-200k": FASHION_200K,
     "cirr": CIRR,
     "street2shop": STREET2SHOP,
     "oml": OML,

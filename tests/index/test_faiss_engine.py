@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +194,26 @@ def test_wrong_options(tmp_path: Path, options: dict[str, Any], message: str) ->
     with pytest.raises(ValueError, match=message):
         AttributeIndex.create(tmp_path, DIMS, engine="faiss", **options)
     assert not (tmp_path / "manifest.json").exists()
+
+
+_BESIDE_TORCH_UTILS = """
+import sys
+import faiss.contrib.torch_utils
+import numpy as np
+from placket import AttributeIndex
+from placket.index import faiss_engine
+
+faiss_engine.FEWEST = 300
+rows = np.eye(400, 16, dtype=np.float32) + np.linspace(0, 1, 400, dtype=np.float32)[:, None]
+with AttributeIndex.create(sys.argv[1], {"a": 16}, engine="faiss") as index:
+    index.add(list(range(400)), {"a": rows}, [{"price": i} for i in range(400)])
+    index.save()
+    hits = index.search({"a": rows[3]}, k=2, where="price >= 2")
+    assert hits[0].id == 3, hits
+"""
+
+
+def test_searches_where_faiss_was_changed_for_torch(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _BESIDE_TORCH_UTILS, str(tmp_path / "index")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

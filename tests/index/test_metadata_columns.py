@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from placket.index.columns import Columns
@@ -45,6 +45,7 @@ _EXPRESSIONS = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first draw of the strategies is slow
 @given(_ROWS, _EXPRESSIONS)
 def test_mask_is_what_each_row_says(rows: list[dict[str, Any]], expression: Expression) -> None:
     assert Columns.of(rows).mask(expression).tolist() == [holds(expression, row) for row in rows]

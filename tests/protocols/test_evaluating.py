@@ -11,12 +11,14 @@ import numpy as np
 import plain_rankings as plain
 import pytest
 import torch
+import torch.nn.functional as F
 
 import placket
+from placket.agreement import Labelled, Ranked, centre_probabilities, class_agreement, class_means
 from placket.cli import main
 from placket.data import Dataset
-from placket.evaluate import embed_pairs
-from placket.nn import Rpf
+from placket.evaluate import classify_split, embed_pairs
+from placket.nn import AttributeNetwork, Modc, Rpf
 from placket.protocols import Result, asfr_multilabel, embed_from, joint_embed, split_joint
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("train", "data")]
@@ -195,6 +197,89 @@ def test_region_weight_is_chosen_on_valid(tune, model: Rpf, drawn: Dataset):
             assert other.overall == pytest.approx(placket.evaluate(model, drawn, "test").overall, abs=1e-9)
     with pytest.raises(ValueError, match="tune_region must be None with asfr-multilabel/v1, got 'overall'"):
         placket.evaluate(model, drawn, "valid", "asfr-multilabel/v1", tune_region="overall")
+
+
+def by_hand(model: AttributeNetwork, data: Dataset, flip: bool, **options: object) -> dict[str, Ranked]:
+    """The rankings from embeddings of whole splits."""
+    train = data.split("train")
+    labels = [(i, a, v) for i in range(len(train)) for a, v in train.labels[i]]
+    z = placket.embed_split(model, train)  # also with flips
+    means = class_means(labels, embed_from(z), data.schema)
+    splits = []
+    for part in (data.split("valid"), data.split("test")):
+        z = placket.embed_split(model, part, flip=flip)
+        found = centre_probabilities(embed_from(z), means)
+        if isinstance(model, Modc):
+            centres = [model.centres(name) for name in data.schema.names]
+            found |= centre_probabilities(embed_from(z), centres, name="centres of the training")
+        if model.has_classes:
+            classes = classify_split(model, part, flip=flip)
+            found["class logits"] = lambda images, attribute, classes=classes: classes[attribute][images]
+        splits.append(Labelled(part.queries, part.candidates, embed_from(z), found))
+    return class_agreement(*splits, data.schema, per_attribute=True, **options)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("name", ["rpf", "modc", "m3net"])
+def test_ranking_by_class_agreement(name: str, flip: bool, drawn: Dataset):
+    torch.manual_seed(0)
+    options = {"patch": None} if name == "rpf" else {}
+    own = placket.create_model(
+        name, schema=drawn.schema, trunk=TRUNK, attribute_dim=16, preprocess={"size": SIZE}, **options
+    )
+    if name == "modc":
+        own.class_centres.copy_(F.normalize(torch.randn(own.class_centres.shape), dim=1))
+    expected = by_hand(own, drawn, flip)
+    for ranking in ("embedding", "agreement", "both"):
+        assert placket.evaluate(own, drawn, ranking=ranking, flip=flip) == expected[ranking].test
+    given = placket.evaluate(own, drawn, ranking="both", class_weight=0.3, flip=flip)
+    assert given == by_hand(own, drawn, flip, weights=[0.3])["both"].test
+    assert "colour: 0.3 " in given.similarity
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ranking": "cosine"}, "ranking must be one of embedding, agreement, both, got 'cosine'"),
+        (
+            {"ranking": "both", "protocol": "asfr-multilabel/v1"},
+            "ranking must be 'embedding' with asfr-multilabel/v1, got 'both'",
+        ),
+        (
+            {"ranking": "both", "tune_region": "overall"},
+            "tune_region must be None with ranking 'both', got 'overall'",
+        ),
+        ({"class_weight": 0.5}, "class_weight must be None but with ranking 'both' .*, got 0.5"),
+        ({"class_weight": 0.5, "ranking": "agreement"}, "class_weight must be None .* ranking 'agreement'"),
+        ({"class_weight": -1.0, "ranking": "both"}, "class_weight must be at least 0, got -1.0"),
+    ],
+)
+def test_ranking_errors(options: dict[str, object], message: str, model: Rpf, drawn: Dataset):
+    with pytest.raises(ValueError, match=f"evaluate: {message}"):
+        placket.evaluate(model, drawn, **options)
+
+
+def test_ranking_by_class_agreement_leaves_out_missing_images(drawn: Dataset, tmp_path: Path):
+    """Also of the training split, of which the class means are."""
+    model = placket.create_model(
+        "m3net", schema=drawn.schema, trunk=TRUNK, attribute_dim=16, preprocess={"size": SIZE}
+    )
+    root = tmp_path / drawn.root.name
+    copy = placket.data.open(write(root, {
+        path.relative_to(drawn.root).as_posix(): path.read_text() for path in drawn.root.glob("*.*")
+    }))  # fmt: skip
+    (root / "img").mkdir()
+    (root / "t").symlink_to(root / "img")
+    gone = {("train", 3), ("valid", 0), ("valid", 8)}
+    for name in ("train", "valid"):
+        part = drawn.split(name)
+        for image in range(len(part)):
+            if (name, image) not in gone:
+                (root / part.filenames[image]).symlink_to(part.paths[image])
+    result = placket.evaluate(model, copy, ranking="both", allow_missing=True)
+    assert (result.protocol, result.missing) == ("asfr-map-all/v1 subset", 2)
+    with pytest.raises(RuntimeError, match="train003"):
+        placket.evaluate(model, copy, ranking="both")
 
 
 def test_missing_images_are_counted_and_named(model: Rpf, drawn: Dataset, tmp_path: Path):

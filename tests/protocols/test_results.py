@@ -22,7 +22,7 @@ def make(seed: int = 0, lists: str = "ab" * 32, protocol: str = "p/v1", **rest: 
         "Recall@1": {g: random.integers(2, size=n).astype(float) for g, n in GROUPS.items()},
     }
     given = {
-        "floor": {g: np.full(n, 0.25) for g, n in GROUPS.items()},
+        "floors": {"MAP@all": {g: np.full(n, 0.25) for g, n in GROUPS.items()}},
         "queries": GROUPS,
         "candidates": {"neckline": 1000, "hem": 900},
         "without_relevant": 3,

@@ -345,41 +345,97 @@ def test_rank_metrics_under_autocast(device: torch.device):
         assert_identical(ops.rank_metrics_of_scores(scores, *relevant), of_floats)
 
 
-def test_rank_metrics_cuda_kernel_on_cpu_tensors(whole_vectors):
-    """The CUDA kernel is made of ATen calls for any device, so that its logic is tested without a GPU."""
+CUDA_KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+
+def on_cuda_path(*args: object) -> RankMetrics:
+    """What the CUDA operator does, of tensors on the CPU: its steps run there too, a candidate at a time,
+    so that all but the launches is tested without a GPU."""
+    return RankMetrics(*torch.ops.placket.rank_metrics_of_scores.default.redispatch(CUDA_KEY, *args))
+
+
+def test_rank_metrics_cuda_path_on_cpu_tensors(whole_vectors):
     queries = [whole_vectors(33, d, CPU) for d in (5, 2)]
     candidates = [whole_vectors(120, d, CPU) for d in (5, 2)]
     weights = torch.tensor([[1.0, 0.0], [0.5, 2.0]])
-    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     op = torch.ops.placket.rank_metrics.default
-    of_scores = torch.ops.placket.rank_metrics_of_scores.default
     for excluded in (False, True):
         relevant = relevance(33, 120, 6, 0.4, CPU, excluded)
         expected = ops.rank_metrics(queries, candidates, weights, *relevant)
         for block in (1, 10, 256, None):
-            got = RankMetrics(*op.redispatch(cuda, queries, candidates, weights, *relevant, block))
-            assert_same(got, expected)
-        scores = queries[0] @ candidates[0].T
-        got = RankMetrics(*of_scores.redispatch(cuda, scores, *relevant))
-        assert_same(got, ops.rank_metrics_of_scores(scores, *relevant))
+            got = RankMetrics(*op.redispatch(CUDA_KEY, queries, candidates, weights, *relevant, block))
+            assert_identical(got, expected)
     for count, length in ((0, 4), (3, 0)):
         few = [q[:count] for q in queries], [c[:length] for c in candidates], weights
         relevant = relevance(count, length, 2, 0.4, CPU)
-        empty = RankMetrics(*op.redispatch(cuda, *few, *relevant, None))
+        empty = RankMetrics(*op.redispatch(CUDA_KEY, *few, *relevant, None))
         assert_identical(empty, ops.rank_metrics(*few, *relevant))
     relevant = relevance(33, 120, 6, 0.4, CPU)
     with pytest.raises(ValueError, match="rank_metrics: scores must be numbers, got NaN"):
-        op.redispatch(cuda, [q.log() for q in queries], candidates, weights, *relevant, None)
+        op.redispatch(CUDA_KEY, [q.log() for q in queries], candidates, weights, *relevant, None)
 
 
-def test_rank_metrics_cuda_kernel_without_ties_on_cpu_tensors():
-    scores = torch.rand(9, 3000).argsort(1).float()
-    scores[:, ::500] = float("inf")
-    scores[:, 7::500] = -float("inf")
-    relevant = relevance(9, 3000, 4, 0.4, CPU)
-    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    got = torch.ops.placket.rank_metrics_of_scores.default.redispatch(cuda, scores, *relevant)
-    assert_same(RankMetrics(*got), ops.rank_metrics_of_scores(scores, *relevant))
+def spread_scores(spread: str, queries: int, candidates: int) -> Tensor:
+    scores = torch.randn(queries, candidates)
+    if spread == "ties":
+        return (scores * 3).round()
+    if spread == "one value":
+        return torch.full_like(scores, -0.0)
+    if spread == "infinite":
+        scores[:, ::5] = float("inf")
+        scores[:, 1::5] = -float("inf")
+    return scores
+
+
+SPREADS = ("no ties", "ties", "one value", "infinite")
+SHAPES = ((1, 1), (3, 2), (7, 257), (5, 1023), (2, 20_000))
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+def test_rank_metrics_cuda_path_gives_the_bits_of_the_cpu(spread: str, shape: tuple[int, int], share: float):
+    scores = spread_scores(spread, *shape)
+    relevant = relevance(*shape, 3, share, CPU)
+    expected = ops.rank_metrics_of_scores(scores, *relevant)
+    assert_identical(on_cuda_path(scores, *relevant), expected)
+    assert_identical(on_cuda_path(torch.stack([scores, scores], 2)[:, :, 0], *relevant), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("shape", [*SHAPES, (300, 9000), (2, 3_000_000)])
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+def test_rank_metrics_on_a_gpu_give_the_bits_of_the_cpu(spread: str, shape: tuple[int, int], share: float):
+    """Counters in shared memory and, with more than 4,094 relevant rows, not; one share of a query's
+    candidates and many."""
+    scores = spread_scores(spread, *shape)
+    *relevant, cutoffs = relevance(*shape, 3, share, CPU)
+    expected = ops.rank_metrics_of_scores(scores, *relevant, cutoffs)
+    given = [None if part is None else part.cuda() for part in relevant]
+    for _ in range(3):  # the order of the threads is never the same
+        got = ops.rank_metrics_of_scores(scores.cuda(), *given, cutoffs)
+        assert_identical(RankMetrics(*(field.cpu() for field in got)), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block", [1, 7, 64, None])
+def test_rank_metrics_on_a_gpu_do_not_depend_on_blocks(block: int | None, whole_vectors):
+    """Scores are whole numbers, which every order of summation gets right."""
+    queries = [whole_vectors(67, d, CPU) for d in (100, 17)]
+    candidates = [whole_vectors(4003, d, CPU) for d in (100, 17)]
+    weights = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    *relevant, cutoffs = relevance(67, 4003, 5, 0.5, CPU)
+    expected = ops.rank_metrics(queries, candidates, weights, *relevant, cutoffs)
+    got = ops.rank_metrics(
+        [q.cuda() for q in queries],
+        [c.cuda() for c in candidates],
+        weights.cuda(),
+        *(part.cuda() for part in relevant),
+        cutoffs,
+        block,
+    )
+    assert_identical(RankMetrics(*(field.cpu() for field in got)), expected)
 
 
 @pytest.mark.parametrize("excluded", [False, True])

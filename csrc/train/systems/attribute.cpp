@@ -21,6 +21,7 @@
 #include "ops/supervised_contrastive.h"
 #include "ops/unit_rows.h"
 #include "train/autocast.h"
+#include "train/model_tensors.h"
 
 namespace placket {
 namespace {
@@ -53,7 +54,11 @@ class AttributeSystem : public System {
   AttributeSystem(const NetworkConfig& config, const AttributeOptions& options,
                   const std::map<std::string, Tensor>& tensors, const std::vector<int64_t>& values,
                   const Preprocess& preprocess, uint64_t seed, const ExtraLosses& extra_losses)
-      : config_(config), options_(options), values_(values), extra_losses_(extra_losses) {
+      : config_(config),
+        options_(options),
+        values_(values),
+        extra_losses_(extra_losses),
+        tensors_("AttributeSystem", network_spec(config), tensors) {
     for (const auto& [name, loss] : extra_losses_) {
       TORCH_CHECK_VALUE(!contains(kLosses, name),
                         "AttributeSystem: extra_losses must have names of their own, got '", name,
@@ -68,53 +73,29 @@ class AttributeSystem : public System {
     TORCH_CHECK_VALUE(of_head.empty() || of_head == values,
                       "AttributeSystem: values must be the head's classes, ",
                       at::IntArrayRef(of_head), ", got ", at::IntArrayRef(values));
-    for (const TensorSpec& spec : network_spec(config)) {
-      const auto found = tensors.find(spec.name);
-      TORCH_CHECK_VALUE(found != tensors.end(), "AttributeSystem: no tensor named '", spec.name,
-                        "' among ", tensors.size(), " given");
-      TORCH_CHECK_VALUE(found->second.sizes() == at::IntArrayRef(spec.shape), "AttributeSystem: '",
-                        spec.name, "' must have shape ", at::IntArrayRef(spec.shape), ", got ",
-                        found->second.sizes());
-      (spec.buffer ? buffers_ : parameters_).emplace_back(spec.name, found->second);
+    for (const TensorSpec& spec : tensors_.specs()) {
       if (spec.attribute_axis >= 0) attribute_axes_[spec.name] = spec.attribute_axis;
-      if (spec.name == kCentres) class_centres_ = found->second;
     }
+    if (tensors_.contains(kCentres)) class_centres_ = tensors_.at(kCentres);
     const int64_t classes = std::accumulate(values.begin(), values.end(), int64_t{0});
     TORCH_CHECK_VALUE(config.classes == 0 || config.classes == classes,
                       "AttributeSystem: values must be the model's ", config.classes,
                       " classes in all, got ", classes);
-    device_ = parameters_.front().second.device();
+    device_ = tensors_.device();
     make_classes();
     make_centres(seed);
   }
 
   at::Device device() const override { return device_; }
-  NamedTensors parameters() const override {
-    NamedTensors all = parameters_;
-    all.insert(all.end(), centres_.begin(), centres_.end());
-    return all;
-  }
-  NamedTensors buffers() const override { return buffers_; }
-  NamedTensors training_only() const override { return centres_; }
+  NamedTensors parameters() const override { return tensors_.parameters(); }
+  NamedTensors buffers() const override { return tensors_.buffers(); }
+  NamedTensors training_only() const override { return tensors_.training_only(); }
 
   NamedTensors begin(const StageConfig& stage) override {
     check(stage);
     stage_ = stage;
-    const NamedTensors all = parameters();
-    NamedTensors trained;
-    for (const auto& named : all) {
-      if (learns(named.first)) trained.push_back(named);
-    }
-    frozen_.clear();
-    NamedTensors learning;
-    for (const auto& [rate, group] : rate_groups(stage.rates, trained, all)) {
-      if (rate > 0) learning.insert(learning.end(), group.begin(), group.end());
-    }
-    for (const auto& [name, tensor] : all) {
-      const bool learns = std::any_of(learning.begin(), learning.end(),
-                                      [&n = name](const auto& named) { return named.first == n; });
-      if (!learns) frozen_.push_back(name);
-    }
+    NamedTensors learning =
+        tensors_.begin(stage.rates, [this](const std::string& name) { return learns(name); });
     gather_weights();
     return learning;
   }
@@ -123,7 +104,7 @@ class AttributeSystem : public System {
     check_branches(branches);
     stage_ = StageConfig();
     stage_.branches = branches;
-    frozen_.clear();
+    tensors_.begin_encoding();
     gather_weights();
   }
 
@@ -175,7 +156,8 @@ class AttributeSystem : public System {
     });
     add("patch_contrast", [&] { return contrast(patch, views.attributes, views.values, context); });
     add("patch_classify", [&] {
-      return classify(patch, centres_.back().second, views.attributes, views.values, context);
+      return classify(patch, tensors_.training_only().back().second, views.attributes, views.values,
+                      context);
     });
     add_extra_losses(out, joint(region, patch), views.attributes, views.values, context);
     return out;
@@ -208,8 +190,7 @@ class AttributeSystem : public System {
   void gather_weights() {
     region_trunk_ = weights("region.trunk.", trunk_spec(config_.trunk));
     region_head_ = weights("region.head.", head_spec(config_.head, sizes(config_.trunk)));
-    const bool has_table = parameters_.front().first == kTable;
-    if (has_table) table_ = weights("", {{kTable, {}}}).front();
+    if (tensors_.contains(kTable)) table_ = weights("", {{kTable, {}}}).front();
     if (!config_.patch_trunk.empty()) {
       patch_trunk_ = weights("patch.trunk.", trunk_spec(config_.patch_trunk));
       patch_head_ =
@@ -237,17 +218,19 @@ class AttributeSystem : public System {
                                      std::pair("patch_centres", config_.patch_head)}) {
       if (head.empty()) continue;
       Tensor centres = at::empty({owners_.size(0), head_embedding_dim(head)}, at::kFloat);
-      RandomStream random(seed, kRandomInitialise, centres_.size());
+      RandomStream random(seed, kRandomInitialise, tensors_.training_only().size());
       float* values = centres.mutable_data_ptr<float>();
       // Only the direction of a centre counts, so a cube serves as well as a ball.
       for (int64_t i = 0; i < centres.numel(); ++i) values[i] = random.uniform() - 0.5f;
-      centres_.emplace_back(name, centres.to(device_).set_requires_grad(true));
+      tensors_.add_training_only(name, centres.to(device_).set_requires_grad(true));
     }
   }
 
   void check(const StageConfig& stage) const {
     check_branches(stage.branches);
     TORCH_CHECK_VALUE(!stage.losses.empty(), "stage: losses must name at least one loss");
+    TORCH_CHECK_VALUE(stage.recompute == 0, "stage: recompute must be 0 for attributes, got ",
+                      stage.recompute);
     check_known("stage: batch_norm", stage.batch_norm, {"grouped", "merged", "frozen"});
     check_known("stage: sampler", stage.sampler, {"triplets", "images", "classes"});
     const bool triplets = stage.sampler == "triplets";
@@ -347,14 +330,8 @@ class AttributeSystem : public System {
   }
 
   std::vector<Tensor> weights(const std::string& prefix, const TensorSpecs& specs) const {
-    std::map<std::string, Tensor> all(buffers_.begin(), buffers_.end());
-    all.insert(parameters_.begin(), parameters_.end());
-    std::vector<Tensor> out;
-    for (const TensorSpec& spec : specs) {
-      const Tensor& tensor = all.at(prefix + spec.name);
-      const bool frozen = contains(frozen_, prefix + spec.name);
-      out.push_back(frozen ? tensor.detach() : what_learns(prefix + spec.name, tensor));
-    }
+    std::vector<Tensor> out = tensors_.weights(prefix, specs);
+    for (size_t i = 0; i < out.size(); ++i) out[i] = what_learns(prefix + specs[i].name, out[i]);
     return out;
   }
 
@@ -476,7 +453,7 @@ class AttributeSystem : public System {
 
   Tensor classify_all(const Tensor& embedding, const Tensor& labels,
                       const StepContext& context) const {
-    return classify(embedding.flatten(0, 1), centres_.front().second,
+    return classify(embedding.flatten(0, 1), tensors_.training_only().front().second,
                     all_attributes_.repeat(labels.size(0)), labels.flatten(), context);
   }
 
@@ -616,8 +593,7 @@ class AttributeSystem : public System {
   std::array<double, 3> mean_, std_;
   at::Device device_ = at::kCPU;
   StageConfig stage_;
-  NamedTensors parameters_, buffers_, centres_;
-  std::vector<std::string> frozen_;
+  ModelTensors tensors_;
   std::map<std::string, int64_t> attribute_axes_;  // of the parameters that have one
   Tensor class_centres_;   // [classes, head_centre_dim]; undefined where the network keeps none
   Tensor class_offsets_;   // [A]

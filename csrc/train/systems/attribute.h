@@ -42,9 +42,9 @@ struct AttributeOptions {
 //   region_prototype, region_centre_triplet, region_pseudo_label, region_consistency
 //                                       prototype_cross_entropy, centre_triplet,
 //                                       pseudo_label_cross_entropy and assignment_consistency
-//                                       (ops/centre_losses.h) of every attribute of every image against
-//                                       the network's buffer "class_centres"; consistency is
-//                                       between an image's two copies
+//                                       (ops/centre_losses.h) of every attribute of every image
+//                                       against the network's buffer "class_centres"; consistency
+//                                       is between an image's two copies
 //
 // where the region's head has a class sub-network (ops/class_losses.h),
 //

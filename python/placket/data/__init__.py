@@ -15,9 +15,12 @@ from placket._C import Augment, Batch, ColorJitter, GaussianBlur, Preprocess, Ra
 from placket.data import _pillow
 from placket.data.asen import AsenDataset
 from placket.data.cirr import CirrDataset
-from placket.data.columns import Labels, Texts
+from placket.data.co_parsing import CoParsingDataset
+from placket.data.columns import Labels, Masks, Texts
+from placket.data.compositions import composed, joined_captions
 from placket.data.dataset import Compositions, Dataset, DatasetError, Problem, Record, Split
 from placket.data.deepfashion import AttributePredictionDataset, ConsumerToShopDataset, InShopDataset
+from placket.data.fashion200k import Fashion200kDataset
 from placket.data.fashioniq import FashionIqDataset
 from placket.data.folders import FolderDataset
 from placket.data.loader import BatchSampler, Loader
@@ -34,17 +37,20 @@ __all__ = [
     "Batch",
     "BatchSampler",
     "CirrDataset",
+    "CoParsingDataset",
     "ColorJitter",
     "Compositions",
     "ConsumerToShopDataset",
     "Dataset",
     "DatasetError",
+    "Fashion200kDataset",
     "FashionIqDataset",
     "FolderDataset",
     "GaussianBlur",
     "InShopDataset",
     "Labels",
     "Loader",
+    "Masks",
     "OmlDataset",
     "Preprocess",
     "Problem",
@@ -58,6 +64,8 @@ __all__ = [
     "TableLayout",
     "Texts",
     "VerifyReport",
+    "composed",
+    "joined_captions",
     "open",
     "pack",
     "read_image",
@@ -76,8 +84,10 @@ _LAYOUTS = (
     ConsumerToShopDataset,
     CirrDataset,
     FashionIqDataset,
+    Fashion200kDataset,
     Street2ShopDataset,
     OmlDataset,
+    CoParsingDataset,
     FolderDataset,
 )
 
@@ -87,10 +97,10 @@ def open(path: str | os.PathLike[str]) -> Dataset:
 
     Args:
         path: a folder in the layout of ``AsenDataset``, ``AttributePredictionDataset``, ``InShopDataset``,
-            ``ConsumerToShopDataset``, ``CirrDataset``, ``FashionIqDataset``, ``Street2ShopDataset``,
-            ``OmlDataset`` or, where it is none of these, ``FolderDataset``; a CSV file (``OmlDataset``); a
-            YAML file that says which columns of a table hold what (``TableLayout``); or a file that ``pack``
-            wrote (``StoreDataset``).
+            ``ConsumerToShopDataset``, ``CirrDataset``, ``FashionIqDataset``, ``Fashion200kDataset``,
+            ``Street2ShopDataset``, ``OmlDataset``, ``CoParsingDataset`` or, where it is none of these,
+            ``FolderDataset``; a CSV file (``OmlDataset``); a YAML file that says which columns of a table
+            hold what (``TableLayout``); or a file that ``pack`` wrote (``StoreDataset``).
 
     Raises:
         DatasetError: there is no layout that is known; the text says what was looked for.

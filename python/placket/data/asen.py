@@ -12,6 +12,8 @@ integers:
 ``bbox_{split}.txt``                 ``x0 y0 x1 y1`` in pixels, x1 and y1 exclusive, one line an image
 ``regions_{split}.txt``              ``id attribute x0 y0 x1 y1``, one line for each part of a region
 ``captions_{split}.txt``             ``id``, a tab, a sentence
+``masks/{name}.png``                 for an image ``.../{name}.jpg``, of its size, one grey channel of 8 bits:
+                                     bit a is set where the pixel belongs to the region of attribute a
 ``meta.json``                        here or in the parent folder: names of attributes and values
 ===================================  ==================================================================
 
@@ -22,6 +24,9 @@ Reading is strict: nothing is skipped or guessed, and what is wrong is named wit
 published file differs: ``label_{valid,test}.txt`` of DeepFashion counts attributes from 1 and numbers values
 across all attributes. Such a file is recognised, and its numbers are brought to those of the query and
 candidate lists by the images that occur in both.
+
+A region of ``Dataset.region_split`` is that of one image and attribute, all parts of it together, and has the
+image's values of that attribute alone; without the folder ``masks`` it has a box only.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from placket.data.columns import Ints, Labels, Texts
+from placket.data.columns import Ints, Labels, Masks, Texts
 from placket.data.dataset import (
     SPLITS,
     Dataset,
@@ -46,11 +51,13 @@ from placket.data.dataset import (
     filename_problem,
 )
 from placket.data.lists import TextList
+from placket.data.regions import region_rows
 from placket.schema import Attribute, AttributeSchema
 
 __all__ = ["AsenDataset"]
 
 _LISTS = ("filenames", "label", "query", "candidate")
+_MASK_BITS = 8
 # A damaged number must not take the memory that it claims.
 _MOST_VALUES = 100_000
 _MOST_IMAGES_A_LINE = 10  # where no list of filenames says how many there are
@@ -88,6 +95,9 @@ class AsenDataset(Dataset):
 
     def _read_regions(self, split: Split, problems: list[Problem]) -> Ints | None:
         return read_regions(self.root, split, problems)
+
+    def _read_region_split(self, split: Split, problems: list[Problem]) -> Split | None:
+        return read_region_split(self.root, split, problems)
 
     def _read_captions(self, split: Split, problems: list[Problem]) -> Texts | None:
         return read_captions(self.root, split, problems)
@@ -191,6 +201,31 @@ def read_regions(root: Path, split: Split, problems: list[Problem]) -> Ints | No
             rows.append(row)
     entries.check_ids(len(split))
     return np.array(rows, dtype=np.int64).reshape(-1, 6)
+
+
+def read_region_split(root: Path, split: Split, problems: list[Problem]) -> Split | None:
+    """Read the regions of a split, as ``Dataset.region_split`` returns them."""
+    parts = read_regions(root, split, problems)
+    if parts is None or not split.filenames:
+        return None
+    parts = parts[parts[:, 0] < len(split)]
+    regions, part_of = np.unique(parts[:, :2], axis=0, return_inverse=True)
+    photos, attributes = regions.T
+    low = np.full((len(regions), 2), np.iinfo(np.int32).max, dtype=np.int32)
+    high = np.zeros_like(low)
+    np.minimum.at(low, part_of.reshape(-1), parts[:, 2:4])
+    np.maximum.at(high, part_of.reshape(-1), parts[:, 4:])
+    values = [
+        [(a, v) for a, v in split.labels[photo] if a == attribute] for photo, attribute in regions.tolist()
+    ]
+    labels, masks = Labels.of(values, split.schema.value_counts), None
+    if (root / "masks").is_dir():
+        files = Texts(f"masks/{Path(split.filenames[photo]).stem}.png" for photo in photos.tolist())
+        masks = Masks(files, attributes.astype(np.uint8), bits=True)
+        if len(split.schema) > _MASK_BITS:
+            message = f"masks must be of at most {_MASK_BITS} attributes, got {len(split.schema)}"
+            problems.append(Problem("out of range", str(root / "masks"), None, message))
+    return region_rows(split, photos, np.concatenate([low, high], axis=1), labels, masks)
 
 
 def read_captions(root: Path, split: Split, problems: list[Problem]) -> Texts | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from placket import _C
 
-__all__ = ["Columns", "Ints", "Labels", "Texts"]
+__all__ = ["Columns", "Ints", "Labels", "Masks", "Texts"]
 
 Ints = NDArray[np.signedinteger[Any]]
 
@@ -128,6 +128,39 @@ class Labels:
     def to_native(self) -> _C.LabelTable:
         """Return the table as the C++ core takes it."""
         return _C.LabelTable(self.begin, self.attribute, self.value, self.values)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Which pixels of its image each row of a split of regions shows.
+
+    They are those of a picture of the image's size, a PNG of one grey channel of 8 bits, that hold the row's
+    number.
+    """
+
+    filenames: Texts
+    """[n] relative to the split's root; several rows may have one."""
+    numbers: NDArray[np.uint8]
+    """[n]."""
+    bits: bool = False
+    """A pixel holds a number, 0 to 7, as that bit of it, so that regions may overlap; otherwise as its
+    value."""
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def shown(self, row: int, picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Return which of the picture's pixels are those of a row, of its shape."""
+        number = self.numbers[row]
+        return np.asarray((picture >> number) % 2 == 1 if self.bits else picture == number)
+
+    def to_native(self) -> _C.MaskColumn:
+        """Return the column as the C++ core takes it.
+
+        Raises:
+            ValueError: files and numbers do not fit together, or a number is no bit.
+        """
+        return _C.MaskColumn(self.filenames.native, self.numbers, self.bits)
 
 
 class Columns:

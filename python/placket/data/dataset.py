@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placket import _C
-from placket.data.columns import Ints, Labels, Texts
+from placket.data.columns import Ints, Labels, Masks, Texts
 from placket.schema import AttributeSchema
 
 __all__ = ["Compositions", "Dataset", "DatasetError", "Problem", "Record", "Split"]
@@ -73,7 +73,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a data set; n images, whose ids are 0 to n - 1."""
+    """One split of a data set; n images, whose ids are 0 to n - 1.
+
+    Of a split of regions (``Dataset.region_split``) each row is a part of an image, so that several have one
+    file: its box and mask, its labels, and as identity the number of the photo.
+    """
 
     name: str
     root: Path
@@ -113,6 +117,10 @@ class Split:
     """What holds the images where they are no files below ``root``, which is then the store's path."""
     places: Ints | None = None
     """[n], the record of the store that each image is."""
+    masks: Masks | None = None
+    """Which pixels of its image each row shows; None where all of them."""
+    photos: Ints | None = None
+    """[n], of regions, the image of the data set's split (``Dataset.split``) that each is a part of."""
 
     def __len__(self) -> int:
         return self.images
@@ -133,8 +141,20 @@ class Split:
         images = self.image_list()
         return [images.path(image) for image in range(len(self))]
 
+    def mask(self, image: int) -> NDArray[np.bool_]:
+        """Return which pixels of its upright image a row shows, [height, width].
+
+        Raises:
+            ValueError: the split has no masks.
+            RuntimeError: the mask cannot be read; the text names file and cause.
+        """
+        if self.masks is None:
+            raise ValueError(f"{self.root}: split '{self.name}' must have masks, got none")
+        path = os.path.join(os.path.abspath(self.root), self.masks.filenames[image])
+        return self.masks.shown(image, _C.decode_mask(path))
+
     def image_list(self, resident: _C.ResidentPixels | None = None) -> _C.ImageList:
-        """Return images and boxes as the C++ core takes them, with their store's pixels on a device, or none.
+        """Return images, boxes and masks as the C++ core takes them, with their store's pixels on a device.
 
         Raises:
             DatasetError: the list of filenames is absent.
@@ -151,6 +171,7 @@ class Split:
             store=self.store,
             records=() if self.places is None else self.places.tolist(),
             resident=resident,
+            masks=None if self.masks is None else self.masks.to_native(),
         )
 
     def under(self, schema: AttributeSchema, first: int = 0) -> Split:
@@ -224,6 +245,9 @@ class Compositions:
     """[m], value of the attribute "category" in which the query asks; None where the set has none."""
     subset: Ints | None = None
     """[m, k], images alike among which the target is sought too (CIRR's Recall_subset); None without."""
+    groups: Ints | None = None
+    """[n], a number for each image of the split: those with the target's number are right answers as it is;
+    -1 for an image that is no target. None where the target alone is right."""
 
     def __len__(self) -> int:
         return len(self.reference)
@@ -290,6 +314,17 @@ class Dataset:
         """
         return self._whole(self._read_regions, split)
 
+    def region_split(self, split: str) -> Split | None:
+        """Return a split whose rows are the regions of a split's images, or None where the set has none.
+
+        An image without regions has no row. Regions of one photo have one identity, others have others, in
+        every split; the photo itself is ``Split.photos``.
+
+        Raises:
+            DatasetError: something in the lists, or a mask they are made from, is wrong.
+        """
+        return self._whole(self._read_region_split, split)
+
     def compositions(self, split: str) -> Compositions | None:
         """Return the queries of image and text, or None where the set has none.
 
@@ -313,9 +348,10 @@ class Dataset:
         """
         split, problems = self._read(name)
         self._read_regions(split, problems)
+        self._read_region_split(split, problems)
         self._read_captions(split, problems)
         self._read_compositions(split, problems)
-        return split, problems
+        return split, list(dict.fromkeys(problems))  # regions are made from lists that were read before
 
     def _whole(self, read: Callable[[Split, list[Problem]], _T], split: str) -> _T:
         problems: list[Problem] = []
@@ -327,6 +363,9 @@ class Dataset:
         raise NotImplementedError
 
     def _read_regions(self, split: Split, problems: list[Problem]) -> Ints | None:
+        return None
+
+    def _read_region_split(self, split: Split, problems: list[Problem]) -> Split | None:
         return None
 
     def _read_captions(self, split: Split, problems: list[Problem]) -> Texts | None:

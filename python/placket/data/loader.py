@@ -26,6 +26,7 @@ class Loader:
     A batch of N images (a triplet batch of b triplets has N = 3b rows: anchors, positives, negatives) has
 
     - ``images``: [N, 3, size, size] float32, normalised, channels_last;
+    - ``segmented``: with ``views`` "both", the segmented views of the same crops, [N, 3, size, size];
     - ``labels``: [N, A] int64, each image's first value of every attribute, -1 where it has none;
     - ``classes``: [N, M] bool, which of the M values of all attributes, in order, each image carries;
     - ``attributes``, ``values``: [N] int64, what each row was drawn for; empty for sampler "images";
@@ -55,6 +56,7 @@ class Loader:
         preprocess: _C.Preprocess | None = None,
         augment: _C.Augment | None = None,
         keep_pixels: bool = False,
+        views: Literal["crop", "segmented", "both"] = "crop",
         seed: int = 0,
         threads: int = 2,
         prefetch: int = 2,
@@ -89,6 +91,11 @@ class Loader:
             preprocess: from decoded image to input; by default 224 pixels, short side and centre crop.
             augment: random changes; by default none.
             keep_pixels: fill ``pixels``.
+            views: what ``images`` shows. "crop": the crop. "segmented", of a split with masks: the crop,
+                after every augmentation, times the share of each place that the region covers, so that the
+                rest is 0, the mean of the normalisation. The share is that of the mask brought to the input
+                by the same crop, flip and size, bilinear and antialiased; of a region without pixels nothing
+                is left. "both": the crop, and ``segmented``.
             seed: of sampling and augmentation.
             threads: that decode.
             prefetch: batches in work or finished ahead.
@@ -134,6 +141,7 @@ class Loader:
             augment=augment or _C.Augment(),
             seed=seed,
             keep_pixels=keep_pixels,
+            views=views,
             threads=threads,
             prefetch=prefetch,
             skip_unreadable=skips_unreadable("Loader", on_error),

@@ -52,7 +52,7 @@ _ARRAYS = (
     "sequences",
 )
 _LABELS = ("begin", "attribute", "value")
-_COMPOSITIONS = ("reference", "target", "begin", "category", "subset")
+_COMPOSITIONS = ("reference", "target", "begin", "category", "subset", "groups")
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
@@ -71,6 +71,8 @@ def pack(
     progress: Callable[[int, int], None] | None = None,
 ) -> StoreDataset:
     """Write a data set into one file and open it.
+
+    Masks stay behind: a packed set has no split of regions (``Dataset.region_split``).
 
     ``<path>.partial`` is written and renamed when it is whole. Where a call was cut off, the next one with
     the same images goes on after the last whole image. An image that several splits list is there once.
@@ -261,6 +263,9 @@ def _check(data: StoreDataset, name: str) -> None:
         for column in ("category", "subset"):
             numbers = getattr(compositions, column)
             check(numbers is None or (numbers.dtype.kind in "iu" and len(numbers) == count), column)
+        groups = compositions.groups
+        check_numbers("compositions/groups", None if groups is None else groups + 1, 2**31)  # -1 is for none
+        check(groups is None or len(groups) == images, "compositions/groups")
 
 
 def _put_split(

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import numpy as np
 import yaml
 
 from placket.data.columns import Columns, Labels, Texts
+from placket.data.compositions import REPLACE, composed, text_problem
 from placket.data.dataset import (
     SPLITS,
+    Compositions,
     Dataset,
     DatasetError,
     Problem,
@@ -49,6 +51,7 @@ class TableLayout:
         identity: product_code
         caption: detail_desc
         least_images: 20
+        compositions: {attribute: colour, text: "replace {reference} with {target}"}
 
     A table has no lists of queries and candidates as the published sets have. Those of "valid" and "test" are
     made from it: for each attribute a labelled image is a query with probability ``query_share``, by a hash
@@ -72,6 +75,9 @@ class TableLayout:
     """Column of the product that an image shows."""
     caption: str | None = None
     """Column of a sentence."""
+    compositions: Mapping[str, str] | None = None
+    """Composed queries to make of images of one identity (``placket.data.composed``): "attribute", what
+    shall differ, and "text", where it is not to be "replace {reference} with {target}"."""
     box: Sequence[str] | None = None
     """Columns of x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
     separator: str | None = None
@@ -97,6 +103,7 @@ class TableLayout:
         names = [self.table, self.image, self.root, *self.attributes, *self.attributes.values()]
         names += [*self.splits, *self.splits.values(), *(self.box or ())]
         names += [name for name in (self.split, self.identity, self.caption) if name is not None]
+        names += [part for pair in (self.compositions or {}).items() for part in pair]
         wrong = [name for name in names if not isinstance(name, str) or not is_text(name)]
         check(not wrong, f"names must be text (put numbers in quotes), got {brief(wrong)}")
         unknown = sorted(set(self.splits.values()) - set(SPLITS))
@@ -106,8 +113,24 @@ class TableLayout:
         least = brief(self.least_images)
         check(1 <= self.least_images < 10**9, f"least_images must be at least 1 and below 10^9, got {least}")
         check(0 < self.query_share < 1, f"query_share must be in (0, 1), got {self.query_share}")
+        if self.compositions is not None:
+            self._check_compositions(check)
         fault = _pattern_problem(self.image)
         check(fault is None, f"image must be a pattern with {{column}}s, got {brief(self.image)}: {fault}")
+
+    def _check_compositions(self, check: Callable[[bool, str], None]) -> None:
+        asked = self.compositions or {}
+        keys = {"attribute"} <= set(asked) <= {"attribute", "text"}
+        check(keys, f"compositions must say attribute and may say text, got {brief(dict(asked))}")
+        known = ", ".join(self.attributes)
+        attribute = asked["attribute"]
+        check(
+            attribute in self.attributes,
+            f"attribute of compositions must be one of {known}, got {attribute!r}",
+        )
+        fault = text_problem(asked.get("text", REPLACE))
+        check(fault is None, f"text of compositions must be {fault}, got {brief(asked.get('text'))}")
+        check(self.identity is not None, "identity must be given where compositions are, got none")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> TableLayout:
@@ -128,7 +151,14 @@ class TableLayout:
         unknown = [str(key) for key in entries if key not in fields]
         if unknown:
             raise DatasetError(f"{path}: keys must be among {', '.join(fields)}, got {', '.join(unknown)}")
-        kinds = {"attributes": dict, "splits": dict, "box": list, "least_images": int, "query_share": float}
+        kinds = {
+            "attributes": dict,
+            "splits": dict,
+            "compositions": dict,
+            "box": list,
+            "least_images": int,
+            "query_share": float,
+        }
         for key, value in entries.items():
             kind = kinds.get(key, str)
             if not (isinstance(value, kind) or (value is None and fields[key].default is None)):
@@ -192,6 +222,10 @@ class TableDataset(Dataset):
 
     def _read_captions(self, split: Split, problems: list[Problem]) -> Texts | None:
         return None if self.layout.caption is None else self._captions[split.name]
+
+    def _read_compositions(self, split: Split, problems: list[Problem]) -> Compositions | None:
+        asked = self.layout.compositions
+        return None if asked is None else composed(split, asked["attribute"], asked.get("text", REPLACE))
 
 
 class _Table:

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -65,7 +66,8 @@ def verify(data: Dataset | str | os.PathLike[str]) -> VerifyReport:
 
     Errors are list lines that do not parse, numbers out of range, missing and damaged images, and what makes
     a score wrong: a file that two splits list ("in two splits"), and the same product or the same pixels in
-    two splits ("leak"). Warnings are the same pixels twice in a split ("duplicate"), attributes with one
+    two splits ("leak"). Each mask of regions must be there, of its image's size, and have a pixel of
+    each region. Warnings are the same pixels twice in a split ("duplicate"), attributes with one
     value only, queries without an answer, and pictures that look like one photograph saved twice, in another
     quality or size ("near duplicate"): their thumbnails of 16 x 16 pixels differ by less than 2.5 grey levels
     (root mean square).
@@ -83,6 +85,9 @@ def verify(data: Dataset | str | os.PathLike[str]) -> VerifyReport:
         images[name] = len(split)
         if split.filenames:
             found += _check_images(split, {p.line for p in found if p.file == split.source}, seen)
+        regions = data._read_region_split(split, [])
+        if regions is not None and regions.masks is not None:
+            found += _check_masks(regions, seen.sizes)
         problems += found
     # A list of all splits tells in each what is wrong with it.
     return VerifyReport(str(data.place), images, (*dict.fromkeys(problems), *seen.near_duplicates()))
@@ -113,7 +118,11 @@ class _Look:
 
     digest: bytes
     thumbnail: NDArray[np.uint8]  # [16, 16, 3]
-    aspect: float  # width / height
+    size: tuple[int, int]  # height, width
+
+    @property
+    def aspect(self) -> float:
+        return self.size[1] / self.size[0]
 
 
 class _Seen:
@@ -123,6 +132,7 @@ class _Seen:
         self._shared = shared
         self._by_name: dict[str, _Place] = {}
         self._by_pixels: dict[bytes, _Place] = {}
+        self.sizes: dict[str, tuple[int, int]] = {}  # height, width by file name
         # Of images whose pixels were new.
         self._places: list[_Place] = []
         self._looks: list[_Look] = []
@@ -135,6 +145,7 @@ class _Seen:
         return place.problem("in two splits", message)
 
     def add_look(self, place: _Place, look: _Look) -> Problem | None:
+        self.sizes[place.filename] = look.size
         first = self._by_pixels.setdefault(look.digest, place)
         if first is place:
             self._places.append(place)
@@ -188,7 +199,35 @@ def _look_at(images: _C.ImageList, image: int) -> _Look | Exception:
     shape = b"%dx%d" % pixels.shape[:2]
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, person=shape).digest()
     thumbnail = Image.fromarray(pixels).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR)
-    return _Look(digest, np.asarray(thumbnail), pixels.shape[1] / pixels.shape[0])
+    return _Look(digest, np.asarray(thumbnail), (pixels.shape[0], pixels.shape[1]))
+
+
+def _check_masks(regions: Split, sizes: Mapping[str, tuple[int, int]]) -> list[Problem]:
+    """Read every mask; ``sizes`` has height and width of the images that can be read, by file name."""
+    assert regions.masks is not None
+    rows: dict[str, list[int]] = {}
+    for row, filename in enumerate(regions.masks.filenames):
+        rows.setdefault(filename, []).append(row)
+    problems = []
+    for filename, own in rows.items():
+        path = os.path.join(regions.root, filename)
+        try:
+            picture = _C.decode_mask(path)
+        except RuntimeError as error:
+            kind = "damaged" if os.path.exists(path) else "missing"
+            problems.append(Problem(kind, path, None, f"mask must be readable, got {error}"))
+            continue
+        image = regions.filenames[own[0]]
+        height, width = sizes.get(image, picture.shape)
+        if picture.shape != (height, width):
+            got = f"{picture.shape[1]} x {picture.shape[0]}"
+            message = f"mask must have the {width} x {height} pixels of {image}, got {got}"
+            problems.append(Problem("out of range", path, None, message))
+        for row in own:
+            if not regions.masks.shown(row, picture).any():
+                message = f"mask must have a pixel of region {regions.masks.numbers[row]}, got none"
+                problems.append(Problem("out of range", path, None, message))
+    return problems
 
 
 def near_pairs(thumbnails: NDArray[np.uint8], limit: float = 2.5) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from placket.index.attribute_index import AttributeIndex, Hit
-from placket.index.build import add_images, build, extend, search_image
+from placket.index.build import add_images, build, extend, search_image, search_text
 from placket.index.engines import ENGINES, Engine, Item
 from placket.index.model import load_model
 from placket.index.where import Expression, parse
@@ -21,4 +21,5 @@ __all__ = [
     "load_model",
     "parse",
     "search_image",
+    "search_text",
 ]

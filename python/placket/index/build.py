@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from placket.data import Split
-from placket.evaluate import embed_image, embed_pairs
+from placket.evaluate import embed_image, embed_pairs, prepare_image
 from placket.extension import extends
 from placket.index.attribute_index import AttributeIndex, Hit
 from placket.index.engines import read_manifest
 from placket.index.model import check_model, keep_model, load_model, replace_model
 from placket.index.where import Expression
-from placket.nn import AttributeNetwork
+from placket.nn import Model, RafClip
+from placket.nn.raf_clip import WHOLE
 
-__all__ = ["add_images", "build", "extend", "search_image"]
+__all__ = ["add_images", "build", "extend", "search_image", "search_text"]
 
 _DOMAINS = ("shop", "consumer")
 
 
 def build(
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     directory: str | os.PathLike[str],
     *,
@@ -44,7 +47,7 @@ def build(
     gone on with by the same call.
 
     Args:
-        model: whose attributes become the spaces.
+        model: whose spaces the index has, one for each attribute.
         split, images, captions, block, threads, bfloat16, progress: see ``add_images``.
         directory: of the index; the model goes to ``<directory>/model``.
         engine, options: see ``AttributeIndex.create``.
@@ -67,8 +70,7 @@ def build(
                 )
         index = AttributeIndex.load(folder)
     else:
-        spaces = dict.fromkeys(model.schema.names, model.embedding_dim)
-        index = AttributeIndex.create(folder, spaces=spaces, engine=engine, **options)
+        index = AttributeIndex.create(folder, spaces=model.spaces, engine=engine, **options)
     try:
         keep_model(model, folder)
         add_images(
@@ -98,7 +100,7 @@ def add_images(
     threads: int = 2,
     bfloat16: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    model: AttributeNetwork | None = None,
+    model: Model | None = None,
 ) -> int:
     """Embed images and add them to an index that ``build`` made; those that are in it are left out.
 
@@ -126,7 +128,7 @@ def add_images(
         ValueError: the index holds another image of the same file name, or has another model.
     """
     model = _own(index, model)
-    names = model.schema.names
+    spaces = model.spaces
     every = np.arange(len(split)) if images is None else np.asarray(images, dtype=np.int64)
     paths, again, added = split.image_list(), _repeated(split.filenames), 0
 
@@ -145,12 +147,12 @@ def add_images(
                 )
         rows = part[~known]
         if len(rows):
-            pairs = np.repeat(rows, len(names)), np.tile(np.arange(len(names)), len(rows))
+            pairs = np.repeat(rows, len(spaces)), np.tile(np.arange(len(spaces)), len(rows))
             embedded = embed_pairs(model, split, *pairs, threads=threads, bfloat16=bfloat16)
-            vectors = embedded.view(len(rows), len(names), -1).numpy()
+            vectors = embedded.view(len(rows), len(spaces), -1).numpy()
             index.add(
                 [id_of(row) for row in rows.tolist()],
-                {name: vectors[:, i] for i, name in enumerate(names)},
+                {name: vectors[:, i, :dims] for i, (name, dims) in enumerate(spaces.items())},
                 [_described(split, row, paths.path(row), captions) for row in rows.tolist()],
             )
             index.save()
@@ -162,7 +164,7 @@ def add_images(
 
 def extend(
     index: AttributeIndex,
-    model: AttributeNetwork,
+    model: Model,
     split: Split,
     *,
     block: int = 1024,
@@ -201,22 +203,23 @@ def extend(
         raise ValueError(
             f"extend: split must hold all {len(index)} images of the index, got {len(rows)} of them"
         )
-    names = [name for name in model.schema.names if name not in index.spaces]
+    names = [name for name in model.spaces if name not in index.spaces]
     done = 0
 
-    def blocks(attribute: int) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    def blocks(space: int, dims: int) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
         nonlocal done
         for begin in range(0, len(rows), block):
             part = rows[begin : begin + block]
-            wanted = np.full(len(part), attribute)
+            wanted = np.full(len(part), space)
             vectors = embed_pairs(model, split, part, wanted, threads=threads, bfloat16=bfloat16)
-            yield [ids[row] for row in part.tolist()], vectors.numpy()
+            yield [ids[row] for row in part.tolist()], vectors[:, :dims].numpy()
             done += len(part)
             if progress is not None:
                 progress(done, len(rows) * len(names))
 
     for name in names:
-        index.add_space(name, model.embedding_dim, blocks=blocks(model.schema.index(name)))
+        space, dims = list(model.spaces).index(name), model.spaces[name]
+        index.add_space(name, dims, blocks=blocks(space, dims))
         index.save()
     replace_model(model, index.path)
     return names
@@ -227,17 +230,21 @@ def search_image(
     image: str | os.PathLike[str],
     weights: Mapping[str, float] | Sequence[str] | None = None,
     *,
+    text: str | None = None,
     box: Sequence[int] | None = None,
     k: int = 10,
     where: str | Expression | None = None,
-    model: AttributeNetwork | None = None,
+    model: Model | None = None,
 ) -> list[Hit]:
-    """Search an index that ``build`` made by a photograph.
+    """Search an index that ``build`` made by a photograph, or by one and a text that says what shall differ.
 
     Args:
         index: what to search.
         image: path of the file.
-        weights: attributes in which the hits shall be alike, with or without weights; all by default.
+        weights: attributes in which the hits shall be alike, with or without weights; all by default, and
+            none with a text.
+        text: "the same in red", for a model with words (``RafClip.compose``), sought in its space "image".
+            Each hit's ``scores`` then tell "by the image" and "by the text", its cosine to either alone, too.
         box: x0, y0, x1, y1 of the garment in pixels, x1 and y1 exclusive; the whole image without one.
         k: hits at most.
         where: a condition on the metadata, see ``AttributeIndex.search``.
@@ -248,9 +255,69 @@ def search_image(
         RuntimeError: the image cannot be read; the text names file and cause.
     """
     model = _own(index, model)
-    weighted = model.schema.weights(weights)
-    embeddings: NDArray[np.float32] = embed_image(model, image, list(weighted), box).numpy()
-    return index.search(dict(zip(weighted, embeddings, strict=True)), weighted, k=k, where=where)
+    weighted = model.schema.weights([] if weights is None and text is not None else weights)
+    if text is None:
+        return index.search(_queries(model, image, weighted, box), weighted, k=k, where=where)
+    words = _with_words(model)
+    with torch.inference_mode():
+        inputs = prepare_image(words, image, box).images.to(words.logit_scale.device)
+        composed = words.compose(inputs, [text]).query[0].cpu().numpy()
+        alone = {
+            "by the image": words.encode_image(inputs, normalize=True)[0].cpu().numpy(),
+            "by the text": words.embed_texts([text])[0].cpu().numpy(),
+        }
+    queries = {**_queries(model, image, weighted, box), WHOLE: composed}
+    hits = index.search(queries, {**weighted, WHOLE: 1.0}, k=k, where=where)
+    return [
+        dataclasses.replace(
+            hit,
+            scores={
+                **hit.scores,
+                **{name: float(index.get(hit.id).vectors[WHOLE] @ one) for name, one in alone.items()},
+            },
+        )
+        for hit in hits
+    ]
+
+
+def _queries(
+    model: Model, image: str | os.PathLike[str], spaces: Iterable[str], box: Sequence[int] | None
+) -> dict[str, NDArray[np.float32]]:
+    wanted, dims = list(spaces), model.spaces
+    if not wanted:
+        return {}
+    rows = embed_image(model, image, wanted, box).numpy()
+    return {name: row[: dims[name]] for name, row in zip(wanted, rows, strict=True)}
+
+
+def search_text(
+    index: AttributeIndex,
+    text: str,
+    *,
+    k: int = 10,
+    where: str | Expression | None = None,
+    model: Model | None = None,
+) -> list[Hit]:
+    """Search an index that ``build`` made by words alone, in its space "image".
+
+    Args:
+        index: what to search.
+        text: "a red dress with a round neckline".
+        k, where, model: see ``search_image``.
+
+    Raises:
+        ValueError: the model has no words, is not the index's, or the condition is none.
+    """
+    words = _with_words(_own(index, model))
+    with torch.inference_mode():
+        query = words.embed_texts([text])[0].cpu().numpy()
+    return index.search({WHOLE: query}, {WHOLE: 1.0}, k=k, where=where)
+
+
+def _with_words(model: Model) -> RafClip:
+    if not isinstance(model, RafClip):
+        raise ValueError(f"search: text needs a model with words, raf_clip, got {model.name}")
+    return model
 
 
 def _repeated(filenames: Sequence[str]) -> dict[int, str]:
@@ -267,7 +334,7 @@ def _repeated(filenames: Sequence[str]) -> dict[int, str]:
     return endings
 
 
-def _own(index: AttributeIndex, model: AttributeNetwork | None) -> AttributeNetwork:
+def _own(index: AttributeIndex, model: Model | None) -> Model:
     if model is None:
         return load_model(index.path)
     check_model(model, index.path)

@@ -185,7 +185,7 @@ class _Search:
             bits = np.packbits(mask, bitorder="little")
             parameters = _parameters(index, faiss.IDSelectorBitmap(bits))
         try:
-            products, rows = index.search(asked, min(depth, self._kept[number]), params=parameters)
+            products, rows = _search(index, asked, min(depth, self._kept[number]), parameters)
         except RuntimeError as error:
             raise ValueError(
                 f"AttributeIndex.search: space '{name}' must have an index that FAISS searches with these "
@@ -287,6 +287,17 @@ def _set_parameters(index: Any, options: Mapping[str, Any], space: str) -> None:
             f"AttributeIndex: option search must be parameters of the index of space '{space}', got {said!r} "
             f"({_said(error)})"
         ) from error
+
+
+def _search(index: Any, rows: Vectors, k: int, parameters: Any) -> tuple[Vectors, NDArray[np.int64]]:
+    """Search a FAISS index.
+
+    Where something has imported ``faiss.contrib.torch_utils``, as other packages do, ``search`` knows no
+    parameters, and FAISS's own is ``search_numpy``.
+    """
+    search = getattr(index, "search_numpy", index.search)
+    found: tuple[Vectors, NDArray[np.int64]] = search(rows, k, params=parameters)
+    return found
 
 
 def _said(error: RuntimeError) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from placket import checkpoint, models
-from placket.nn import AttributeNetwork
+from placket.nn import Model
 from placket.runs import write_text
 
 __all__ = ["check_model", "keep_model", "load_model", "replace_model", "verify_model"]
@@ -22,7 +22,7 @@ _SUMS = "SHA256SUMS"
 _NEW = "model.new"
 
 
-def keep_model(model: AttributeNetwork, index: Path) -> None:
+def keep_model(model: Model, index: Path) -> None:
     """Write a model to ``<index>/model``.
 
     Raises:
@@ -43,7 +43,7 @@ def keep_model(model: AttributeNetwork, index: Path) -> None:
         )
 
 
-def replace_model(model: AttributeNetwork, index: Path) -> None:
+def replace_model(model: Model, index: Path) -> None:
     """Write a model to ``<index>/model`` in the place of the one there, at once and whole."""
     new, old = index / _NEW, index / "model.old"
     for folder in (new, old):
@@ -55,7 +55,7 @@ def replace_model(model: AttributeNetwork, index: Path) -> None:
     shutil.rmtree(old)
 
 
-def check_model(model: AttributeNetwork, index: Path) -> None:
+def check_model(model: Model, index: Path) -> None:
     """Refuse a model of another kind, schema or preprocessing than the one in the index, where there is one.
 
     Its weights are not compared.
@@ -68,7 +68,7 @@ def check_model(model: AttributeNetwork, index: Path) -> None:
         )
 
 
-def load_model(index: Path, device: str | torch.device = "cpu") -> AttributeNetwork:
+def load_model(index: Path, device: str | torch.device = "cpu") -> Model:
     """Read the model of an index.
 
     Raises:
@@ -110,12 +110,12 @@ def _folder(index: Path) -> Path:
     return new if not folder.exists() and (new / _SUMS).exists() else folder
 
 
-def _write(model: AttributeNetwork, folder: Path) -> None:
+def _write(model: Model, folder: Path) -> None:
     model.save(folder)
     write_text(folder / _SUMS, "".join(map(_line, [folder / name for name in _FILES])))
 
 
-def _config(model: AttributeNetwork) -> Any:
+def _config(model: Model) -> Any:
     """Return the configuration as ``checkpoint.read_config`` would."""
     return json.loads(json.dumps(model.config_dict()))
 

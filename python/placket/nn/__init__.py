@@ -14,16 +14,19 @@ from placket.nn.asen import (
     TripletNetwork,
     TripletNetworkConfig,
 )
+from placket.nn.clip import Clip, ClipImageEncoder, ClipOutput, ClipTextEncoder, TowerOutput
+from placket.nn.composition import Composed, Composition
 from placket.nn.m3net import M3Net, M3NetConfig
 from placket.nn.modc import Modc, ModcConfig
+from placket.nn.model import ExtraLoss, Model, Pictures
 from placket.nn.network import (
     AttributeNetwork,
     NetworkConfig,
     NetworkOutput,
-    Pictures,
     crop_input,
     joint_embedding,
 )
+from placket.nn.raf_clip import RafClip
 from placket.nn.rpf import Rpf, RpfConfig
 from placket.nn.spec_module import SpecModule, TensorSpec
 from placket.nn.trunk import Trunk
@@ -36,19 +39,29 @@ __all__ = [
     "AsenV2",
     "AsenV2Config",
     "AttributeNetwork",
+    "Clip",
+    "ClipImageEncoder",
+    "ClipOutput",
+    "ClipTextEncoder",
+    "Composed",
+    "Composition",
     "Csn",
     "CsnConfig",
+    "ExtraLoss",
     "M3Net",
     "M3NetConfig",
     "Modc",
     "ModcConfig",
+    "Model",
     "NetworkConfig",
     "NetworkOutput",
     "Pictures",
+    "RafClip",
     "Rpf",
     "RpfConfig",
     "SpecModule",
     "TensorSpec",
+    "TowerOutput",
     "TripletNetwork",
     "TripletNetworkConfig",
     "Trunk",

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from placket import _C
-from placket.nn.network import AttributeNetwork, NetworkConfig, Pictures, describe, describe_trunk
+from placket.nn.model import Pictures
+from placket.nn.network import AttributeNetwork, NetworkConfig, describe, describe_trunk
 from placket.schema import AttributeSchema
 
 Head = Literal["asen_plus_plus", "asen_v2", "rpf_region"]

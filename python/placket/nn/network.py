@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self, cast
@@ -13,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from placket import _C, checkpoint, ops
+from placket.config import LossConfig
+from placket.nn.model import ExtraLoss, Model, Pictures
 from placket.nn.spec_module import SpecModule, TensorSpec
 from placket.nn.trunk import IMAGENET_MEAN, IMAGENET_STD, Trunk, channels_of
 from placket.schema import AttributeSchema
@@ -103,19 +104,6 @@ class NetworkOutput(NamedTuple):
     class_logits: Tensor | None = None  #: ``[B, M]`` of the probability that the image carries the class
 
 
-class Pictures(NamedTuple):
-    """The images at full resolution, from which the patch branch cuts its crops."""
-
-    pixels: Tensor  #: uint8, the images' ``[h, w, 3]`` bytes one after another
-    offsets: Tensor  #: ``[B]`` int64, first byte of each
-    sizes: Tensor  #: ``[B, 2]`` int64, height and width
-
-    @staticmethod
-    def of(batch: _C.Batch, device: torch.device) -> Pictures:
-        """Return the pictures that a batch was loaded with (``keep_pixels``), on a device."""
-        return Pictures(batch.pixels.to(device), batch.offsets.to(device), batch.sizes.to(device))
-
-
 class Branch(nn.Module):
     """A trunk and the head on its map."""
 
@@ -125,7 +113,7 @@ class Branch(nn.Module):
         self.head = head
 
 
-class AttributeNetwork(nn.Module):
+class AttributeNetwork(Model):
     """Base of the methods: a region branch and maybe a patch branch, each a trunk and a head.
 
     Args:
@@ -143,7 +131,6 @@ class AttributeNetwork(nn.Module):
         ValueError: a trunk's description or a size does not fit.
     """
 
-    name: ClassVar[str]
     config_type: ClassVar[type[NetworkConfig]]
 
     def __init__(
@@ -192,6 +179,26 @@ class AttributeNetwork(nn.Module):
     def embedding_dim(self) -> int:
         """D of ``NetworkOutput.embedding``."""
         return sum(_C.head_embedding_dim(head) for head in self._heads if head)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of its branches."""
+        return ("region", "patch") if self.config.patch_trunk else ("region",)
+
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether it has a patch branch, whose crops are cut from the images at full resolution."""
+        return bool(self.config.patch_trunk)
+
+    @property
+    def blocks(self) -> int:
+        """How many branches' embeddings the embedding joins."""
+        return len(self.branches)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the trunks are built-in ones, which C++ can run."""
+        return all(isinstance(getattr(self, branch).trunk, Trunk) for branch in self.branches)
 
     @property
     def attends(self) -> bool:
@@ -243,10 +250,6 @@ class AttributeNetwork(nn.Module):
         """Return the embeddings ``[B, K, D]`` of images under each of K attributes; the trunk runs once."""
         ids = torch.tensor(self.schema.indices(attributes), device=images.device)
         return self._embed(images, ids, pictures, True, False, 1).embedding
-
-    def encode_all(self, images: Tensor, pictures: Pictures | None = None) -> Tensor:
-        """Return the embeddings ``[B, A, D]`` of every image under every attribute; the trunk runs once."""
-        return self.encode(images, range(len(self.schema)), pictures)
 
     def patch_embedding(self, crops: Tensor, attributes: Tensor, groups: int = 1) -> Tensor:
         """Return the patch embeddings ``[V, E]`` of crops ``[V, 3, S, S]`` under attributes ``[V]``."""
@@ -307,9 +310,34 @@ class AttributeNetwork(nn.Module):
         AttributeNetwork.__init__(model, schema, config, trunk, patch, preprocess, generator)
         return model
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write ``model.safetensors`` and ``config.json``, which ``placket.load`` reads."""
-        checkpoint.save(directory, self.state_dict(), self.config_dict())
+    def system(
+        self, loss: LossConfig, seed: int = 0, extra_losses: Mapping[str, ExtraLoss] | None = None
+    ) -> _C.System:
+        """Return the C++ side; see ``Model.system``.
+
+        Raises:
+            ValueError: a trunk is a module of the caller's, which C++ cannot run.
+        """
+        if not self.is_native:
+            raise ValueError(
+                "Trainer: trunks must be built-in ones, got a module of the caller's; train it in a "
+                "Python loop"
+            )
+        options = _C.AttributeOptions()
+        for key, value in dataclasses.asdict(loss).items():
+            setattr(options, key, value)
+        for key in ("region_weight", "box_threshold", "patch_size"):
+            setattr(options, key, getattr(self.config, key))
+        tensors: dict[str, Tensor] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return _C.attribute_system(
+            self.config.native(),
+            options,
+            tensors,
+            list(self.schema.value_counts),
+            _C.Preprocess(**self.preprocess),
+            seed,
+            dict(extra_losses or {}),
+        )
 
     def _ids(self, attributes: Tensor | str | int | Sequence[str | int], images: Tensor) -> Tensor:
         if isinstance(attributes, (str, int)):
@@ -385,7 +413,7 @@ class AttributeNetwork(nn.Module):
         return features, next(self.attribute_embedding.parameters(), None), ids, branch.head.tensors()
 
     def _mode(self, branch: Branch, groups: int) -> tuple[bool, bool, int]:
-        """Return whether dropout is on, whether BatchNorm takes the batch's statistics, and of how many parts."""
+        """Return whether dropout is on, whether BatchNorm takes the batch's statistics, of how many parts."""
         frozen = isinstance(branch.trunk, Trunk) and branch.trunk.freeze_batch_norm
         return self.training, self.training and not frozen, groups
 

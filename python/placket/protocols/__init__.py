@@ -26,6 +26,7 @@ from placket.protocols.asfr import (
 )
 from placket.protocols.attention import attention_peaks, input_window, pointing
 from placket.protocols.comparison import Comparison, Difference, compare
+from placket.protocols.composed import Reference, composed_recall
 from placket.protocols.fashioniq import fashioniq_original, fashioniq_val
 from placket.protocols.joint import (
     Blocks,
@@ -53,6 +54,7 @@ __all__ = [
     "Photos",
     "PublishedBlock",
     "PublishedRow",
+    "Reference",
     "RegionWeight",
     "Result",
     "Similarity",
@@ -67,6 +69,7 @@ __all__ = [
     "bootstrap_interval",
     "c2s_topk",
     "compare",
+    "composed_recall",
     "embed_from",
     "expected_average_precision",
     "fashioniq_original",
@@ -88,6 +91,7 @@ PROTOCOLS: dict[str, Callable[..., Result]] = {
     "asfr-multilabel-class/v1": asfr_multilabel_class,
     "fashioniq-original/v1": fashioniq_original,
     "fashioniq-val/v1": fashioniq_val,
+    "composed-recall/v1": composed_recall,
     "c2s-topk/v1": c2s_topk,
     "inshop-recall/v1": inshop_recall,
     "recognition/v1": recognition,

@@ -176,7 +176,7 @@ def asfr_multilabel_class(
     return Result.of(
         "asfr-multilabel-class/v1",
         values,
-        floor=floor,
+        floors={next(iter(values)): floor},
         missing=missing,
         queries={name: len(each) for name, each in counts.items()},
         candidates=candidates,
@@ -329,7 +329,7 @@ def _evaluate(
     return Result.of(
         protocol,
         values,
-        floor=floor,
+        floors={next(iter(values)): floor},
         missing=missing,
         queries={part.name: len(part.relevant.counts) for part in lists},
         candidates={part.name: part.offered for part in lists},

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from placket.data import Compositions, Split
 from placket.protocols._ranking import Integers, checked, hash_of, rank, relevance
+from placket.protocols.composed import CUTOFFS, known_ends, there_of
 from placket.protocols.result import Result
 
 __all__ = ["fashioniq_original", "fashioniq_val"]
-
-CUTOFFS = (10, 50)
 
 
 def fashioniq_original(
@@ -73,18 +72,10 @@ def _evaluate(
     present: NDArray[np.bool_] | None,
 ) -> Result:
     caller = protocol.split("/")[0].replace("-", "_")
-    ends = np.stack([compositions.reference, compositions.target], axis=1).astype(np.int64)
     if compositions.category is None or "category" not in split.schema.names:
         raise ValueError(f"{caller}: compositions must have categories, got those of {split.root} without")
-    if (ends < 0).any():
-        count = int((ends[:, 1] < 0).sum())
-        raise ValueError(
-            f"{caller}: targets must be known, got {count} of {len(ends)} withheld; "
-            f"evaluate the split 'valid' instead of '{split.name}'"
-        )
-    there = np.ones(len(split), dtype=np.bool_) if present is None else np.asarray(present, dtype=np.bool_)
-    if there.shape != (len(split),):
-        raise ValueError(f"{caller}: present must have shape [{len(split)}], got {list(there.shape)}")
+    ends = known_ends(caller, compositions, split)
+    there = there_of(caller, split, present)
     attribute = split.schema.index("category")
     asked = checked(caller, "queries must be", queries, ends[:, 0], "cosine")
     offered = checked(caller, "images must be", images, np.arange(len(split)), "cosine")

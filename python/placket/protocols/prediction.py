@@ -1,4 +1,4 @@
-"""Recognition of attributes: which values an image has.
+"""Recognition of attributes: which values an image, or a region of one, has.
 
 ``recognition/v1`` asks for images by value, and for values by image. What the attribute literature calls
 "mean precision" is seldom defined; here it is the precision of each value at a threshold chosen on the
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from placket.data.columns import Labels
 from placket.protocols._ranking import Reals, hash_of
+from placket.protocols.asfr import expected_average_precision
 from placket.protocols.result import Result
 from placket.schema import AttributeSchema
 
@@ -36,7 +37,8 @@ def recognition(
     """Evaluate scores of attribute values by ``recognition/v1``.
 
     V is the number of values of all attributes, one after another in the order of the schema. Values without
-    an image that has them, in the split or on valid, are left out.
+    an image that has them, in the split or on valid, are left out. Of a split of regions
+    (``Dataset.region_split``) each row is an image.
 
     Args:
         scores: ``[N, V]`` any finite numbers, higher where the image has the value.
@@ -52,7 +54,9 @@ def recognition(
         in image order; and "top-1 recall", "top-3 recall", "top-5 recall", the share of an image's values of
         an attribute that are among the k values of that attribute with the highest scores, equal ones in the
         order of the schema. Of an attribute with one value an image, the last is top-k accuracy. Queries are
-        the values; intervals of "mP" and "mAP" are over values, those of the recalls over images.
+        the values; intervals of "mP" and "mAP" are over values, those of the recalls over images. The chance
+        beside each is its expectation where scores know nothing: for "mP" the share of images that have the
+        value, as among any that are chosen blindly.
 
     Raises:
         ValueError: shapes do not fit, a score is not finite, a target is none, or no value can be evaluated.
@@ -63,6 +67,7 @@ def recognition(
     thresholds = best_thresholds(*valid)
     owner = np.repeat(np.arange(len(schema)), schema.value_counts)
     values: dict[str, dict[str, Reals]] = {}
+    floors: dict[str, dict[str, Reals]] = {}
     queries: dict[str, int] = {}
     candidates: dict[str, int] = {}
     left_out = 0
@@ -84,19 +89,26 @@ def recognition(
             ],
             "mAP": [_average_precision(*pair) for pair in pairs],
         }
+        blind: dict[str, Any] = {
+            "mP": [has.mean() for _, has in pairs],
+            "mAP": [expected_average_precision([has.sum()], len(has))[0] for _, has in pairs],
+        }
         images = (t == 1).any(axis=1)
         order = np.argsort(-s[images], axis=1, kind="stable")
         has = np.take_along_axis(t[images] == 1, order, axis=1)
         for k in CUTOFFS:
             found[f"top-{k} recall"] = has[:, :k].sum(axis=1) / has.sum(axis=1)
-        for metric, each in found.items():
-            values.setdefault(metric, {})[name] = np.asarray(each, dtype=np.float64)
+            blind[f"top-{k} recall"] = np.full(len(has), min(k / has.shape[1], 1.0))
+        for metric in found:
+            values.setdefault(metric, {})[name] = np.asarray(found[metric], dtype=np.float64)
+            floors.setdefault(metric, {})[name] = np.asarray(blind[metric], dtype=np.float64)
         queries[name], candidates[name] = int(having.sum()), int((t >= 0).any(axis=1).sum())
     if not values:
         raise ValueError("recognition: a value must have images on valid and in the split, got none such")
     return Result.of(
         "recognition/v1",
         values,
+        floors=floors,
         missing=missing,
         queries=queries,
         candidates=candidates,

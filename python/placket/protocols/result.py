@@ -119,7 +119,7 @@ class Result:
         protocol: str,
         values: Mapping[str, Values],
         *,
-        floor: Values | None = None,
+        floors: Mapping[str, Values] | None = None,
         missing: int = 0,
         by_group: bool = False,
         **rest: Any,
@@ -129,14 +129,14 @@ class Result:
         Args:
             protocol: name and version; "subset" is added where images are missing.
             values: by metric, the first of which is the headline.
-            floor: expected of random rankings, for the first metric.
+            floors: expected of random rankings, by metric; of those that are left out it is not known.
             missing: images of the lists that were left out because they are not there.
             by_group: whether ``overall`` is the mean of the groups.
             rest: the other fields.
         """
         return Result(
             protocol=f"{protocol} subset" if missing else protocol,
-            metrics=_metrics(values, floor, by_group),
+            metrics=_metrics(values, floors or {}, by_group),
             missing=missing,
             by_group=by_group,
             **rest,
@@ -285,7 +285,7 @@ class Result:
             raise ValueError(f"{os.fspath(path)}: file must be a result saved as JSON, got {error}") from None
 
 
-def _metrics(values: Mapping[str, Values], floor: Values | None, by_group: bool) -> dict[str, Metric]:
+def _metrics(values: Mapping[str, Values], floors: Mapping[str, Values], by_group: bool) -> dict[str, Metric]:
     """Metrics of which each query has a value are resampled together."""
     found: dict[str, Metric] = {}
     for names in _alike(values):
@@ -304,12 +304,11 @@ def _metrics(values: Mapping[str, Values], floor: Values | None, by_group: bool)
                 group_intervals={g: by_name[g][i] for g in groups},
                 values=dict(values[name]),
             )
-    first = next(iter(values))
-    if floor is not None:
+    for name, floor in floors.items():
         each = {g: _per_cent([x]) for g, x in floor.items()}
         mean = math.fsum(each.values()) / len(each)
         every = mean if by_group else _per_cent(list(floor.values()))
-        found[first] = replace(found[first], floor=each, floor_overall=every)
+        found[name] = replace(found[name], floor=each, floor_overall=every)
     return {name: found[name] for name in values}
 
 

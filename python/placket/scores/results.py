@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class Row:
     embedded_per_second: float
     """Images under every attribute, reading included."""
     parameters: int
+    chosen: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    """By way of ranking and for each seed: see ``Record``."""
 
     @staticmethod
     def of(records: Sequence[Record], is_rival: bool) -> Row:
@@ -70,6 +73,17 @@ class Row:
             trained / seconds if seconds else 0.0,
             mean([record.images_per_second for record in records]),
             first.parameters,
+            {name: [record.chosen[name] for record in records] for name in first.chosen},
+        )
+
+    def probabilities(self) -> str:
+        """Return the kinds of class probabilities that rank by class agreement, the most frequent first."""
+        kinds = Counter(
+            name.partition(", ")[0] for each in self.chosen.get("agreement", ()) for name in each.values()
+        )
+        total = sum(kinds.values())
+        return ", ".join(
+            kind if count == total else f"{kind} ({count} of {total})" for kind, count in kinds.most_common()
         )
 
     def cells(self) -> dict[str, Any]:
@@ -192,8 +206,17 @@ class DataScores:
         return (
             "asfr-map-all/v1, test split, per cent, with 95 % bootstrap intervals over queries; "
             f"{' or '.join(map(str, counts))}{seeds}; {settings['trunk']} at {settings['size']} "
-            f"pixels, {settings['seconds']:g} seconds for each method and the classifier"
+            f"pixels, {settings['seconds']:g} seconds for each method and the classifier{self._agreement()}"
         )
+
+    def _agreement(self) -> str:
+        """Say whose class agreement is that of which probabilities, chosen for each attribute and seed."""
+        titles: dict[str, list[str]] = {}
+        for row in self.rows:
+            if kinds := row.probabilities():
+                titles.setdefault(kinds, []).append(row.title)
+        said = "; ".join(f"{' / '.join(named)}: {kinds}" for kinds, named in titles.items())
+        return said and f"; class agreement by what is best on valid for each attribute and seed, {said}"
 
 
 _DIFFERENCES = (
@@ -271,8 +294,10 @@ def _mean_result(results: Sequence[Result]) -> Result:
         group: np.mean([result.average_precision[group] for result in results], axis=0)
         for group in first.average_precision
     }
-    keys = ("queries", "candidates", "without_relevant", "similarity", "lists", "missing", "version")
-    mean = Result.of(first.protocol, {"MAP@all": values}, **{key: getattr(first, key) for key in keys})
+    keys = ("queries", "candidates", "without_relevant", "lists", "missing", "version")
+    said = " / ".join(dict.fromkeys(result.similarity for result in results))  # chosen for each seed
+    rest = {key: getattr(first, key) for key in keys}
+    mean = Result.of(first.protocol, {"MAP@all": values}, similarity=said, **rest)
     metric = replace(mean.first, floor=first.floor, floor_overall=first.floor_overall)
     return replace(mean, metrics={"MAP@all": metric})
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from placket import _C, baselines, rivals
-from placket.agreement import Labelled, Ranked, centre_probabilities, class_agreement, class_means
+from placket.agreement import Labelled, Ranked, class_agreement, class_means
 from placket.config import TrainConfig
 from placket.data import Augment, Dataset, Loader, Preprocess, Split
-from placket.evaluate import classify_split, embed_split
-from placket.nn import AttributeNetwork, Modc
+from placket.evaluate import class_estimates, embed_split
 from placket.protocols import Blocks, Embed, Result, asfr_joint, embed_from, split_joint
 from placket.scores.settings import Bench
 from placket.train import Trainer, stage_model, train
@@ -47,6 +46,9 @@ class Record:
     images_per_second: float
     """Embedded under every attribute, reading included; 0 where nothing is embedded."""
     parameters: int
+    chosen: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By way of ranking, of each attribute the class probabilities that were chosen on "valid"; behind their
+    weight where they rank with embeddings."""
 
     def to_dict(self) -> dict[str, Any]:
         rankings = {name: result.to_dict() for name, result in self.rankings.items()}
@@ -117,7 +119,7 @@ def run_method(config: TrainConfig, title: str, bench: Bench, data: Dataset, fol
 
     def ranked(valid: Tensor, test: Tensor, flip: bool) -> dict[str, Ranked]:
         of_valid, of_test = (
-            _labelled(split, own, _estimates(model, split, own, means, flip))
+            _labelled(split, own, class_estimates(model, split, embed_from(own), means, flip=flip))
             for split, own in zip(held_out, (valid, test), strict=True)
         )
         return class_agreement(of_valid, of_test, data.schema, per_attribute=True)
@@ -127,8 +129,8 @@ def run_method(config: TrainConfig, title: str, bench: Bench, data: Dataset, fol
         mirrored_valid, mirrored_test = (embed_split(model, split, flip=True) for split in held_out)
         by_mirrored = ranked(mirrored_valid, mirrored_test, flip=True)
         every |= {name + MIRRORED: found for name, found in by_mirrored.items()}
-    rankings, on_valid = _figures(every)
-    if model.config.patch_trunk:
+    rankings, on_valid, chosen = _figures(every)
+    if model.needs_pictures:
         rankings["region weight"] = _by_region_weight(data, valid, test)
     return Record(
         title,
@@ -138,6 +140,7 @@ def run_method(config: TrainConfig, title: str, bench: Bench, data: Dataset, fol
         trained.steps * bench.batch,
         speed,
         sum(parameter.numel() for parameter in model.parameters()),
+        chosen,
     )
 
 
@@ -145,27 +148,6 @@ def _class_means(data: Dataset, train: Tensor) -> list[Tensor]:
     labels = data.split("train").labels
     rows = np.stack([labels.images(), labels.attribute, labels.value], axis=1)
     return class_means(rows, embed_from(train), data.schema)
-
-
-def _estimates(
-    model: AttributeNetwork, split: Split, embeddings: Tensor, means: Sequence[Tensor], flip: bool
-) -> dict[str, Embed]:
-    """Return what the class probabilities of a split may be: by class means, or the model's own.
-
-    Args:
-        embeddings: ``[N, A, D]`` of the split.
-        means: of the training split's classes.
-        flip: whether the embeddings are means of mirror images.
-    """
-    embed = embed_from(embeddings)
-    found = centre_probabilities(embed, means)
-    if isinstance(model, Modc):
-        own = [model.centres(attribute) for attribute in split.schema.names]
-        found |= centre_probabilities(embed, own, name="centres of the training")
-    if model.has_classes:
-        classes = classify_split(model, split, flip=flip)
-        found["class logits"] = lambda images, attribute: classes[attribute][images]
-    return found
 
 
 def _labelled(split: Split, embeddings: Tensor, probabilities: Mapping[str, Embed]) -> Labelled:
@@ -221,14 +203,17 @@ def _run_classifier(bench: Bench, data: Dataset, seed: int, steps: int) -> Recor
         ranked = class_agreement(*splits, data.schema, per_attribute=True)
         every |= {name + ending: found for name, found in ranked.items()}
     size = sum(parameter.numel() for parameter in classifier.parameters())
-    tests, valids = _figures(every)
-    return Record("plain classifier", tests, valids, seconds, steps * bench.batch, speed, size)
+    tests, valids, chosen = _figures(every)
+    return Record("plain classifier", tests, valids, seconds, steps * bench.batch, speed, size, chosen)
 
 
-def _figures(ranked: Mapping[str, Ranked]) -> tuple[dict[str, Result], dict[str, float]]:
-    """Return the results on "test", and the overall figures on "valid"."""
+def _figures(
+    ranked: Mapping[str, Ranked],
+) -> tuple[dict[str, Result], dict[str, float], dict[str, dict[str, str]]]:
+    """Return the results on "test", the overall figures on "valid", and the class probabilities chosen."""
     tests = {name: found.test for name, found in ranked.items()}
-    return tests, {name: found.valid.overall for name, found in ranked.items()}
+    on_valid = {name: found.valid.overall for name, found in ranked.items()}
+    return tests, on_valid, {name: dict(found.chosen) for name, found in ranked.items() if found.chosen}
 
 
 def _classifier(bench: Bench, data: Dataset, seed: int) -> tuple[baselines.MultiHeadClassifier, Loader]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from placket.models import METHODS
+from placket.models import as_network, create_model
 from placket.nn import AttributeNetwork
 from placket.schema import AttributeSchema
 from placket.weights.source import Found, Source, WeightReport, give, read
@@ -161,7 +161,7 @@ def convert_reference(
         raise ValueError(
             f"convert: schema must have the checkpoint's {attributes} attributes, got {len(schema)}"
         )
-    model = METHODS[method](schema, **options)
+    model = as_network(create_model(method, schema=schema, **options), "convert")
     return model, _load(model, Source(source, tensors))
 
 

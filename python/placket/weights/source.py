@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from placket import checkpoint
-from placket.nn import AttributeNetwork, Trunk
+from placket.nn import AttributeNetwork, Clip, Trunk
 
 
 @dataclass
@@ -79,7 +80,7 @@ def read(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a file, or of a placket checkpoint's folder, by name.
 
     What ``torch.save`` wrote may hold them under ``state_dict`` or ``model``, and with DDP's prefix
-    ``module.``.
+    ``module.``. Of a TorchScript archive, as OpenAI's CLIP comes, the code is left alone.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -96,6 +97,8 @@ def read(source: str | os.PathLike[str]) -> dict[str, Tensor]:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        if _is_torchscript(path):
+            return dict(torch.jit.load(path, map_location="cpu").state_dict())
         # The reference code keeps its best score beside the weights, a NumPy number in some versions. NumPy 2
         # renamed the module of its numbers' constructor; files have the name of their time.
         scalar = np.float64(0).__reduce__()[0]
@@ -120,13 +123,21 @@ def read(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     return tensors
 
 
+def _is_torchscript(path: Path) -> bool:
+    """Whether a zip file is of ``torch.jit.save``, which has constants beside the tensors."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
 def _first_sentence(error: Exception) -> str:
     """What torch.load says goes on with advice for scripts."""
     return " ".join(str(error).split()).split(". ")[0]
 
 
 def give(
-    module: Trunk | AttributeNetwork,
+    module: Trunk | AttributeNetwork | Clip,
     found: Mapping[str, Found],
     source: Source,
     reason: Callable[[str], str],

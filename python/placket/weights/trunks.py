@@ -71,7 +71,7 @@ def _named(trunk: Trunk, source: Source) -> dict[str, Found]:
 
 def _vit(trunk: Trunk, source: Source) -> dict[str, Found]:
     found = _google_vit(trunk, source) if "embedding/kernel" in source else _named(trunk, source)
-    _resize_positions(found["pos_embed"], trunk.state_dict()["pos_embed"])
+    resize_positions(found["pos_embed"], trunk.state_dict()["pos_embed"])
     return found
 
 
@@ -119,14 +119,16 @@ _GOOGLE_LAYERS = {
 }
 
 
-def _resize_positions(found: Found, wanted: Tensor) -> None:
-    """Resample positions [1, 1 + side^2, C] to another grid (bicubic, antialiased)."""
-    old, new = math.isqrt(found.tensor.shape[1] - 1), math.isqrt(wanted.shape[1] - 1)
-    if old == new or old * old != found.tensor.shape[1] - 1:
+def resize_positions(found: Found, wanted: Tensor) -> None:
+    """Resample positions ``[..., 1 + side^2, C]`` to another grid (bicubic, antialiased)."""
+    old, new = math.isqrt(found.tensor.shape[-2] - 1), math.isqrt(wanted.shape[-2] - 1)
+    if old == new or old * old != found.tensor.shape[-2] - 1:
         return
-    grid = found.tensor[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
+    positions = found.tensor.reshape(1, -1, found.tensor.shape[-1]).float()
+    grid = positions[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
     grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=True)
-    found.tensor = torch.cat([found.tensor[:, :1], grid.flatten(2).transpose(1, 2)], 1)
+    resized = torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)
+    found.tensor = resized.view(*found.tensor.shape[:-2], *resized.shape[1:])
     found.origin += f", resized from {old} x {old} to {new} x {new} positions"
 
 

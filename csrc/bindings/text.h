@@ -1,0 +1,9 @@
+#pragma once
+
+#include <torch/csrc/utils/pybind.h>
+
+namespace placket {
+
+void bind_text(pybind11::module_& m);
+
+}  // namespace placket

@@ -1,0 +1,219 @@
+"""RaF-CLIP: training by regions and words, its spaces, and attributes added by their words alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import placket
+from placket.config import StageConfig, TrainerConfig
+from placket.data import garments
+from placket.evaluate import embed_pairs
+from placket.nn import RafClip
+from placket.text import Tokenizer
+
+TRUNK = "resnet18,width=0.25,stage=2,embedding_dim=32"
+TEXT = "clip_text,width=32,depth=1,heads=2,embedding_dim=32,context=24,vocabulary={}"
+# No merge for each word is needed: bytes are tokens too.
+MERGES = "a merge a line\nt h</w>\na r\n"
+ALL = {"attribute_text": 1.0, "attribute_absent": 0.1, "view_agreement": 0.1}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> placket.data.Dataset:
+    root = tmp_path_factory.mktemp("garments") / "set"
+    garments.generate(root, items=60, size=64)
+    return placket.data.open(root)
+
+
+def make(data: placket.data.Dataset, **options: object) -> RafClip:
+    tokenizer = Tokenizer.from_bytes(MERGES.encode(), clean="basic")
+    settings = {"vocabulary": tokenizer, "preprocess": {"size": 48, "fit": "pad"}, **options}
+    model = placket.create_model(
+        "raf_clip",
+        schema=data.schema,
+        trunk=TRUNK,
+        text=TEXT.format(len(tokenizer)),
+        generator=torch.Generator().manual_seed(0),
+        **settings,
+    )
+    assert isinstance(model, RafClip)
+    return model
+
+
+def stage(**options: object) -> StageConfig:
+    settings: dict[str, object] = {
+        "branches": ("image", "text"),
+        "sampler": "images",
+        "batch": 12,
+        "losses": {"attribute_text": 1.0},
+        "batch_norm": "frozen",
+        "rates": {"": 1e-3},
+        "epochs": 1,
+        **options,
+    }
+    return StageConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_encode_is_the_systems(drawn: placket.data.Dataset) -> None:
+    model = make(drawn).eval()
+    split = drawn.split("valid")
+    embedded = placket.embed_split(model, split)
+    batch = next(
+        iter(
+            placket.data.Loader(
+                split, batch=len(split), shuffle=False, preprocess=placket.data.Preprocess(**model.preprocess)
+            )
+        )
+    )
+    with torch.no_grad():
+        expected = model.encode_all(batch.images)
+    torch.testing.assert_close(embedded, expected, atol=1e-5, rtol=0)
+    assert embedded.norm(dim=2).allclose(torch.ones(()))
+
+
+def test_training_lowers_its_loss(drawn: placket.data.Dataset) -> None:
+    model = make(drawn)
+    trainer = placket.Trainer(model, drawn, stage(epochs=20), trainer=TrainerConfig(report_every=1))
+    first = trainer.step()["attribute_text"]
+    trainer.run()
+    again = placket.Trainer(model, drawn, stage()).step()["attribute_text"]
+    assert again < first - 0.1
+
+
+def test_a_checkpoint_is_the_model(drawn: placket.data.Dataset, tmp_path: Path) -> None:
+    model = make(drawn, category="pattern", views="both").eval()
+    model.with_composition(placket.nn.Composition("tirg", model.embedding_dim))
+    model.save(tmp_path)
+    loaded = placket.load(tmp_path)
+    assert isinstance(loaded, RafClip)
+    assert loaded.config_dict() == model.config_dict()
+    assert loaded.tokenizer.to_bytes() == model.tokenizer.to_bytes()
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_all(images), model.encode_all(images))
+        texts = ["the same in red", ""]
+        assert torch.equal(loaded.compose(images, texts).query, model.compose(images, texts).query)
+
+
+def test_words_add_an_attribute(drawn: placket.data.Dataset, tmp_path: Path) -> None:
+    model = make(drawn).eval()
+    split = drawn.split("valid")
+    with placket.index.build(model, split, tmp_path / "index") as index:
+        assert index.spaces == {**{a.name: len(a.values) for a in drawn.schema.attributes}, "image": 32}
+        longer = placket.extend(model, {"length of the coat": ["short", "long"]})
+        assert placket.index.extend(index, longer, split) == ["length of the coat"]
+        assert index.spaces["length of the coat"] == 2
+    before, after = placket.embed_split(model, split), placket.embed_split(longer, split)
+    assert torch.equal(after[:, : len(drawn.schema)], before)
+    with placket.AttributeIndex.load(tmp_path / "index", read_only=True) as index:
+        hits = placket.index.search_image(index, split.paths[0], ["length of the coat"], k=3)
+        assert hits[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_search_by_words(drawn: placket.data.Dataset, tmp_path: Path) -> None:
+    model = make(drawn).eval()
+    split = drawn.split("valid")
+    with placket.index.build(model, split, tmp_path / "index") as index:
+        by_text = placket.index.search_text(index, "a striped garment", k=len(split))
+        with torch.no_grad():
+            word = model.embed_texts(["a striped garment"])[0]
+        rows = embed_pairs(model, split, *spaces_of(model, len(split)))
+        expected = dict(zip(split.filenames, (rows @ word).tolist(), strict=True))
+        assert {hit.id: hit.score for hit in by_text} == pytest.approx(expected, abs=1e-5)
+        image, box = split.paths[1], split.record(1).box
+        for hit in placket.index.search_image(index, image, text="but striped", box=box, k=2):
+            assert hit.scores["by the image"] == pytest.approx(
+                float(rows[list(split.filenames).index(hit.id)] @ rows[1]), abs=1e-4
+            )
+    other = placket.create_model("triplet", schema=drawn.schema, trunk="resnet18,width=0.25")
+    with (
+        placket.index.build(other, split, tmp_path / "other") as index,
+        pytest.raises(ValueError, match="search: text needs a model with words, raf_clip, got triplet"),
+    ):
+        placket.index.search_text(index, "red")
+
+
+def spaces_of(model: RafClip, count: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(count), np.full(count, list(model.spaces).index("image"))
+
+
+def test_regions_in_two_views(drawn: placket.data.Dataset) -> None:
+    model = make(drawn, views="both")
+    trainer = placket.Trainer(model, drawn, stage(losses=ALL), regions=True)
+    losses = trainer.step()
+    assert losses.keys() == ALL.keys()
+    regions = drawn.region_split("valid")
+    embedded = placket.embed_split(model, regions)
+    assert embedded.shape == (len(regions), len(drawn.schema), 32)
+    crops = make(drawn)
+    with pytest.raises(ValueError, match="'view_agreement' needs batches of both views, got one"):
+        placket.Trainer(crops, drawn, stage(losses=ALL), regions=True).step()
+
+
+def test_recomputing_gives_the_same_gradients(drawn: placket.data.Dataset) -> None:
+    moments = []
+    for recompute in (0, 5):
+        trainer = placket.Trainer(make(drawn), drawn, stage(recompute=recompute))
+        trainer.step()
+        moments.append(trainer.state().trainer)  # Adam's: of the first step they are the gradient's
+    assert any("visual." in name for name in moments[0])
+    for name, whole in moments[0].items():
+        # The parts' sums are rounded in another order.
+        torch.testing.assert_close(moments[1][name], whole, atol=1e-6, rtol=1e-3, msg=name)
+    with pytest.raises(ValueError, match="stage: batch_norm must be frozen with recompute, got merged"):
+        placket.Trainer(make(drawn), drawn, stage(recompute=5, batch_norm="merged"))
+
+
+def test_a_tower_that_does_not_learn_stays(drawn: placket.data.Dataset) -> None:
+    model = make(drawn)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    placket.Trainer(model, drawn, stage(branches=("text",))).step()
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert not any(name.startswith("visual.") for name in moved)
+
+
+def test_an_interrupted_training_is_the_same(drawn: placket.data.Dataset) -> None:
+    whole, parts = make(drawn), make(drawn)
+    placket.Trainer(whole, drawn, stage(losses={"attribute_text": 1.0, "attribute_absent": 1.0})).run()
+    settings = stage(losses={"attribute_text": 1.0, "attribute_absent": 1.0})
+    first = placket.Trainer(parts, drawn, settings)
+    first.run(2)
+    state = first.state()
+    first.step()
+    second = placket.Trainer(parts, drawn, settings)
+    second.load_state(state)
+    second.run()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(parts.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"category": "shoe"}, "attribute must be one of"),
+        ({"views": "all"}, "raf_clip: views must be crop, segmented or both, got 'all'"),
+    ],
+)
+def test_what_a_model_refuses(drawn: placket.data.Dataset, options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(drawn, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"losses": {"category_text": 1.0}}, "'category_text' needs a model with a category attribute"),
+        ({"losses": {"words": 1.0}}, "stage: loss must be one of category_text, .*, got 'words'"),
+        ({"branches": ("region",)}, "stage: branch must be one of image, text, got 'region'"),
+        ({"copies": 2}, "stage: copies must be 1 for regions, got 2"),
+        ({"batch_norm": "grouped", "sampler": "triplets"}, "batch_norm must be one of merged, frozen"),
+    ],
+)
+def test_what_a_stage_refuses(drawn: placket.data.Dataset, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        placket.Trainer(make(drawn), drawn, stage(**options))
