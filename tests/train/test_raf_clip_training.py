@@ -99,6 +99,17 @@ def test_a_checkpoint_is_the_model(drawn: placket.data.Dataset, tmp_path: Path) 
         assert torch.equal(loaded.compose(images, texts).query, model.compose(images, texts).query)
 
 
+def test_words_follow_the_weights(drawn: placket.data.Dataset) -> None:
+    model = make(drawn).eval()
+    with torch.no_grad():
+        before = model.words()
+        assert model.words() is before
+        model.text_projection.mul_(-1)
+        torch.testing.assert_close(model.words(), -before)
+    model.words().sum().backward()
+    assert model.text_projection.grad.any()
+
+
 def test_words_add_an_attribute(drawn: placket.data.Dataset, tmp_path: Path) -> None:
     model = make(drawn).eval()
     split = drawn.split("valid")

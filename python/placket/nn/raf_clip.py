@@ -117,7 +117,7 @@ class RafClip(Clip, Model):
         self.views = views
         self.register_buffer("vocabulary_file", vocabulary_file)
         self.composition: Composition | None = None
-        self._words: tuple[int, Tensor] | None = None
+        self._words: tuple[Any, Tensor] | None = None
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -142,13 +142,13 @@ class RafClip(Clip, Model):
     def words(self) -> Tensor:
         """Return the embeddings ``[M, D]``, L2-normalised, of the values of all attributes in order.
 
-        Each is the mean of those of its prompts, which name no category. Outside of training they are kept
+        Each is the mean of those of its prompts, which name no category. Without gradients they are kept
         until a weight changes.
         """
-        version = sum(weight._version for weight in self.text_parameters())
+        version = tuple((weight.data_ptr(), weight._version) for weight in self.text_parameters())
         device = self.logit_scale.device
         known = self._words
-        if known is not None and known[0] == version and known[1].device == device:
+        if known is not None and known[0] == version and not torch.is_grad_enabled():
             return known[1]
         ids, rows = self.value_prompts()
         wanted = rows[:, -1]
