@@ -120,7 +120,7 @@ std::string Description::rest() {
   std::string text = name_;
   for (const auto& [key, value] : given_) {
     if (std::find(asked_.begin(), asked_.end(), key) != asked_.end()) continue;
-    text += "," + key + "=" + value;
+    text.append(",").append(key).append("=").append(value);
     asked_.push_back(key);
   }
   return text;

@@ -20,9 +20,9 @@ namespace {
 
 using at::Tensor;
 
-const std::vector<std::string> kBranches = {"image", "text"};
-const std::vector<std::string> kLosses = {"category_text", "attribute_text", "attribute_absent",
-                                          "view_agreement"};
+const std::vector<std::string> kTowers = {"image", "text"};
+const std::vector<std::string> kTextLosses = {"category_text", "attribute_text", "attribute_absent",
+                                              "view_agreement"};
 const std::string kScale = "logit_scale";
 const std::string kBias = "absent_bias";
 constexpr double kMostScale = 100.0;
@@ -170,7 +170,7 @@ class RegionTextSystem : public System {
     TORCH_CHECK_VALUE(stage.recompute == 0 || stage.batch_norm == "frozen",
                       "stage: batch_norm must be frozen with recompute, got ", stage.batch_norm);
     for (const auto& [name, weight] : stage.losses) {
-      check_known("stage: loss", name, kLosses);
+      check_known("stage: loss", name, kTextLosses);
       TORCH_CHECK_VALUE(weight > 0, "stage: weight of loss '", name, "' must be positive, got ",
                         weight);
       TORCH_CHECK_VALUE(name != "category_text" || config_.category >= 0, "stage: loss '", name,
@@ -180,7 +180,7 @@ class RegionTextSystem : public System {
 
   static void check_branches(const std::vector<std::string>& branches) {
     TORCH_CHECK_VALUE(!branches.empty(), "stage: branches must name at least one branch, got none");
-    for (const std::string& branch : branches) check_known("stage: branch", branch, kBranches);
+    for (const std::string& branch : branches) check_known("stage: branch", branch, kTowers);
   }
 
   double weight(const std::string& loss) const {
