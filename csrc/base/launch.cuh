@@ -33,4 +33,17 @@ __device__ inline T warp_max(T value) {
   return value;
 }
 
+// Sum over a block of kWarps whole warps; every thread gets it.
+template <int kWarps, class T>
+__device__ T block_sum(T value) {
+  __shared__ T warps[kWarps];
+  value = warp_sum(value);
+  __syncthreads();
+  if (threadIdx.x % kWarpSize == 0) warps[threadIdx.x / kWarpSize] = value;
+  __syncthreads();
+  value = 0;
+  for (int i = 0; i < kWarps; ++i) value += warps[i];
+  return value;
+}
+
 }  // namespace placket

@@ -8,7 +8,7 @@
 #include "base/parallel.h"
 #include "base/simd.h"
 #include "kernels/gated_fusion_row.h"
-#include "kernels/lane_exp.h"
+#include "kernels/lanes.h"
 
 // A thread takes whole rows. A row is widened and gated once, into a scratch that stays in the
 // first-level cache; its sums run in 32-byte lanes, whatever the instruction set; then it is read
@@ -22,11 +22,6 @@ constexpr int64_t kElementsPerThread = 1 << 13;
 int64_t row_grain(int64_t dims) {
   return std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(dims, 1));
 }
-
-template <class A>
-using Lanes __attribute__((vector_size(32))) = A;
-template <class A>
-constexpr int64_t kLanes = 32 / int64_t(sizeof(A));
 
 template <class A>
 inline __attribute__((always_inline)) A total(const Lanes<A>& lanes) {

@@ -11,7 +11,7 @@
 #include "base/parallel.h"
 #include "base/simd.h"
 #include "kernels/dot_kernel.h"
-#include "kernels/lane_exp.h"
+#include "kernels/lanes.h"
 
 // The matrix of logits is a grid of square tiles. In a round no two tiles share a row or a column,
 // so that each adds to what belongs to its rows and columns alone, and the order in which a row
@@ -48,42 +48,6 @@ class Buffer {
   };
   std::unique_ptr<A, Delete> values_;
 };
-
-template <class A>
-using Lanes __attribute__((vector_size(32))) = A;
-template <class A>
-constexpr int64_t kLanes = 32 / int64_t(sizeof(A));
-
-template <class A>
-inline __attribute__((always_inline)) A lane_sum(const A* x, int64_t count) {
-  Lanes<A> lanes = {};
-  int64_t i = 0;
-  for (; i + kLanes<A> <= count; i += kLanes<A>) {
-    Lanes<A> v;
-    memcpy(&v, x + i, sizeof v);
-    lanes += v;
-  }
-  A sum = 0;
-  for (; i < count; ++i) sum += x[i];
-  for (int64_t l = 0; l < kLanes<A>; ++l) sum += lanes[l];
-  return sum;
-}
-
-// A NaN is passed over; it shows in the sums of exp.
-template <class A>
-inline __attribute__((always_inline)) A largest(const A* x, int64_t count) {
-  Lanes<A> lanes = A(-INFINITY) - Lanes<A>{};
-  int64_t i = 0;
-  for (; i + kLanes<A> <= count; i += kLanes<A>) {
-    Lanes<A> v;
-    memcpy(&v, x + i, sizeof v);
-    lanes = v > lanes ? v : lanes;
-  }
-  A most = A(-INFINITY);
-  for (; i < count; ++i) most = x[i] > most ? x[i] : most;
-  for (int64_t l = 0; l < kLanes<A>; ++l) most = lanes[l] > most ? lanes[l] : most;
-  return most;
-}
 
 // The loss of a pair and its derivative in the logit, with u = exp(-|logit|).
 template <class A>

@@ -148,18 +148,6 @@ __global__ void info_nce_gradient_kernel(PairStrip<A> strip, PairWeights<A> rows
   gradient[row * strip.columns + column] = T(value);
 }
 
-template <class A>
-__device__ A block_sum(A value) {
-  __shared__ A warps[kWarps];
-  value = warp_sum(value);
-  __syncthreads();
-  if (threadIdx.x % kWarpSize == 0) warps[threadIdx.x / kWarpSize] = value;
-  __syncthreads();
-  value = 0;
-  for (int i = 0; i < kWarps; ++i) value += warps[i];
-  return value;
-}
-
 template <class A, class T>
 __global__ void pairwise_sigmoid_kernel(PairStrip<A> strip, PairRowSums<A> rows, T* gradient) {
   const int64_t row = blockIdx.x;
@@ -180,8 +168,8 @@ __global__ void pairwise_sigmoid_kernel(PairStrip<A> strip, PairRowSums<A> rows,
     grad_bias += slope;
     if (gradient != nullptr) gradient[row * strip.columns + c] = T(slope);
   }
-  loss = block_sum(loss);
-  grad_bias = block_sum(grad_bias);
+  loss = block_sum<kWarps>(loss);
+  grad_bias = block_sum<kWarps>(grad_bias);
   const int found = __syncthreads_or(any);
   if (threadIdx.x != 0) return;
   rows.loss[row] = loss;

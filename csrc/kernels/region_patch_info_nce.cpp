@@ -8,13 +8,12 @@
 
 #include "base/parallel.h"
 #include "base/simd.h"
-#include "kernels/lane_exp.h"
+#include "kernels/lanes.h"
 
 // A thread takes an anchor's row of cosines. The largest of them is subtracted before exp, whose
 // values replace the cosines: one exp for each entry in either direction, and a positive's a second
 // time under the numerator's own largest cosine, so that a numerator far below the denominator does
-// not vanish. Sums run in 32-byte lanes, whatever the
-// instruction set.
+// not vanish.
 namespace placket {
 namespace {
 
@@ -24,41 +23,11 @@ int64_t row_grain(int64_t length) {
   return std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(length, 1));
 }
 
-template <class A>
-using Lanes __attribute__((vector_size(32))) = A;
-template <class A>
-constexpr int64_t kLanes = 32 / int64_t(sizeof(A));
-
-template <class A>
-inline __attribute__((always_inline)) A largest(const A* x, int64_t count) {
-  Lanes<A> lanes = A(-INFINITY) - Lanes<A>{};
-  int64_t i = 0;
-  for (; i + kLanes<A> <= count; i += kLanes<A>) {
-    Lanes<A> v;
-    memcpy(&v, x + i, sizeof v);
-    lanes = v > lanes ? v : lanes;
-  }
-  A most = A(-INFINITY);
-  for (; i < count; ++i) most = x[i] > most ? x[i] : most;
-  for (int64_t l = 0; l < kLanes<A>; ++l) most = lanes[l] > most ? lanes[l] : most;
-  return most;
-}
-
 // Replaces x by exp(scale x - shift) and returns the sum.
 template <class A>
 inline __attribute__((always_inline)) A exp_in_place(A* x, int64_t count, A scale, A shift) {
   for (int64_t i = 0; i < count; ++i) x[i] = exp_of(x[i] * scale - shift);
-  Lanes<A> lanes = {};
-  int64_t i = 0;
-  for (; i + kLanes<A> <= count; i += kLanes<A>) {
-    Lanes<A> v;
-    memcpy(&v, x + i, sizeof v);
-    lanes += v;
-  }
-  A sum = 0;
-  for (; i < count; ++i) sum += x[i];
-  for (int64_t l = 0; l < kLanes<A>; ++l) sum += lanes[l];
-  return sum;
+  return lane_sum(x, count);
 }
 
 template <class A>

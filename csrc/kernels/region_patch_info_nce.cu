@@ -60,18 +60,6 @@ __device__ A block_max(A value) {
   return value;
 }
 
-template <class A>
-__device__ A block_sum(A value) {
-  __shared__ A warps[kWarps];
-  value = warp_sum(value);
-  __syncthreads();
-  if (threadIdx.x % kWarpSize == 0) warps[threadIdx.x / kWarpSize] = value;
-  __syncthreads();
-  value = 0;
-  for (int i = 0; i < kWarps; ++i) value += warps[i];
-  return value;
-}
-
 // What an anchor's row of cosines sums up to; every thread gets it.
 template <class A>
 struct Anchor {
@@ -114,8 +102,8 @@ struct Anchor {
     for (int64_t k = threadIdx.x; k < backgrounds; k += kThreads) {
       outside += exp((background[k] - highest) * scale);
     }
-    denominator = block_sum(all + A(block.alpha) * outside);
-    numerator = block_sum(own);
+    denominator = block_sum<kWarps>(all + A(block.alpha) * outside);
+    numerator = block_sum<kWarps>(own);
   }
 
   __device__ A loss() const {

@@ -3,10 +3,48 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 // Functions in a form that compilers vectorise (GCC with -fno-trapping-math), to be inlined into
-// the leaf functions of base/simd.h. Those of double are the library's.
+// the leaf functions of base/simd.h. exp and log of double are the library's.
 namespace placket {
+
+// Sums run in 32-byte lanes, whatever the instruction set, so that their bits do not depend on it.
+template <class A>
+using Lanes __attribute__((vector_size(32))) = A;
+template <class A>
+constexpr int64_t kLanes = 32 / int64_t(sizeof(A));
+
+template <class A>
+inline __attribute__((always_inline)) A lane_sum(const A* x, int64_t count) {
+  Lanes<A> lanes = {};
+  int64_t i = 0;
+  for (; i + kLanes<A> <= count; i += kLanes<A>) {
+    Lanes<A> v;
+    memcpy(&v, x + i, sizeof v);
+    lanes += v;
+  }
+  A sum = 0;
+  for (; i < count; ++i) sum += x[i];
+  for (int64_t l = 0; l < kLanes<A>; ++l) sum += lanes[l];
+  return sum;
+}
+
+// A NaN is passed over; it shows in the sums of exp.
+template <class A>
+inline __attribute__((always_inline)) A largest(const A* x, int64_t count) {
+  Lanes<A> lanes = A(-INFINITY) - Lanes<A>{};
+  int64_t i = 0;
+  for (; i + kLanes<A> <= count; i += kLanes<A>) {
+    Lanes<A> v;
+    memcpy(&v, x + i, sizeof v);
+    lanes = v > lanes ? v : lanes;
+  }
+  A most = A(-INFINITY);
+  for (; i < count; ++i) most = x[i] > most ? x[i] : most;
+  for (int64_t l = 0; l < kLanes<A>; ++l) most = lanes[l] > most ? lanes[l] : most;
+  return most;
+}
 
 // exp for arguments up to 0: 2^n times the Taylor polynomial of degree 7 on [-ln 2 / 2, ln 2 / 2],
 // whose remainder is below half a unit in the last place. Where the result would be subnormal 2^n
