@@ -49,6 +49,14 @@ struct StageConfig {
   // the backward pass; 0: all. Systems of regions and words only.
   int64_t recompute = 0;
   Augment augment;
+
+  // Of a loss by its name; 0 where it is none of the stage's.
+  double weight(const std::string& loss) const {
+    for (const auto& [name, weight] : losses) {
+      if (name == loss) return weight;
+    }
+    return 0.0;
+  }
 };
 
 // What a step knows besides its batch.

@@ -115,14 +115,16 @@ class AttributeSystem : public System {
     Views views = choose_views(host, context);
     const Batch batch = to_device(host, device_);
     views = {to_device(views.images), to_device(views.attributes), to_device(views.values)};
-    const bool every_attribute = weight("region_contrast") > 0 || weight("region_classify") > 0 ||
-                                 uses_centres() || (!extra_losses_.empty() && !uses("patch"));
+    const bool every_attribute = stage_.weight("region_contrast") > 0 ||
+                                 stage_.weight("region_classify") > 0 || uses_centres() ||
+                                 (!extra_losses_.empty() && !uses("patch"));
     const int64_t per_image =
         every_attribute ? config_.attributes : views.attributes.size(0) / host.images.size(0);
     const Tensor attributes =
         every_attribute ? all_attributes_ : views.attributes.view({host.images.size(0), per_image});
-    const HeadOutput regions = region_forward(
-        batch.images, attributes, contains(stage_.branches, "region"), weight("region_patch") > 0);
+    const HeadOutput regions =
+        region_forward(batch.images, attributes, contains(stage_.branches, "region"),
+                       stage_.weight("region_patch") > 0);
     // Place of each view among the rows of `regions`.
     const Tensor own = every_attribute ? views.images * per_image + views.attributes
                                        : at::arange(views.images.size(0), views.images.options());
@@ -130,7 +132,7 @@ class AttributeSystem : public System {
 
     std::vector<Loss> out;
     const auto add = [&](const char* name, const auto& value) {
-      if (weight(name) > 0) out.push_back({name, weight(name), value()});
+      if (stage_.weight(name) > 0) out.push_back({name, stage_.weight(name), value()});
     };
     add("triplet_region", [&] { return triplet(region); });
     add("region_contrast", [&] { return contrast_all(regions.embedding, batch.labels, context); });
@@ -304,16 +306,9 @@ class AttributeSystem : public System {
     return std::find(names.begin(), names.end(), name) != names.end();
   }
 
-  double weight(const std::string& loss) const {
-    for (const auto& [name, weight] : stage_.losses) {
-      if (name == loss) return weight;
-    }
-    return 0.0;
-  }
-
   bool uses_centres() const {
     return std::any_of(kCentreLosses.begin(), kCentreLosses.end(),
-                       [&](const std::string& loss) { return weight(loss) > 0; });
+                       [&](const std::string& loss) { return stage_.weight(loss) > 0; });
   }
 
   // Whether a branch takes part in the stage; the region branch always does, for its attention.
@@ -323,8 +318,8 @@ class AttributeSystem : public System {
 
   // Whether a parameter learns in the stage. The attribute table belongs to the region branch.
   bool learns(const std::string& name) const {
-    if (name == "region_centres") return weight("region_classify") > 0;
-    if (name == "patch_centres") return weight("patch_classify") > 0;
+    if (name == "region_centres") return stage_.weight("region_classify") > 0;
+    if (name == "patch_centres") return stage_.weight("patch_classify") > 0;
     if (stage_.new_attributes > 0 && !attribute_axes_.contains(name)) return false;
     return contains(stage_.branches, name.starts_with("patch.") ? "patch" : "region");
   }
@@ -470,7 +465,7 @@ class AttributeSystem : public System {
     const ClassCentres known = {class_centres_.clone(), owners_};
     const double temperature = options_.centre_temperature;
     const auto add = [&](const char* name, const auto& value) {
-      if (weight(name) > 0) out.push_back({name, weight(name), value()});
+      if (stage_.weight(name) > 0) out.push_back({name, stage_.weight(name), value()});
     };
     add("region_prototype",
         [&] { return prototype_cross_entropy(z, known, attributes, own, temperature); });
@@ -494,7 +489,7 @@ class AttributeSystem : public System {
                         const StepContext& context, std::vector<Loss>& out) {
     const GradSync& sync = context.sync;
     const auto add = [&](const char* name, const auto& value) {
-      if (weight(name) > 0) out.push_back({name, weight(name), value()});
+      if (stage_.weight(name) > 0) out.push_back({name, stage_.weight(name), value()});
     };
     const auto logits = [&] { return sync.gather(at_least_float32(regions.class_logits)); };
     add("class_recognition", [&] {
@@ -506,7 +501,8 @@ class AttributeSystem : public System {
       return class_cross_entropy(logits(), (class_offsets_ + labels).where(labels.ge(0), -1),
                                  owners_);
     });
-    if (weight("class_instance_triplet") + weight("class_centre_triplet") == 0) return;
+    if (stage_.weight("class_instance_triplet") + stage_.weight("class_centre_triplet") == 0)
+      return;
     const Tensor rows = at::arange(batch.labels.size(0), batch.labels.options());
     const Views anchors =
         batch.attributes.numel() > 0 ? Views{rows, batch.attributes, batch.values} : views;
@@ -582,7 +578,7 @@ class AttributeSystem : public System {
       TORCH_CHECK_VALUE(value.numel() == 1 && value.is_floating_point(), "stage: loss '", name,
                         "' must return one floating-point number, got ", value.scalar_type(), " ",
                         value.sizes());
-      out.push_back({name, weight(name), value.reshape({}).to(at::kFloat)});
+      out.push_back({name, stage_.weight(name), value.reshape({}).to(at::kFloat)});
     }
   }
 

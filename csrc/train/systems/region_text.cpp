@@ -112,10 +112,10 @@ class RegionTextSystem : public System {
     const Tensor scale = tensors_.at(kScale).exp().clamp_max(kMostScale);
     std::vector<Loss> out;
     const auto add = [&](const char* name, const auto& of_view) {
-      if (weight(name) == 0) return;
+      if (stage_.weight(name) == 0) return;
       Tensor sum = at::zeros({}, scale.options());
       for (const Tensor& x : views) sum = sum + of_view(x);
-      out.push_back({name, weight(name), sum / double(views.size())});
+      out.push_back({name, stage_.weight(name), sum / double(views.size())});
     };
     const Tensor of_category = categories.carried.to(device_);
     const Tensor has_category = of_category.any(1, /*keepdim=*/true).expand_as(of_category);
@@ -130,10 +130,10 @@ class RegionTextSystem : public System {
       const Tensor& bias = tensors_.training_only().front().second;
       return pairwise_sigmoid(x, attribute_words, scale, bias, carried, {}, known);
     });
-    if (weight("view_agreement") > 0) {
+    if (stage_.weight("view_agreement") > 0) {
       TORCH_CHECK_VALUE(views.size() == 2,
                         "stage: loss 'view_agreement' needs batches of both views, got one");
-      out.push_back({"view_agreement", weight("view_agreement"),
+      out.push_back({"view_agreement", stage_.weight("view_agreement"),
                      1 - (views.at(0) * views.at(1)).sum(1).mean()});
     }
     return out;
@@ -183,14 +183,8 @@ class RegionTextSystem : public System {
     for (const std::string& branch : branches) check_known("stage: branch", branch, kTowers);
   }
 
-  double weight(const std::string& loss) const {
-    const auto found = std::find_if(stage_.losses.begin(), stage_.losses.end(),
-                                    [&](const auto& given) { return given.first == loss; });
-    return found == stage_.losses.end() ? 0.0 : found->second;
-  }
-
   bool learns(const std::string& name) const {
-    if (name == kBias) return weight("attribute_absent") > 0;
+    if (name == kBias) return stage_.weight("attribute_absent") > 0;
     if (name == kScale) return true;
     const char* branch = name.starts_with("visual.") ? "image" : "text";
     return std::find(stage_.branches.begin(), stage_.branches.end(), branch) !=
