@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,18 @@ def test_words_follow_the_weights(drawn: placket.data.Dataset) -> None:
         torch.testing.assert_close(model.words(), -before)
     model.words().sum().backward()
     assert model.text_projection.grad.any()
+
+
+def test_copies_and_pickles_are_independent_equals(drawn: placket.data.Dataset) -> None:
+    model = make(drawn).eval()
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        expected = model.encode_all(images)  # the tokenizer and the words are kept now
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other.encode_all(images), expected)
+            other.text_projection.mul_(-1)
+            assert not torch.equal(other.encode_all(images), expected)
+            assert torch.equal(model.encode_all(images), expected)
 
 
 def test_words_add_an_attribute(drawn: placket.data.Dataset, tmp_path: Path) -> None:

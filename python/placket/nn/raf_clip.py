@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from placket.nn.model import ExtraLoss, Model, Pictures
 from placket.schema import Attribute, AttributeSchema
 from placket.text import Prompts, Tokenizer
 
+T = TypeVar("T")
 Views = Literal["crop", "segmented", "both"]
 WHOLE = "image"
 """The space of the embeddings themselves, beside those of the attributes."""
@@ -117,7 +118,7 @@ class RafClip(Clip, Model):
         self.views = views
         self.register_buffer("vocabulary_file", vocabulary_file)
         self.composition: Composition | None = None
-        self._words: tuple[Any, Tensor] | None = None
+        self._made: dict[str, tuple[Any, Any]] = {}  # see _kept
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -132,7 +133,8 @@ class RafClip(Clip, Model):
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, of the vocabulary that the model keeps."""
-        return Tokenizer.from_bytes(self.vocabulary_file.cpu().numpy().tobytes())
+        file = self.vocabulary_file
+        return self._kept("tokenizer", [file], lambda: Tokenizer.from_bytes(file.cpu().numpy().tobytes()))
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Return the embeddings ``[N, D]``, L2-normalised, of texts, by the tokenizer it keeps."""
@@ -145,21 +147,19 @@ class RafClip(Clip, Model):
         Each is the mean of those of its prompts, which name no category. Without gradients they are kept
         until a weight changes.
         """
-        version = tuple((weight.data_ptr(), weight._version) for weight in self.text_parameters())
+        if torch.is_grad_enabled():
+            return self._embed_values()
+        return self._kept("words", [*self.text_parameters()], self._embed_values)
+
+    def _embed_values(self) -> Tensor:
         device = self.logit_scale.device
-        known = self._words
-        if known is not None and known[0] == version and not torch.is_grad_enabled():
-            return known[1]
         ids, rows = self.value_prompts()
         wanted = rows[:, -1]
         parts = [
             self.encode_text(ids[part].to(device), normalize=True)
             for part in wanted.flatten().split(_AT_ONCE)
         ]
-        words = F.normalize(torch.cat(parts).unflatten(0, wanted.shape).mean(0), dim=1)
-        if not torch.is_grad_enabled():
-            self._words = version, words
-        return words
+        return F.normalize(torch.cat(parts).unflatten(0, wanted.shape).mean(0), dim=1)
 
     def embed_views(self, images: Tensor, segmented: Tensor | None = None) -> Tensor:
         """Return the mean ``[B, D]`` of the unit embeddings of the views of regions.
@@ -257,6 +257,9 @@ class RafClip(Clip, Model):
             ids ``[T, L]`` of all prompts, each once, and rows ``[K, C + 1, M]`` of it: variant k of value m
             for garments of category c, the last c for those whose category is not known.
         """
+        return self._kept("prompts", [self.vocabulary_file], self._value_prompts)
+
+    def _value_prompts(self) -> tuple[Tensor, Tensor]:
         categories: tuple[str | None, ...] = (None,)
         if self.category is not None:
             categories = (*self.schema[self.schema.index(self.category)].values, None)
@@ -275,6 +278,17 @@ class RafClip(Clip, Model):
             for k in range(variants)
         ]
         return _cut(self.tokenizer(list(places), self.context)), torch.tensor(rows)
+
+    def _kept(self, what: str, of: Sequence[Tensor], make: Callable[[], T]) -> T:
+        """Return what is made of tensors, made again once one of them has changed."""
+        key = [(tensor.data_ptr(), tensor._version) for tensor in of]
+        if what not in self._made or self._made[what][0] != key:
+            self._made[what] = key, make()
+        return cast(T, self._made[what][1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own: its tensors lie elsewhere, and a tokenizer cannot be copied.
+        return {**self.__dict__, "_made": {}}
 
     def _say(self, attribute: Attribute, value: str, category: str | None) -> tuple[str, ...]:
         if attribute.name == self.category:
