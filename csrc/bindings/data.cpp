@@ -245,14 +245,14 @@ void bind_data(py::module_& m) {
       "class_source",
       [](const std::shared_ptr<LabelTable>& labels, uint64_t seed, int64_t classes,
          int64_t images_of_class, int64_t steps, int64_t attribute, int64_t least_images,
-         int64_t rank, int64_t world_size) {
-        return std::shared_ptr<BatchSource>(make_class_source(
-            labels,
-            {seed, classes, images_of_class, steps, attribute, least_images, rank, world_size}));
+         int64_t balance, int64_t rank, int64_t world_size) {
+        return std::shared_ptr<BatchSource>(
+            make_class_source(labels, {seed, classes, images_of_class, steps, attribute,
+                                       least_images, balance, rank, world_size}));
       },
       arg("labels"), py::kw_only(), arg("seed") = 0, arg("classes") = 16,
       arg("images_of_class") = 4, arg("steps") = 0, arg("attribute") = -1, arg("least_images") = 2,
-      arg("rank") = 0, arg("world_size") = 1);
+      arg("balance") = -1, arg("rank") = 0, arg("world_size") = 1);
   m.def(
       "image_source",
       [](int64_t images, uint64_t seed, int64_t batch, bool shuffle, bool drop_last, int64_t rank,

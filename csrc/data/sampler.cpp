@@ -7,6 +7,7 @@
 #include <limits>
 #include <mutex>
 #include <numeric>
+#include <set>
 #include <sstream>
 #include <unordered_map>
 #include <utility>
@@ -270,12 +271,25 @@ class ClassSource final : public BatchSource {
                       ": attribute must be -1 or in [0, ", attributes, "), got ", config.attribute);
     TORCH_CHECK_VALUE(labels.images() <= std::numeric_limits<int32_t>::max(), name,
                       ": images must fit in 31 bits, got ", labels.images());
+    TORCH_CHECK_VALUE(config.balance >= -1 && config.balance < attributes &&
+                          (config.balance < 0 || config.balance != config.attribute),
+                      name, ": balance must be -1 or in [0, ", attributes,
+                      ") and another attribute than the classes', got ", config.balance);
+    const std::vector<int32_t> sharing = sharing_values(labels, config.balance);
+    const int64_t kinds =
+        std::max<int64_t>(std::set<int32_t>(sharing.begin(), sharing.end()).size(), 1);
+    TORCH_CHECK_VALUE(config.balance < 0 || config.images_of_class % kinds == 0, name,
+                      ": images_of_class must be a multiple of the ", kinds,
+                      " values of attribute ", config.balance, " that share them, got ",
+                      config.images_of_class);
     std::ostringstream left_out;
     for (int64_t a = 0; a < attributes; ++a) {
-      if (config.attribute >= 0 && a != config.attribute) continue;
-      Classes classes{group_by_value(labels, int32_t(a), /*exclude_shared=*/false), {}};
+      if (a == config.balance || (config.attribute >= 0 && a != config.attribute)) continue;
+      Classes classes{group_by_value(labels, int32_t(a), /*exclude_shared=*/false), {}, {}};
       for (const int32_t v : classes.images.serving) {
-        if (classes.images.size(v) >= config.least_images) classes.values.push_back(v);
+        if (classes.images.size(v) < config.least_images) continue;
+        classes.values.push_back(v);
+        classes.parts.push_back(part_class(classes.images, v, sharing));
       }
       if (int64_t(classes.values.size()) < config.classes) {
         left_out << (left_out.tellp() > 0 ? ", " : "") << "attribute " << a << " with "
@@ -315,17 +329,22 @@ class ClassSource final : public BatchSource {
       const int32_t value = drawn.values[values[c]];
       const int64_t row = (place * config_.classes + c) * images_of_class;
       RandomStream own(config_.seed, kRandomSampler, uint64_t(plan.epoch), uint32_t(row));
-      const auto size = uint32_t(drawn.images.size(value));
-      std::vector<uint32_t> order;
-      for (int64_t k = 0; k < images_of_class; ++k) {
-        if (k % size == 0) {
-          const auto wanted = uint32_t(std::min<int64_t>(size, images_of_class - k));
-          order = draw_without_replacement(own, size, wanted);
+      const std::vector<int64_t>& parts = drawn.parts[values[c]];
+      const auto kinds = int64_t(parts.size()) - 1;
+      for (int64_t part = 0; part < kinds; ++part) {
+        const auto size = uint32_t(parts[part + 1] - parts[part]);
+        const auto [begin, end] = share(images_of_class, part, kinds);
+        std::vector<uint32_t> order;
+        for (int64_t k = 0; k < end - begin; ++k) {
+          if (k % size == 0) {
+            const auto wanted = uint32_t(std::min<int64_t>(size, end - begin - k));
+            order = draw_without_replacement(own, size, wanted);
+          }
+          plan.positions.push_back(row + begin + k);
+          plan.images.push_back(drawn.images.images[parts[part] + order[k % size]]);
+          plan.attributes.push_back(drawn.images.attribute);
+          plan.values.push_back(value);
         }
-        plan.positions.push_back(row + k);
-        plan.images.push_back(drawn.images.images[drawn.images.begin[value] + order[k % size]]);
-        plan.attributes.push_back(drawn.images.attribute);
-        plan.values.push_back(value);
       }
     }
     return plan;
@@ -335,7 +354,36 @@ class ClassSource final : public BatchSource {
   struct Classes {
     ValueClasses images;
     std::vector<int32_t> values;  // that can be drawn
+    // [values] Where in `images` those of each sharing value begin, and where the last ones end.
+    std::vector<std::vector<int64_t>> parts;
   };
+
+  // [images] The value of `balance` by which each image shares in its class; all the same without.
+  static std::vector<int32_t> sharing_values(const LabelTable& labels, int64_t balance) {
+    std::vector<int32_t> sharing(labels.images(), -1);
+    for (int64_t image = 0; image < labels.images(); ++image) {
+      for (int64_t i = labels.begin[image + 1] - 1; i >= labels.begin[image]; --i) {
+        if (labels.attribute[i] == balance) sharing[image] = labels.value[i];
+      }
+    }
+    return sharing;
+  }
+
+  // Orders the images of a class by the values they share by; returns where each begins, and the
+  // end.
+  static std::vector<int64_t> part_class(ValueClasses& classes, int32_t value,
+                                         const std::vector<int32_t>& sharing) {
+    const auto images = classes.images.begin();
+    const int64_t first = classes.begin[value], last = classes.begin[value + 1];
+    std::stable_sort(images + first, images + last,
+                     [&](int32_t a, int32_t b) { return sharing[a] < sharing[b]; });
+    std::vector<int64_t> parts{first};
+    for (int64_t i = first + 1; i < last; ++i) {
+      if (sharing[images[i]] != sharing[images[i - 1]]) parts.push_back(i);
+    }
+    parts.push_back(last);
+    return parts;
+  }
 
   std::shared_ptr<const LabelTable> labels_;
   ClassSamplerConfig config_;

@@ -60,12 +60,18 @@ struct ClassSamplerConfig {
   // Images a value must have to be drawn. Where it has fewer than K, all of them come before any
   // comes again.
   int64_t least_images = 2;
+  // An attribute, not the classes' own, whose values share the K images evenly: of two domains K/2
+  // each. Of those that it has a class takes as many of each, give or take one, so that a class of
+  // one value gives all K of that. The first value of an image counts, and those without any have
+  // one of their own; K must be a multiple of the number of values that occur. -1: none.
+  int64_t balance = -1;
   int64_t rank = 0;
   int64_t world_size = 1;  // divides classes; the ranks' rows together are those of one rank
 };
 // P x K batches: P values of one attribute, uniform without replacement, and K images of each, next
-// to each other, uniform without replacement. An error names the attribute where it has fewer than
-// P values with enough images.
+// to each other, uniform without replacement; with `balance` within each of its values, the images
+// of the lower value first. An error names the attribute where it has fewer than P values with
+// enough images.
 std::unique_ptr<BatchSource> make_class_source(std::shared_ptr<const LabelTable> labels,
                                                const ClassSamplerConfig& config);
 

@@ -458,6 +458,7 @@ def class_source(
     steps: int = ...,
     attribute: int = ...,
     least_images: int = ...,
+    balance: int = ...,
     rank: int = ...,
     world_size: int = ...,
 ) -> BatchSource: ...

@@ -380,6 +380,46 @@ def test_products_are_drawn_by_identity(tmp_path: Path) -> None:
         Loader(asen, sampler="identities", batch=9, images_of_class=3)
 
 
+def test_domains_share_the_photos_of_a_product(tmp_path: Path) -> None:
+    """Products of two and three photos, of one photo, and of one domain; one photo of no product."""
+    photos = ["p0s", "p0s", "p0s", "p0c", "p0c", "p1s", "p1c", "p2c", "p2c", "p2c", "p3s", "-c"]
+    (tmp_path / "img").mkdir()
+    lines = ["name,product"]
+    for i, photo in enumerate(photos):
+        Image.new("RGB", (9, 9), (i, i, i)).save(tmp_path / f"img/{i}.png")
+        lines.append(f"{i},{photo[:-1].strip('-')}")
+    (tmp_path / "set.csv").write_text("\n".join(lines) + "\n")
+    layout = "table: set.csv\nimage: img/{name}.png\nattributes: {kind: name}\nidentity: product\n"
+    (tmp_path / "set.yaml").write_text(layout)
+    domains = np.array([photo[-1] == "c" for photo in photos], dtype=np.int8)
+    one_kind = placket.data.open(tmp_path / "set.yaml").split("train")
+    train = dataclasses.replace(one_kind, domains=domains)
+    shared: dict[str, Any] = {"sampler": "identities", "images_of_class": 4, "steps": 50, "preprocess": SMALL}
+    found = set()
+    for batch in Loader(train, batch=16, balance_domains=True, single_views=True, **shared):
+        values, drawn = batch.values.numpy().reshape(4, 4), batch.plan.images.reshape(4, 4)
+        for product, images in zip(values, drawn, strict=True):
+            assert set(product.tolist()) == {product[0]}
+            found.add((int(product[0]), tuple(np.sort(images).tolist()), tuple(domains[images].tolist())))
+    both, one, other = (0, 0, 1, 1), (0, 0, 0, 0), (1, 1, 1, 1)
+    of_two = {(0, (*shop, 3, 4), both) for shop in ((0, 1), (0, 2), (1, 2))} | {(1, (5, 5, 6, 6), both)}
+    of_one = {(2, tuple(sorted((7, 8, 9, again))), other) for again in (7, 8, 9)} | {(3, (10,) * 4, one)}
+    assert found == of_two | of_one
+    # Without single views a product of one photo is not drawn.
+    sampler = placket.data.BatchSampler(
+        train, batch=12, sampler="identities", balance_domains=True, steps=20, roles=True
+    )
+    assert {value for batch in sampler for _, _, value in batch} == {0, 1, 2}
+
+    def refused(split: Split, error: type[Exception], message: str, **changed: Any) -> None:
+        with pytest.raises(error, match=message):
+            Loader(split, **{"batch": 6, "balance_domains": True, **shared, **changed})
+
+    refused(train, ValueError, "multiple of the 2 values of attribute 1 .*, got 3", images_of_class=3)
+    refused(one_kind, DatasetError, "split 'train' must have domains to draw, got none", batch=8)
+    refused(train, ValueError, "balance_domains must be False with sampler 'images'", sampler="images")
+
+
 def test_a_saved_position_is_gone_on_from(train: Split) -> None:
     def loader() -> Loader:
         return Loader(train, batch=2, preprocess=SMALL, augment=CHANGES)

@@ -287,6 +287,79 @@ def test_classes_are_what_they_must_be(
         np.testing.assert_array_equal(joined, getattr(plan, column))
 
 
+@given(
+    table=tables(),
+    balance=st.integers(0, 2),
+    classes=st.integers(1, 3),
+    k=st.integers(1, 6),
+    least=st.integers(1, 3),
+    seed=st.integers(0, 2**64 - 1),
+    step=st.integers(0, 50),
+)
+@settings(deadline=None, max_examples=300)
+def test_values_share_the_images_of_a_class(
+    table: tuple[list[Pairs], tuple[int, ...]],
+    balance: int,
+    classes: int,
+    k: int,
+    least: int,
+    seed: int,
+    step: int,
+) -> None:
+    rows, values = table
+    balance = min(balance, len(values) - 1)
+    # The first value of the attribute, -1 without one.
+    kind = [next((v for a, v in row if a == balance), -1) for row in rows]
+    images = {
+        (a, v): [i for i, row in enumerate(rows) if (a, v) in row]
+        for a, n in enumerate(values)
+        for v in range(n)
+        if a != balance
+    }
+    enough = {a for a, _ in images if sum(len(images[a, v]) >= least for v in range(values[a])) >= classes}
+    native = labels_of(rows, values).to_native()
+    options = {"seed": seed, "classes": classes, "images_of_class": k, "least_images": least, "steps": 7}
+    if k % len(set(kind)):
+        with pytest.raises(
+            ValueError, match=f"multiple of the {len(set(kind))} values of attribute {balance}"
+        ):
+            _C.class_source(native, **options, balance=balance)
+        return
+    if not enough:
+        with pytest.raises(ValueError, match=f"an attribute with {classes} values of {least} images or more"):
+            _C.class_source(native, **options, balance=balance)
+        return
+    plan = _C.class_source(native, **options, balance=balance).plan(step)
+    assert plan.positions.tolist() == [step % 7 * classes * k + i for i in range(classes * k)]
+    (attribute,) = set(plan.attributes.tolist())
+    assert attribute in enough
+    drawn = plan.values.reshape(classes, k)
+    assert len(set(drawn[:, 0].tolist())) == classes
+    for value, group in zip(drawn, plan.images.reshape(classes, k).tolist(), strict=True):
+        assert set(value.tolist()) == {value[0]}
+        known = images[attribute, int(value[0])]
+        kinds = sorted({kind[i] for i in known})
+        found = [kind[i] for i in group]
+        assert found == sorted(found)
+        numbers = [found.count(each) for each in kinds]
+        assert sum(numbers) == k
+        assert max(numbers) - min(numbers) <= 1
+        for each, number in zip(kinds, numbers, strict=True):
+            there = {i for i in known if kind[i] == each}
+            counts = np.unique([i for i in group if kind[i] == each], return_counts=True)
+            assert set(counts[0].tolist()) <= there
+            assert len(counts[0]) == min(number, len(there))
+            assert counts[1].max() - counts[1].min() <= 1
+
+    parts = [
+        _C.class_source(native, **options, balance=balance, rank=rank, world_size=classes).plan(step)
+        for rank in range(classes)
+    ]
+    for column in ("images", "attributes", "values", "positions"):
+        joined = np.concatenate([getattr(part, column) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(plan, column))
+
+
 def test_classes_and_their_images_are_uniform() -> None:
     native = labels_of(UNEVEN, (4,)).to_native()
     source = _C.class_source(native, seed=5, classes=1, images_of_class=2, least_images=1, steps=30_000)
@@ -306,6 +379,9 @@ def test_classes_and_their_images_are_uniform() -> None:
         ({"classes": 2, "attribute": 1}, r"attribute must be -1 or in \[0, 1\), got 1"),
         ({"classes": 3}, "an attribute with 3 values of 2 images or more, got attribute 0 with 2"),
         ({"classes": 2, "world_size": 3}, "batch must be a positive multiple of world_size 3, got 2"),
+        ({"balance": 1}, r"balance must be -1 or in \[0, 1\) and another attribute .* got 1"),
+        ({"attribute": 0, "balance": 0}, r"balance must be .* another attribute than the classes', got 0"),
+        ({"balance": -2}, r"balance must be -1 or in \[0, 1\) .*, got -2"),
     ],
 )
 def test_class_arguments_out_of_range(arguments: dict[str, int], message: str) -> None:

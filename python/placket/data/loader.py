@@ -51,6 +51,7 @@ class Loader:
         single_views: bool = False,
         images_of_class: int = 4,
         attribute: str | None = None,
+        balance_domains: bool = False,
         steps: int | None = None,
         copies: int = 1,
         preprocess: _C.Preprocess | None = None,
@@ -86,6 +87,9 @@ class Loader:
             images_of_class: K of "classes" and "identities"; a value with fewer images gives all of them
                 before any again.
             attribute: whose values are the classes; None draws one for each step.
+            balance_domains: let the photos of shops and of consumers share the K images of a product evenly,
+                the shops' first, each of them once before any again; a product with photos of one kind
+                gives all K of that. For "identities" of a split with ``domains``; K must be even.
             steps: of "classes" and "identities", an epoch; None takes as many as the split's images fill.
             copies: of every row of a batch, next to each other, each with an augmentation of its own.
             preprocess: from decoded image to input; by default 224 pixels, short side and centre crop.
@@ -127,6 +131,7 @@ class Loader:
             single_views=single_views,
             images_of_class=images_of_class,
             attribute=attribute,
+            balance_domains=balance_domains,
             steps=steps,
             seed=seed,
             rank=rank,
@@ -229,6 +234,7 @@ class BatchSampler:
         single_views: bool = False,
         images_of_class: int = 4,
         attribute: str | None = None,
+        balance_domains: bool = False,
         steps: int | None = None,
         roles: bool = False,
         seed: int = 0,
@@ -263,6 +269,7 @@ class BatchSampler:
             single_views=single_views,
             images_of_class=images_of_class,
             attribute=attribute,
+            balance_domains=balance_domains,
             steps=steps,
             seed=seed,
             rank=rank,
@@ -304,12 +311,15 @@ def make_source(
     single_views: bool,
     images_of_class: int,
     attribute: str | None,
+    balance_domains: bool,
     steps: int | None,
     seed: int,
     rank: int,
     world_size: int,
 ) -> _C.BatchSource:
     """Return the plan of a split's batches; ``user`` opens the messages. See ``Loader`` for the rest."""
+    if balance_domains and sampler != "identities":
+        raise ValueError(f"{user}: balance_domains must be False with sampler '{sampler}', got True")
     if sampler == "images":
         return _C.image_source(
             len(split),
@@ -339,7 +349,7 @@ def make_source(
             raise ValueError(
                 f"{user}: batch must be a multiple of images_of_class {images_of_class}, got {batch}"
             )
-        labels = split.labels if sampler == "classes" else _identity_labels(split)
+        labels = split.labels if sampler == "classes" else _identity_labels(split, balance_domains)
         return _C.class_source(
             labels.to_native(),
             seed=seed,
@@ -348,6 +358,7 @@ def make_source(
             steps=steps or 0,
             attribute=-1 if attribute is None else split.schema.index(attribute),
             least_images=1 if single_views else 2,
+            balance=1 if balance_domains else -1,
             rank=rank,
             world_size=world_size,
         )
@@ -369,15 +380,21 @@ def causes_by_path(split: Split, skipped: Mapping[int, str]) -> dict[str, str]:
     return {images.path(image): cause for image, cause in skipped.items()}
 
 
-def _identity_labels(split: Split) -> Labels:
-    """Return the products as the values of one attribute."""
-    if split.identities is None:
-        raise DatasetError(f"{split.root}: split '{split.name}' must have identities to draw, got none")
-    known = split.identities >= 0
-    count = int(split.identities.max(initial=-1)) + 1
-    begin = np.concatenate([[0], np.cumsum(known)])
-    value = split.identities[known]
-    return Labels(begin, np.zeros_like(value), value, (count,))
+def _identity_labels(split: Split, with_domains: bool) -> Labels:
+    """Return the products as the values of one attribute, where asked with the domains as another's."""
+    for name, column in (("identities", split.identities), ("domains", split.domains)):
+        if column is None and (name == "identities" or with_domains):
+            raise DatasetError(f"{split.root}: split '{split.name}' must have {name} to draw, got none")
+    assert split.identities is not None
+    images = np.flatnonzero(split.identities >= 0)
+    attribute, value = np.zeros_like(images), split.identities[images]
+    values: tuple[int, ...] = (int(split.identities.max(initial=-1)) + 1,)
+    if split.domains is not None and with_domains:
+        images = np.concatenate([images, np.arange(len(split))])
+        attribute = np.concatenate([attribute, np.ones(len(split), dtype=np.int64)])
+        value = np.concatenate([value, split.domains])
+        values = (*values, 2)
+    return Labels.gather(images, attribute, value, len(split), values)
 
 
 def _check_variety(split: Split) -> None:
