@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placket import _C
-from placket.data import Labels, Texts
+from placket.data import DatasetError, Labels, Split, Texts
 from placket.data.columns import Columns, smallest
+from placket.schema import AttributeSchema
 
 # What file names can hold: any text, and bytes that are no UTF-8, which Python writes as lone surrogates.
 NAMES = st.lists(
@@ -65,6 +68,35 @@ def test_renumbered_labels_drop_what_has_no_number() -> None:
     found = labels.renumber([np.array([1, -1, 0]), np.array([0, -1])], (2, 1))
     assert [found[i] for i in range(3)] == [[(0, 1)], [], [(0, 0), (1, 0)]]
     assert found.values == (2, 1)
+
+
+def test_products_and_domains_are_attributes_behind_the_others() -> None:
+    split = Split(
+        name="test",
+        root=Path("/set"),
+        schema=AttributeSchema.of({"colour": ["red", "blue"], "kind": ["coat"]}),
+        images=5,
+        filenames=Texts(map(str, range(5))),
+        labels=Labels.of([[(0, 1)], [], [(1, 0), (0, 0)], [(0, 0), (0, 1)], []], (2, 1)),
+        identities=np.array([900, -1, 7, 900, 40], dtype=np.int32),
+        domains=np.array([0, 1, 1, 1, 0], dtype=np.int8),
+    )
+    found = split.with_products()
+    assert found.values == (2, 1, 3, 2)
+    assert [found[i] for i in range(5)] == [
+        [(0, 1), (2, 2), (3, 0)],
+        [(3, 1)],
+        [(1, 0), (0, 0), (2, 0), (3, 1)],
+        [(0, 0), (0, 1), (2, 2), (3, 1)],
+        [(2, 1), (3, 0)],
+    ]
+    assert found.to_native() is not None  # which checks every label
+    one_kind = dataclasses.replace(split, domains=None).with_products()
+    assert one_kind.counts(3).tolist() == [5, 0]
+    unknown = dataclasses.replace(split, identities=np.full(5, -1)).with_products()
+    assert unknown.values == (2, 1, 0, 2)
+    with pytest.raises(DatasetError, match="/set: split 'test' must have identities, got none"):
+        dataclasses.replace(split, identities=None).with_products()
 
 
 def test_a_million_images_take_less_than_100_megabytes() -> None:

@@ -209,6 +209,34 @@ class Split:
             candidates=renumbered(self.candidates),
         )
 
+    def with_products(self) -> Labels:
+        """Return the labels with two attributes more, behind the schema's: product and domain.
+
+        The product is the image's identity, numbered from 0 without gaps in this split, in the order of the
+        identities; an image whose product is not known has no label of it. The domain is 0 for a shop's
+        photo and 1 for a consumer's, and 0 for all in a split of one kind.
+
+        Returns:
+            labels of n images over [*values of the schema's attributes, products, 2].
+
+        Raises:
+            DatasetError: the split has no identities.
+        """
+        if self.identities is None:
+            raise DatasetError(f"{self.root}: split '{self.name}' must have identities, got none")
+        known = np.flatnonzero(self.identities >= 0)
+        products, product = np.unique(self.identities[known], return_inverse=True)
+        domain = np.zeros(len(self), dtype=np.int8) if self.domains is None else self.domains
+        labels, first = self.labels, len(self.schema)
+        columns = (
+            (labels.images(), labels.attribute, labels.value),
+            (known, np.full(len(known), first), product),
+            (np.arange(len(self)), np.full(len(self), first + 1), domain),
+        )
+        images, attribute, value = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+        counts = (*self.schema.value_counts, len(products), 2)
+        return Labels.gather(images, attribute, value, len(self), counts)
+
     @property
     def records(self) -> Iterator[Record]:
         """The images one by one, with names instead of numbers."""
