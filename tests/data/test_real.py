@@ -95,6 +95,8 @@ def test_hm_opens_as_a_table(photographs: Path, tmp_path: Path) -> None:
     }
     train, test = data.split("train"), data.split("test")
     assert min(train.labels.counts(0).min(), train.labels.counts(1).min()) >= 20
+    asked = {name: len(data.split(name).query_images) for name in ("valid", "test")}
+    assert asked == {"valid": 552, "test": 1279}
     # Products do not cross the splits.
     assert train.identities is not None
     assert test.identities is not None

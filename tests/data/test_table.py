@@ -110,6 +110,22 @@ def test_queries_and_candidates_divide_the_labelled_images(tmp_path: Path) -> No
     assert kept == asked & set(later.filenames)
 
 
+def test_images_of_products_with_others_ask_among_all(tmp_path: Path) -> None:
+    products = ["a", "b", "a", "", "c", "", "b", "b"]
+    rows = [
+        [f"{part}{i:03}", product, "red", "shirt", "", part, *"0011"]
+        for part in ("fit", "check")
+        for i, product in enumerate(products)
+    ]
+    data = placket.data.open(write(tmp_path, rows))
+    train, test = data.split("train"), data.split("test")
+    assert train.query_images is train.gallery_images is None
+    assert test.query_images.tolist() == [0, 1, 2, 6, 7]
+    assert test.gallery_images.tolist() == [*range(8)]
+    alone = placket.data.open(write(tmp_path, rows, LAYOUT.replace("identity: product\n", ""))).split("test")
+    assert alone.identities is alone.query_images is alone.gallery_images is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

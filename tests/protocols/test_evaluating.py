@@ -169,6 +169,42 @@ def test_photos_of_a_sequence_are_no_answers(by_category: bool, model: Rpf, oml:
         assert result.metrics["Recall@1"].values[name].tolist() == [first == 1 for first in own]
 
 
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Articles of a catalogue, of products with one to three; each of another colour, as H&M's are."""
+    lines = ["article,product,colour,part"]
+    for part in ("train", "test"):
+        for product, articles in enumerate((1, 2, 3, 2, 1, 3)):
+            lines += [f"{part}{product}{i},{part}{product},c{i},{part}" for i in range(articles)]
+    layout = "table: set.csv\nimage: img/{article}.jpg\nattributes: {colour: colour}\n"
+    layout += "split: part\nidentity: product\n"
+    root = write(tmp_path_factory.mktemp("table"), {"set.csv": "\n".join(lines) + "\n", "set.yaml": layout})
+    data = placket.data.open(root / "set.yaml")
+    draw(data.split("test"))
+    return data
+
+
+def test_articles_find_their_product_in_other_colours(model: Rpf, table: Dataset):
+    result = placket.evaluate(model, table, protocol="inshop-recall/v1")
+    part = table.split("test")
+    embeddings = placket.embed_split(model, part)
+    scores = torch.einsum("iad,jad->ij", embeddings, embeddings)
+    firsts = ranks(
+        part.query_images.tolist(),
+        [*range(12)],
+        scores,
+        lambda q, c: part.identities[q] == part.identities[c],
+        lambda q, c: q != c,
+    )
+    assert result.queries == {"all": 10}
+    assert result.candidates == {"all": 12}
+    assert result.without_relevant == 0
+    assert all(firsts)
+    assert result.metrics["Recall@1"].values["all"].tolist() == [first == 1 for first in firsts]
+    with pytest.raises(ValueError, match="c2s-topk/v1 needs photos of consumers and of shops"):
+        placket.evaluate(model, table, protocol="c2s-topk/v1")
+
+
 def test_multilabel(model: Rpf, drawn: Dataset):
     result = placket.evaluate(model, drawn, "valid", "asfr-multilabel/v1")
     part = drawn.split("valid")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from placket.data.columns import Columns, Labels, Texts
 from placket.data.compositions import REPLACE, composed, text_problem
@@ -56,6 +57,11 @@ class TableLayout:
     A table has no lists of queries and candidates as the published sets have. Those of "valid" and "test" are
     made from it: for each attribute a labelled image is a query with probability ``query_share``, by a hash
     of its path, and otherwise a candidate, so that they stay the same when rows are added or moved.
+
+    With ``identity`` they have lists of products too, for ``inshop-recall/v1``: each image whose product has
+    another image in the split asks (``Split.query_images``), and all images of the split are the gallery
+    (``Split.gallery_images``), of which a photo is never its own answer. Where the images of a product are
+    its colours, as H&M's articles are, a query finds the product in other colours.
     """
 
     table: str
@@ -322,8 +328,12 @@ class _Table:
                 problems.append(Problem("duplicate", str(self.file), line, message))
         problems += check_variety(labels, schema, str(self.file))
         queries, candidates = no_triples(), no_triples()
+        identities = None if self.layout.identity is None else columns.identities
+        asked = offered = None
         if name != "train":
             queries, candidates = divide(columns.filenames, labels, self.layout.query_share)
+            if identities is not None:
+                asked, offered = _with_others(identities), np.arange(len(columns), dtype=np.int32)
         split = Split(
             name=name,
             root=self.layout.folder,
@@ -335,8 +345,16 @@ class _Table:
             queries=queries,
             candidates=candidates,
             warnings=tuple(str(problem) for problem in problems if problem.severity == "warning"),
-            identities=None if self.layout.identity is None else columns.identities,
+            identities=identities,
+            query_images=asked,
+            gallery_images=offered,
             source=str(self.file),
             lines=columns.lines,
         )
         return split, problems
+
+
+def _with_others(identities: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the images whose product, which is known, has another image."""
+    _, number, counts = np.unique(identities, return_inverse=True, return_counts=True)
+    return np.flatnonzero((identities >= 0) & (counts[number] > 1)).astype(np.int32)
