@@ -93,7 +93,10 @@ def _doctor(options: Namespace) -> None:
 def _data_generate(options: Namespace) -> None:
     from placket.data import garments
 
-    garments.generate(options.dir, items=options["items"], size=options.size, seed=options.seed)
+    if options.products is not None:
+        garments.generate_products(options.dir, options.products, size=options.size, seed=options.seed)
+    else:
+        garments.generate(options.dir, items=options["items"], size=options.size, seed=options.seed)
 
 
 def _data_verify(options: Namespace) -> None:
@@ -493,7 +496,11 @@ def _add_json(parser: ArgumentParser) -> None:
 
 def _add_generate(parser: ArgumentParser) -> None:
     parser.add_argument("dir", type=Path, help="folder to write; new or empty")
-    parser.add_argument("--items", type=int, default=2000, help="images")
+    count = parser.add_mutually_exclusive_group()
+    count.add_argument("--items", type=int, default=2000, help="images, each of a garment of its own")
+    count.add_argument(
+        "--products", type=int, help="photographs by shops and consumers, four or five of each product"
+    )
     parser.add_argument("--size", type=int, default=160, help="side in pixels")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -727,7 +734,7 @@ _COMMANDS: Mapping[str, _Command] = {
     ),
     "data generate": _Command(
         _data_generate,
-        "draw garments with known attributes, regions, masks and sentences",
+        "draw garments with known attributes, regions, masks and sentences, or photographs of products",
         "placket data generate data/garments --items 2000 --seed 1",
         _add_generate,
     ),

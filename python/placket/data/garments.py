@@ -37,6 +37,29 @@ none stands for nothing there, which could be told from anywhere.
 
 Closure and pocket have a margin of about 4 % of the picture on each side, half a cell of an attention map of
 12 x 12 cells: such a map tells no place more closely.
+
+`generate_products` draws photographs of products instead, each by its shop and by consumers:
+
+    catalogue                    plain ground, frontal, even light; worn, or the garment alone; two a product
+    street                       cluttered ground; turned, sheared, near or far, partly out of the picture or
+                                 hidden; colour cast, exposure, blur, noise and JPEG of low quality; two or
+                                 three a product
+
+Four products at a time are a family: their attributes and the colour of their cloth are equal. What tells
+them apart is what the attributes do not say: the colours of pattern and trims; the scale, angle and phase of
+the pattern; an emblem on the chest, a band across it, sleeves of another colour; lengths and cut within their
+value. A family is in one split.
+
+The directory has the layout of DeepFashion's consumer-to-shop benchmark (`ConsumerToShopDataset`) and masks
+besides:
+
+    img/000000/shop_0.jpg        the photographs of product 0, size x size; consumer_0.jpg and so on
+    masks/000000/shop_0.png      uint8 of the same size; 255 where the garment's cloth is to be seen
+    meta.json                    names of attributes and values; "generator" the arguments
+    Eval/list_eval_partition.txt each consumer's photograph with each of the shop's, item, split
+    Anno/list_bbox_consumer2shop.txt  clothes type (full-body from the knee on), source, and the place of the
+                                 garment as above, cut to the picture
+    Anno/list_attr_*.txt         the attributes above of each item
 """
 
 from __future__ import annotations
@@ -47,18 +70,23 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 Array = NDArray[np.float64]
 _Colour = tuple[int, int, int]
 _Fill = _Colour | int  # an int on a mask
-_Boxes = list[list[int]]  # of an image: [x0, y0, x1, y1] of the place, then [attribute, x0, y0, x1, y1] ...
+# Of an image: [x0, y0, x1, y1] of the place, then [attribute, x0, y0, x1, y1] ...
+# Of a product: the places in its photographs.
+_Boxes = list[list[int]]
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "neckline": ("round", "v", "square", "high", "collar"),
@@ -79,7 +107,13 @@ SPLITS = ("train", "valid", "test")
 _NAME = "garments"
 _FEWEST = 50  # one query and four candidates in the smallest split
 _QUERY_EVERY = 5  # 20 % queries, 80 % candidates, as in the published lists
-_LABEL_STREAM = 2**63  # Philox keys from here on shuffle labels; keys below draw images
+# Philox keys from here on shuffle labels, draw products, families and photographs; keys below draw images.
+_LABEL_STREAM, _PRODUCT_STREAM, _FAMILY_STREAM, _PHOTO_STREAM = 2**63, 2**62, 2**62 + 2**61, 2**61
+_FAMILY = 4  # products
+_FEWEST_PRODUCTS = 9 * _FAMILY + 1  # ten families, one in the smallest split
+_SHOP_PHOTOS, _PHOTOS = 2, 8  # of a product; keys of its photographs
+_LEAST_SEEN = 0.65  # of the garment's body inside the picture
+_MOST_HIDDEN = 0.35  # of the cloth inside it, by what is in front
 
 # Body coordinates: x to the right, 0 on the body's axis; y down, 0 at the neck. The body is wide and its legs
 # are short, so that every part can be told at 96 pixels.
@@ -112,30 +146,71 @@ def generate(
 
     Raises `FileExistsError` where `directory` holds anything else, `ValueError` for arguments out of range.
     """
-    target = Path(directory).absolute()
     counts = _split_sizes(items)
+    workers = _check_settings("generate", size, seed, workers)
+    labels = _labels(counts, seed)
+    with _new_directory("generate", directory) as root:
+        for folder in ("img", "masks"):
+            (root / folder).mkdir()
+        drawn = _draw_in_processes(root, "images", labels, size, seed, min(workers, items))
+        _write_lists(root, counts, labels, drawn)
+        _write_meta(root, {"seed": seed, "items": items, "size": size})
+
+
+def generate_products(
+    directory: str | os.PathLike[str],
+    products: int = 1000,
+    size: int = 160,
+    seed: int = 0,
+    workers: int | None = None,
+) -> None:
+    """Draw photographs of `products` garments by shops and consumers in the layout described above.
+
+    Photograph k of product i depends on `seed`, i, k, `size` and `products` only. The rest, and what is
+    raised, is as of `generate`.
+    """
+    if products < _FEWEST_PRODUCTS:
+        raise ValueError(f"generate_products: products must be at least {_FEWEST_PRODUCTS}, got {products}")
+    workers = _check_settings("generate_products", size, seed, workers)
+    families = -(-products // _FAMILY)
+    of_splits = [families - families // 10 - families // 5, families // 10, families // 5]
+    labels = _labels(of_splits, seed).repeat(_FAMILY, axis=0)[:products]
+    splits = np.arange(len(SPLITS)).repeat(of_splits).repeat(_FAMILY)[:products]
+    with _new_directory("generate_products", directory) as root:
+        for product in range(products):
+            for folder in ("img", "masks"):
+                (root / folder / f"{product:06d}").mkdir(parents=True)
+        drawn = _draw_in_processes(root, "products", labels, size, seed, min(workers, products))
+        _write_product_lists(root, splits, labels, drawn)
+        _write_meta(root, {"seed": seed, "products": products, "size": size})
+
+
+def _check_settings(user: str, size: int, seed: int, workers: int | None) -> int:
+    """Return the number of processes."""
     if not 32 <= size <= 4096:
-        raise ValueError(f"generate: size must be from 32 to 4096 pixels, got {size}")
+        raise ValueError(f"{user}: size must be from 32 to 4096 pixels, got {size}")
     if not 0 <= seed < 2**64:
-        raise ValueError(f"generate: seed must be from 0 to 2**64 - 1, got {seed}")
+        raise ValueError(f"{user}: seed must be from 0 to 2**64 - 1, got {seed}")
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 1:
-        raise ValueError(f"generate: workers must be at least 1, got {workers}")
+        raise ValueError(f"{user}: workers must be at least 1, got {workers}")
+    return workers
+
+
+@contextmanager
+def _new_directory(user: str, directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give `<directory>.partial` to write to, which then takes the place of `directory`."""
+    target = Path(directory).absolute()
     if target.exists() and not _is_replaceable(target):
         raise FileExistsError(
-            f"generate: directory must be new, empty or hold generated garments, got {target}; name another"
+            f"{user}: directory must be new, empty or hold generated garments, got {target}; name another"
         )
-
-    labels = _labels(counts, seed)
     partial = target.with_name(target.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
     try:
-        for folder in ("img", "masks"):
-            (partial / folder).mkdir(parents=True)
-        drawn = _draw_in_processes(partial, labels, size, seed, min(workers, items))
-        _write_lists(partial, counts, labels, drawn)
-        _write_meta(partial, items, size, seed)
+        partial.mkdir(parents=True)
+        yield partial
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
@@ -145,7 +220,7 @@ def generate(
 
 
 def _is_replaceable(target: Path) -> bool:
-    """Whether `target` is an empty directory or one that `generate` wrote."""
+    """Whether `target` is an empty directory or one that was written here."""
     if not target.is_dir():
         return False
     if not any(target.iterdir()):
@@ -221,14 +296,50 @@ def _write_lists(
         first += count
 
 
-def _write_meta(root: Path, items: int, size: int, seed: int) -> None:
+def _write_product_lists(
+    root: Path, splits: NDArray[np.int64], labels: NDArray[np.int64], drawn: Sequence[_Boxes]
+) -> None:
+    """Write the lists of the consumer-to-shop benchmark; `splits` [products] are places in `SPLITS`."""
+    columns = [(name, value) for name, names in ATTRIBUTES.items() for value in range(len(names))]
+    numbers = {name: number for number, name in enumerate(ATTRIBUTES, start=1)}
+    knee = ATTRIBUTES["hem"].index("knee")
+    pairs, boxes, items = [], [], []
+    for product, (split, values, places) in enumerate(
+        zip(splits.tolist(), labels.tolist(), drawn, strict=True)
+    ):
+        own = dict(zip(ATTRIBUTES, values, strict=True))
+        item, status = f"id_{product:06d}", ("train", "val", "test")[split]
+        photos = [f"img/{product:06d}/{name}.jpg" for name in _photo_names(product)]
+        shop, consumer = photos[:_SHOP_PHOTOS], photos[_SHOP_PHOTOS:]
+        pairs += [f"{asked} {answer} {item} {status}" for asked in consumer for answer in shop]
+        clothes = 3 if own["hem"] >= knee else 1
+        for number, (photo, place) in enumerate(zip(photos, places, strict=True)):
+            boxes.append(" ".join(map(str, [photo, clothes, 1 + (number >= _SHOP_PHOTOS), *place])))
+        items.append(" ".join([item, *("1" if own[name] == value else "-1" for name, value in columns)]))
+    # The published lists have a Chinese name and an English one; ours have the English one twice.
+    types = [f"{name}  {name}" for name in ATTRIBUTES]
+    named = [(ATTRIBUTES[name][value], numbers[name]) for name, value in columns]
+    cloth = [f"{value}  {value}  {number}" for value, number in named]
+    lists = {
+        "Eval/list_eval_partition.txt": ("consumer_image_name shop_image_name item_id status", pairs),
+        "Anno/list_bbox_consumer2shop.txt": ("image_name clothes_type source_type x_1 y_1 x_2 y_2", boxes),
+        "Anno/list_attr_type.txt": ("chinese_name  english_name", types),
+        "Anno/list_attr_cloth.txt": ("chinese_name  english_name  attribute_type", cloth),
+        "Anno/list_attr_items.txt": ("item_id attribute_labels", items),
+    }
+    for name, (header, rows) in lists.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("\n".join([str(len(rows)), header, *rows]) + "\n", encoding="utf-8")
+
+
+def _write_meta(root: Path, generator: dict[str, int]) -> None:
     meta = {
         _NAME: {
             "ATTRIBUTES": list(ATTRIBUTES),
             "ATTRIBUTES_NUM": {name: len(names) for name, names in ATTRIBUTES.items()},
             "VALUES": {name: list(names) for name, names in ATTRIBUTES.items()},
             "local": list(LOCAL),
-            "generator": {"seed": seed, "items": items, "size": size},
+            "generator": generator,
         },
     }
     (root / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
@@ -238,11 +349,11 @@ def _write_meta(root: Path, items: int, size: int, seed: int) -> None:
 
 
 def _draw_in_processes(
-    root: Path, labels: NDArray[np.int64], size: int, seed: int, workers: int
+    root: Path, what: str, labels: NDArray[np.int64], size: int, seed: int, workers: int
 ) -> list[_Boxes]:
-    """Draw all images into `root`, every `workers`-th in each process."""
+    """Draw all "images" or "products" into `root`, every `workers`-th in each process."""
     if workers == 1:
-        return _draw_images(str(root), labels.tolist(), size, seed, 0, 1)
+        return _draw_share(what, str(root), labels.tolist(), size, seed, 0, 1)
     # This file runs as a program of its own rather than under multiprocessing: a fork would inherit the
     # threads of torch, and a spawned process would import the caller's main module and torch to draw with
     # neither.
@@ -255,8 +366,14 @@ def _draw_in_processes(
     processes = []
     try:
         for worker in range(workers):
-            job = {"labels": labels.tolist(), "size": size, "seed": seed, "first": worker, "step": workers}
-            job["root"] = str(root)
+            job: dict[str, object] = {
+                "labels": labels.tolist(),
+                "size": size,
+                "seed": seed,
+                "first": worker,
+                "step": workers,
+            }
+            job |= {"what": what, "root": str(root)}
             process = subprocess.Popen(
                 [sys.executable, "-c", program, __file__],
                 stdin=subprocess.PIPE,
@@ -286,25 +403,68 @@ def _draw_in_processes(
     return drawn
 
 
-def _draw_images(
-    root: str, labels: Sequence[Sequence[int]], size: int, seed: int, first: int, step: int
+def _draw_share(
+    what: str, root: str, labels: Sequence[Sequence[int]], size: int, seed: int, first: int, step: int
 ) -> list[_Boxes]:
-    drawn = []
-    for index in range(first, len(labels), step):
-        image, mask, quality, boxes = _draw(labels[index], size, _stream(seed, index))
-        image.save(f"{root}/img/{index:06d}.jpg", quality=quality)
-        mask.save(f"{root}/masks/{index:06d}.png")
-        drawn.append(boxes)
-    return drawn
+    draw = {"images": _draw_image, "products": _draw_product}[what]
+    return [draw(root, index, labels[index], size, seed) for index in range(first, len(labels), step)]
+
+
+def _draw_image(root: str, index: int, values: Sequence[int], size: int, seed: int) -> _Boxes:
+    image, mask, quality, boxes = _draw(values, size, _stream(seed, index))
+    _save(root, f"{index:06d}", image, mask, quality)
+    return boxes
+
+
+def _draw_product(root: str, index: int, values: Sequence[int], size: int, seed: int) -> _Boxes:
+    places = []
+    for photo, name in enumerate(_photo_names(index)):
+        image, mask, quality, place = _draw_photo(
+            values,
+            size,
+            street=photo >= _SHOP_PHOTOS,
+            # The same from their beginning for each photograph.
+            family=_stream(seed, _FAMILY_STREAM + index // _FAMILY),
+            own=_stream(seed, _PRODUCT_STREAM + index),
+            rng=_stream(seed, _PHOTO_STREAM + index * _PHOTOS + photo),
+        )
+        _save(root, f"{index:06d}/{name}", image, mask, quality)
+        places.append(place)
+    return places
+
+
+def _photo_names(product: int) -> list[str]:
+    """Photographs of a product in their order: the shop's, then those of consumers, of every other three."""
+    consumers = 2 + product % 2
+    return [*(f"shop_{i}" for i in range(_SHOP_PHOTOS)), *(f"consumer_{i}" for i in range(consumers))]
+
+
+def _save(root: str, name: str, image: Image.Image, mask: Image.Image, quality: int) -> None:
+    image.save(f"{root}/img/{name}.jpg", quality=quality)
+    mask.save(f"{root}/masks/{name}.png")
 
 
 # One image
 
 
+class _Stance(NamedTuple):
+    """How freely a body stands in its picture."""
+
+    sway: float = 1.0  # factor of its angle, shear and stretch
+    fill: tuple[float, float] = (0.86, 0.98)  # longer side of what must be seen, in sides of the picture
+    outside: float = 0.0  # share of that which may be outside, at most
+    stray: float = 1.0  # from the middle, in the room there is
+
+
+_SHOP_STANCE = _Stance(sway=0.15, fill=(0.92, 0.98), stray=0.3)
+_STREET_STANCE = _Stance(sway=3.0, fill=(0.7, 1.5), outside=0.4)
+_OTHER_STANCE = _Stance()
+
+
 class _Pose:
     """Where the body stands: an affine map from body coordinates to the unit square, and its joints."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, stance: _Stance = _OTHER_STANCE) -> None:
         self.arms = []
         for side in (-1.0, 1.0):
             upper, lower = rng.uniform(0.2, 0.6), rng.uniform(-0.5, 0.35)
@@ -320,7 +480,9 @@ class _Pose:
         self.flare = rng.uniform(0.0, 0.3)
         self.waist = rng.uniform(0.9, 1.08)
 
-        angle, shear, stretch = rng.normal(0.0, 0.06), rng.uniform(-0.08, 0.08), rng.uniform(0.92, 1.1)
+        sway = stance.sway
+        angle, shear = rng.normal(0.0, 0.06 * sway), rng.uniform(-0.08 * sway, 0.08 * sway)
+        stretch = rng.uniform(1.0 - 0.08 * sway, 1.0 + 0.1 * sway)
         rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         self.matrix = rotation @ np.array([[stretch, shear], [0.0, 1.0]])
         # What must be inside the image is the same for every value of every attribute, so that neither scale
@@ -328,10 +490,25 @@ class _Pose:
         extent = np.concatenate([*self.arms, [[-0.27, _FEET], [0.27, _FEET], [-0.13, -0.09], [0.13, -0.09]]])
         placed = extent @ self.matrix.T
         low, high = placed.min(axis=0), placed.max(axis=0)
-        scale = rng.uniform(0.86, 0.98) / (high - low).max()
+        scale = rng.uniform(*stance.fill) / (high - low).max()
         self.matrix *= scale
-        self.offset = rng.uniform(0.01, 0.99 - scale * (high - low)) - scale * low
+        extent = scale * (high - low)
+        first, last = 0.01 - stance.outside * extent, 0.99 - extent + stance.outside * extent
+        first, last = np.minimum(first, last), np.maximum(first, last)
+        inset = 0.5 * (1.0 - stance.stray) * (last - first)
+        self.offset = rng.uniform(first + inset, last - inset) - scale * low
         self.box = (*(scale * low + self.offset), *(scale * high + self.offset))
+
+    def pixels(self, size: int) -> list[int]:
+        """The place of the body in a picture of `size` x `size` pixels: x0 y0 x1 y1, cut to it."""
+        x0, y0, x1, y1 = (min(max(size * edge, 0.0), float(size)) for edge in self.box)
+        return [math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)]
+
+    def seen(self, bottom: float) -> float:
+        """How much of a body from neck to `bottom` is inside the picture."""
+        x, y = np.meshgrid(np.linspace(-0.22, 0.22, 6), np.linspace(0.02, bottom, 9))
+        placed = self.place(np.stack([x.ravel(), y.ravel()], axis=1))
+        return float(((placed >= 0.0) & (placed <= 1.0)).all(axis=1).mean())
 
     def place(self, points: Array | Sequence[Sequence[float]]) -> Array:
         placed: Array = np.asarray(points, dtype=np.float64) @ self.matrix.T + self.offset
@@ -415,9 +592,56 @@ def _draw(
         bits[part] |= 1 << names.index(name)
         (ys,), (xs,) = np.nonzero(part.any(axis=1)), np.nonzero(part.any(axis=0))
         regions.append([names.index(name), int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1])
-    x0, y0, x1, y1 = (size * edge for edge in pose.box)
-    place = [math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)]
-    return image, Image.fromarray(bits), int(rng.integers(60, 96)), [place, *sorted(regions)]
+    return image, Image.fromarray(bits), int(rng.integers(60, 96)), [pose.pixels(size), *sorted(regions)]
+
+
+def _draw_photo(
+    values: Sequence[int],
+    size: int,
+    street: bool,
+    family: np.random.Generator,
+    own: np.random.Generator,
+    rng: np.random.Generator,
+) -> tuple[Image.Image, Image.Image, int, list[int]]:
+    """A photograph of a product, its mask, the JPEG quality to save it with, and the garment's place.
+
+    `family` draws what products of equal attributes share, `own` the product, `rng` the photograph.
+    """
+    value = dict(zip(ATTRIBUTES, values, strict=True))
+    colours = _Colours(own, family, rng)
+    details = _Details.draw(own, colours)
+    flare, waist = own.uniform(0.0, 0.3), own.uniform(0.9, 1.08)
+    hem = _HEM[value["hem"]] + own.uniform(-0.015, 0.015)
+    closure_end = min(hem, 0.46) - 0.02
+
+    stance = _STREET_STANCE if street else _SHOP_STANCE
+    while (pose := _Pose(rng, stance)).seen(hem) < _LEAST_SEEN:
+        pass
+    pose.flare, pose.waist = flare, waist
+    ground = _clutter(2 * size, colours, rng) if street else _backdrop(2 * size, rng)
+    canvas = _Canvas(ground, pose)
+    worn = street or bool(rng.random() < 0.6)
+    if worn:
+        _draw_figure(canvas, colours, rng)
+    cloth = _draw_cloth(canvas, value, hem, worn, colours, own, details)
+    _draw_neckline(canvas, value["neckline"], colours, own)
+    _draw_closure(canvas, value["closure"], closure_end, colours, own)
+    _draw_pocket(canvas, value["pocket"], colours, own)
+    if details.emblem is not None:
+        _draw_emblem(canvas, details.emblem, cloth)
+
+    cover = np.asarray(cloth.reduce(2))
+    seen = cover > 127
+    if street:
+        seen = _hide(canvas, seen, rng)
+    image = canvas.image.reduce(2)
+    if street:
+        blur = rng.uniform(0.0, 0.012, 2) * size
+        image = image.filter(ImageFilter.GaussianBlur((float(blur[0]), float(blur[1]))))
+    light = _STREET_LIGHT if street else _SHOP_LIGHT
+    image = _photograph(image, _folds(pose, cover, rng), rng, light)
+    quality = int(rng.integers(25, 80) if street else rng.integers(85, 96))
+    return image, Image.fromarray(255 * seen.astype(np.uint8)), quality, pose.pixels(size)
 
 
 def _regions(pose: _Pose, size: int, closure_end: float) -> list[tuple[str, NDArray[np.bool_]]]:
@@ -467,21 +691,31 @@ def _along(joints: Array, length: float) -> Array:
 
 
 class _Colours:
-    """Colours of one image; luminances are chosen first, so that what must be seen is seen in any hue."""
+    """Colours of one image; luminances are chosen first, so that what must be seen is seen in any hue.
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        cloth = rng.uniform(0.15, 0.85)
+    Of a product, `family` draws the cloth and `photo` what is behind and in it; otherwise `rng` draws all.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        family: np.random.Generator | None = None,
+        photo: np.random.Generator | None = None,
+    ) -> None:
+        family, photo = family or rng, photo or rng
+        cloth = family.uniform(0.15, 0.85)
         while True:
             ink, detail = rng.uniform(0.02, 0.98, 2)
             if 0.22 <= abs(ink - cloth) <= 0.38 and abs(detail - cloth) >= 0.36 and abs(detail - ink) >= 0.25:
                 break
-        self.cloth = _colour(rng, cloth)
+        self.cloth = _colour(family, cloth)
         self.ink = _colour(rng, ink)
         self.detail = _colour(rng, detail)
         self.edge = _darker(self.cloth, 0.4) if cloth > 0.3 else _colour(rng, cloth + 0.3)
         self.inside = _darker(self.cloth, 0.6)
-        self.skin = _colour(rng, _apart(rng, cloth, 0.2), saturation=0.5, hue=rng.uniform(0.02, 0.1))
-        self.behind = _apart(rng, cloth, 0.1)
+        self.skin = _colour(photo, _apart(photo, cloth, 0.2), saturation=0.5, hue=photo.uniform(0.02, 0.1))
+        self.behind = _apart(photo, cloth, 0.1)
+        self.luminance = cloth
 
 
 def _darker(colour: _Colour, share: float) -> _Colour:
@@ -531,8 +765,14 @@ def _background(size: int, colours: _Colours, rng: np.random.Generator) -> Image
                 weight = (weight * rng.uniform(3.0, 14.0) % 1.0 > 0.5).astype(np.float64)
         small = first + (second - first) * weight[:, :, None]
         image = Image.fromarray(small.astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(image)
-    for _ in range(rng.integers(0, 7)):
+    _scatter(image, int(rng.integers(0, 7)), rng)
+    return image
+
+
+def _scatter(image: Image.Image, count: int, rng: np.random.Generator) -> None:
+    """Draw discs, squares and bars of any colour anywhere."""
+    size, pen = image.width, ImageDraw.Draw(image)
+    for _ in range(count):
         fill = _colour(rng, rng.uniform(0.05, 0.95))
         x, y = rng.uniform(0.0, size, 2)
         w, h = rng.uniform(0.03, 0.25, 2) * size
@@ -544,7 +784,20 @@ def _background(size: int, colours: _Colours, rng: np.random.Generator) -> Image
                 pen.polygon([(x + w * math.cos(t), y + w * math.sin(t)) for t in turn], fill=fill)
             case _:
                 pen.line([x - 2 * w, y - 2 * h, x + 2 * w, y + 2 * h], fill=fill, width=max(1, size // 40))
+
+
+def _clutter(size: int, colours: _Colours, rng: np.random.Generator) -> Image.Image:
+    """A street: a background as above with much more before it."""
+    image = _background(size, colours, rng)
+    _scatter(image, int(rng.integers(8, 20)), rng)
     return image
+
+
+def _backdrop(size: int, rng: np.random.Generator) -> Image.Image:
+    """A shop's plain ground, nearly white, a little darker towards the floor."""
+    top = np.array(_colour(rng, rng.uniform(0.86, 0.97), saturation=0.15))
+    fade = np.linspace(1.0, 1.0 - rng.uniform(0.0, 0.06), size)[:, None, None]
+    return Image.fromarray(np.broadcast_to((top * fade).astype(np.uint8), (size, size, 3)).copy())
 
 
 def _draw_figure(canvas: _Canvas, colours: _Colours, rng: np.random.Generator) -> None:
@@ -583,23 +836,41 @@ def _draw_occluders(
 ) -> None:
     """A bag, strands of hair or a limb in front; left away where it would hide over a sixth of a region."""
     for _ in range(rng.integers(0, 3)):
-        layer = _Canvas(Image.new("L", canvas.image.size), canvas.pose)
-        x, y, side = rng.uniform(-0.45, 0.45), rng.uniform(0.0, _FEET), rng.choice([-1.0, 1.0])
-        match rng.integers(3):
-            case 0:
-                layer.polygon(_rectangle(x - 0.08, y - 0.06, x + 0.08, y + rng.uniform(0.02, 0.1)), 255)
-                layer.line([[x - 0.07, y - 0.05], [x, y - 0.2], [x + 0.07, y - 0.05]], 255, 0.014)
-            case 1:
-                for strand in rng.uniform(0.14, 0.2, 4):
-                    end = [side * (strand + rng.uniform(0.0, 0.06)), rng.uniform(0.05, 0.3)]
-                    layer.line([[side * 0.12, -0.2], [side * strand, -0.02], end], 255, 0.022)
-            case _:
-                length, angle = rng.uniform(0.2, 0.5), rng.uniform(-0.9, 0.9)
-                tip = [x - side * length * math.cos(angle), y + length * math.sin(angle)]
-                layer.polygon(_limb(np.array([[x + side * 0.6, y], [x, y], tip]), [0.05, 0.045, 0.035]), 255)
-        hidden = np.asarray(layer.image.reduce(2)) > 0
+        layer = _occluder(canvas, rng)
+        hidden = np.asarray(layer.reduce(2)) > 0
         if all((hidden & part).sum() * 6 <= part.sum() for name, part in parts if name in LOCAL):
-            canvas.image.paste(_colour(rng, rng.uniform(0.05, 0.95)), mask=layer.image)
+            canvas.image.paste(_colour(rng, rng.uniform(0.05, 0.95)), mask=layer)
+
+
+def _hide(canvas: _Canvas, cloth: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Draw what is before a garment in the street; return where its cloth is to be seen."""
+    seen = cloth
+    for _ in range(rng.integers(0, 5)):
+        layer = _occluder(canvas, rng)
+        left = seen & (np.asarray(layer.reduce(2)) == 0)
+        if left.sum() >= (1.0 - _MOST_HIDDEN) * cloth.sum():
+            canvas.image.paste(_colour(rng, rng.uniform(0.05, 0.95)), mask=layer)
+            seen = left
+    return seen
+
+
+def _occluder(canvas: _Canvas, rng: np.random.Generator) -> Image.Image:
+    """Where a bag, strands of hair or a limb is, 255 on 0."""
+    layer = _Canvas(Image.new("L", canvas.image.size), canvas.pose)
+    x, y, side = rng.uniform(-0.45, 0.45), rng.uniform(0.0, _FEET), rng.choice([-1.0, 1.0])
+    match rng.integers(3):
+        case 0:
+            layer.polygon(_rectangle(x - 0.08, y - 0.06, x + 0.08, y + rng.uniform(0.02, 0.1)), 255)
+            layer.line([[x - 0.07, y - 0.05], [x, y - 0.2], [x + 0.07, y - 0.05]], 255, 0.014)
+        case 1:
+            for strand in rng.uniform(0.14, 0.2, 4):
+                end = [side * (strand + rng.uniform(0.0, 0.06)), rng.uniform(0.05, 0.3)]
+                layer.line([[side * 0.12, -0.2], [side * strand, -0.02], end], 255, 0.022)
+        case _:
+            length, angle = rng.uniform(0.2, 0.5), rng.uniform(-0.9, 0.9)
+            tip = [x - side * length * math.cos(angle), y + length * math.sin(angle)]
+            layer.polygon(_limb(np.array([[x + side * 0.6, y], [x, y], tip]), [0.05, 0.045, 0.035]), 255)
+    return layer.image
 
 
 def _folds(pose: _Pose, cover: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -612,19 +883,90 @@ def _folds(pose: _Pose, cover: NDArray[np.uint8], rng: np.random.Generator) -> N
     return np.asarray(1.0 + relief * (cover / 255.0), dtype=np.float32)
 
 
-def _photograph(image: Image.Image, brightness: NDArray[np.float32], rng: np.random.Generator) -> Image.Image:
+class _Light(NamedTuple):
+    """How light and camera may be."""
+
+    fall: float = 0.25  # of light from a side, at most
+    gain: tuple[float, float] = (0.75, 1.15)
+    cast: tuple[float, float] = (0.88, 1.12)  # of each channel
+    noise: float = 7.0  # standard deviation in grey levels, at most
+
+
+_SHOP_LIGHT = _Light(fall=0.04, gain=(0.97, 1.03), cast=(0.98, 1.02), noise=1.5)
+_STREET_LIGHT = _Light(fall=0.45, gain=(0.55, 1.3), cast=(0.8, 1.2), noise=12.0)
+_OTHER_LIGHT = _Light()
+
+
+def _photograph(
+    image: Image.Image, brightness: NDArray[np.float32], rng: np.random.Generator, how: _Light = _OTHER_LIGHT
+) -> Image.Image:
     """Light from a side, gain, colour cast and sensor noise."""
     size = image.width
     axis = np.linspace(-1.0, 1.0, size, dtype=np.float32)
-    angle, fall = rng.uniform(0.0, 2.0 * math.pi), rng.uniform(0.0, 0.25)
+    angle, fall = rng.uniform(0.0, 2.0 * math.pi), rng.uniform(0.0, how.fall)
     light = (1.0 + fall * (math.cos(angle) * axis[None, :] + math.sin(angle) * axis[:, None])) * brightness
-    cast = (rng.uniform(0.75, 1.15) * rng.uniform(0.88, 1.12, 3)).astype(np.float32)
-    noise = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(rng.uniform(0.0, 7.0))
+    cast = (rng.uniform(*how.gain) * rng.uniform(*how.cast, 3)).astype(np.float32)
+    noise = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(rng.uniform(0.0, how.noise))
     lit = np.asarray(image, dtype=np.float32) * light[:, :, None] * cast + noise
     return Image.fromarray(np.clip(lit + 0.5, 0.0, 255.0).astype(np.uint8))
 
 
 # The garment
+
+
+class _Emblem(NamedTuple):
+    """A polygon or star on the wearer's right of the chest, opposite the pocket."""
+
+    outline: Array  # in body coordinates
+    hole: Array
+    colour: _Colour
+    inner: _Colour
+
+
+@dataclass(frozen=True)
+class _Details:
+    """What makes a product this one among those of equal attributes; by default nothing."""
+
+    angle: float = 0.0  # of the pattern
+    scale: float = 1.0  # of its period
+    sleeves: _Colour | None = None
+    band: tuple[float, float, _Colour] | None = None  # across the chest: top, bottom
+    emblem: _Emblem | None = None
+
+    @staticmethod
+    def draw(rng: np.random.Generator, colours: _Colours) -> _Details:
+        def accent() -> _Colour:
+            return _colour(rng, _apart(rng, colours.luminance, 0.25))
+
+        angle, scale = rng.uniform(-0.5, 0.5), math.exp(rng.uniform(-0.35, 0.35))
+        sleeves, top, width, band = accent(), rng.uniform(0.2, 0.31), rng.uniform(0.015, 0.045), accent()
+        points, star, turn = int(rng.integers(3, 7)), rng.random() < 0.5, rng.uniform(0.0, 2.0 * math.pi)
+        radius, x, y = rng.uniform(0.045, 0.075), rng.uniform(-0.155, -0.14), rng.uniform(0.235, 0.275)
+        turns = turn + np.arange(2 * points) * math.pi / points
+        reach = radius * np.where(
+            np.arange(2 * points) % 2, 0.45 if star else math.cos(math.pi / points), 1.0
+        )
+        outline, middle = np.stack([reach * np.cos(turns), reach * np.sin(turns)], axis=1), np.array([x, y])
+        emblem = _Emblem(outline + middle, 0.5 * outline + middle, accent(), accent())
+        has_sleeves, has_band, has_emblem = rng.random(3) < [0.3, 0.35, 0.8]
+        return _Details(
+            angle,
+            scale,
+            sleeves if has_sleeves else None,
+            (top, top + width, band) if has_band else None,
+            emblem if has_emblem else None,
+        )
+
+
+_NO_DETAILS = _Details()
+
+
+def _draw_emblem(canvas: _Canvas, emblem: _Emblem, cloth: Image.Image) -> None:
+    """Draw it where there is cloth."""
+    for outline, colour in ((emblem.outline, emblem.colour), (emblem.hole, emblem.inner)):
+        layer = _Canvas(Image.new("L", canvas.image.size), canvas.pose)
+        layer.polygon(outline, 255)
+        canvas.image.paste(colour, mask=ImageChops.multiply(layer.image, cloth))
 
 
 def _draw_cloth(
@@ -634,6 +976,7 @@ def _draw_cloth(
     worn: bool,
     colours: _Colours,
     rng: np.random.Generator,
+    details: _Details = _NO_DETAILS,
 ) -> Image.Image:
     """Body and sleeves with their pattern, edges and trims; the mask [2 size, 2 size] of the cloth."""
     pose = canvas.pose
@@ -661,8 +1004,15 @@ def _draw_cloth(
         if not worn:
             canvas.polygon(opening, colours.inside)
     canvas.image.paste(colours.cloth, mask=mask.image)
-    ink = _ink(canvas, value["pattern"], rng)
+    ink = _ink(canvas, value["pattern"], rng, details)
     canvas.image.paste(colours.ink, mask=ImageChops.multiply(ink, mask.image))
+    if details.sleeves is not None:
+        for outline in sleeves:
+            canvas.polygon(outline, details.sleeves)
+    if details.band is not None:
+        top, end, colour = details.band
+        height = np.linspace(top, end, 3)
+        canvas.polygon(_mirrored(pose.half_width(height), height), colour)
 
     for outline in sleeves:
         canvas.line(outline, colours.edge, 0.01)
@@ -676,10 +1026,13 @@ def _draw_cloth(
     return mask.image
 
 
-def _ink(canvas: _Canvas, pattern: int, rng: np.random.Generator) -> Image.Image:
+def _ink(canvas: _Canvas, pattern: int, rng: np.random.Generator, details: _Details) -> Image.Image:
     """How much of the second colour the cloth has at each pixel of the image."""
     x, y = canvas.pose.body(canvas.full)
-    period = rng.uniform(0.095, 0.13)
+    if details.angle != 0.0:
+        cos, sin = math.cos(details.angle), math.sin(details.angle)
+        x, y = cos * x - sin * y, sin * x + cos * y
+    period = rng.uniform(0.095, 0.13) * details.scale
     phase = rng.uniform(0.0, 1.0, 2)
     u, v = x / period + phase[0], y / period + phase[1]
     name = ATTRIBUTES["pattern"][pattern]
@@ -786,7 +1139,7 @@ def _draw_pocket(canvas: _Canvas, pocket: int, colours: _Colours, rng: np.random
 
 def _main() -> None:
     job = json.load(sys.stdin)
-    json.dump(_draw_images(**job), sys.stdout)
+    json.dump(_draw_share(**job), sys.stdout)
 
 
 if __name__ == "__main__":
