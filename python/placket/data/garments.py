@@ -636,8 +636,7 @@ def _draw_photo(
         seen = _hide(canvas, seen, rng)
     image = canvas.image.reduce(2)
     if street:
-        blur = rng.uniform(0.0, 0.012, 2) * size
-        image = image.filter(ImageFilter.GaussianBlur((float(blur[0]), float(blur[1]))))
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.012) * size))
     light = _STREET_LIGHT if street else _SHOP_LIGHT
     image = _photograph(image, _folds(pose, cover, rng), rng, light)
     quality = int(rng.integers(25, 80) if street else rng.integers(85, 96))
