@@ -109,7 +109,7 @@ def test_embed(run: Path, data: Path, tmp_path: Path) -> None:
     saved = np.load(out)
     model = placket.load(run / "best")
     assert saved["embeddings"].shape == (18, 2, model.embedding_dim)
-    assert list(saved["attributes"]) == ["colour", "place"]
+    assert list(saved["spaces"]) == ["colour", "place"]
     assert saved["filenames"][3] == "img/valid003.jpg"
 
 

@@ -8,16 +8,19 @@ import json
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    import numpy as np
     from jsonargparse import ArgumentParser, Namespace
+    from numpy.typing import NDArray
 
     from placket.config import TrainConfig
     from placket.index import AttributeIndex, Hit
+    from placket.nn import Model
 
 __all__ = ["main"]
 
@@ -153,6 +156,7 @@ def _evaluate(options: Namespace) -> None:
         by_category=options.by_category or None,
         tune_region=None if options.tune_region is None else options.tune_region.replace("-", " "),
         flip=options.flip,
+        rerank=options.rerank,
         ranking=options.ranking,
         class_weight=options.class_weight,
         allow_missing=options.allow_missing,
@@ -204,9 +208,9 @@ def _embed(options: Namespace) -> None:
             file,
             embeddings=embeddings,
             filenames=np.array(split.filenames),
-            attributes=np.array(model.schema.names),
+            spaces=np.array(model.default_spaces),
         )
-    print(f"{options.out}: embeddings {list(embeddings.shape)} of images, attributes and dimensions")
+    print(f"{options.out}: embeddings {list(embeddings.shape)} of images, spaces and dimensions")
 
 
 def _index_build(options: Namespace) -> None:
@@ -221,6 +225,7 @@ def _index_build(options: Namespace) -> None:
             options.out,
             captions=data.captions(options.split),
             engine=options.engine,
+            flip=options.flip,
             progress=show,
             **dict(map(_option, options.option or ())),
         )
@@ -292,6 +297,8 @@ def _search(options: Namespace) -> None:
     if options.image is None:
         _search_text(options)
         return
+    if options.image.is_dir() and (options.box is not None or options.mask is not None):
+        raise ValueError(f"search: image must be one with --box or --mask, got the folder {options.image}")
     images = sorted(images_below(options.image)) if options.image.is_dir() else [options.image]
     if not images:
         raise ValueError(f"search: {options.image} must hold images, got none")
@@ -300,12 +307,22 @@ def _search(options: Namespace) -> None:
     with placket.AttributeIndex.load(options.index, read_only=True) as index:
         found = {
             image: placket.index.search_image(
-                index, image, weights, text=options.text, k=options.k, where=options.where, model=model
+                index,
+                image,
+                weights,
+                text=options.text,
+                box=None if options.box is None else _box(options.box),
+                mask=None if options.mask is None else _mask(options.mask, model),
+                flip=options.flip or None,
+                k=options.k,
+                where=options.where,
+                group_by=options.group,
+                model=model,
             )
             for image in images
         }
     if options.html is not None:
-        _write_hits(options.html, weights, found)
+        _write_hits(options.html, weights or model.default_spaces, found)
     blocks = ["\n".join(map(_line, hits)) for hits in found.values()]
     listed = [[dataclasses.asdict(hit) for hit in hits] for hits in found.values()]
     if options.image.is_dir():
@@ -319,38 +336,50 @@ def _search(options: Namespace) -> None:
 def _search_text(options: Namespace) -> None:
     import placket
 
-    if options.text is None or options.attribute or options.html is not None:
+    of_images = (options.attribute, options.html, options.box, options.mask, options.flip)
+    if options.text is None or any(of_images):
         raise ValueError(
-            "search: image must be given, or --text alone, without --attribute and --html, got no image"
+            "search: image must be given, or --text alone, without --attribute, --html, --box, --mask and "
+            "--flip, got no image"
         )
     model = placket.index.load_model(options.index, device=options.device)
     with placket.AttributeIndex.load(options.index, read_only=True) as index:
-        hits = placket.index.search_text(index, options.text, k=options.k, where=options.where, model=model)
+        hits = placket.index.search_text(
+            index, options.text, k=options.k, where=options.where, group_by=options.group, model=model
+        )
     _show(options, [dataclasses.asdict(hit) for hit in hits], "\n".join(map(_line, hits)))
 
 
 def _line(hit: Hit) -> str:
-    """Return a hit as a line, with its cosines to image and text alone where both asked."""
+    """Return a hit as a line: also its cosines to image and text alone, and what is known of the item."""
     parts = [
         f"{name} {hit.scores[name]:.3f}" for name in ("by the image", "by the text") if name in hit.scores
     ]
-    return "  ".join([f"{hit.score:8.4f}", str(hit.id), *parts])
+    return "  ".join([f"{hit.score:8.4f}", str(hit.id), *parts, *_known(hit)])
 
 
-def _write_hits(page: Path, weights: Mapping[str, float] | None, found: Mapping[Path, Sequence[Hit]]) -> None:
+def _known(hit: Hit) -> list[str]:
+    """Return a hit's product and its predicted values with their probabilities, where the index has them."""
+    product, predicted = hit.metadata.get("product"), hit.metadata.get("predicted") or {}
+    parts = [] if product is None else [f"product {product}"]
+    said = [f"{name} {value} {hit.metadata['probability'][name]:.2f}" for name, value in predicted.items()]
+    return [*parts, ", ".join(said)] if said else parts
+
+
+def _write_hits(page: Path, spaces: Iterable[str], found: Mapping[Path, Sequence[Hit]]) -> None:
     """Write each query and its hits, with their pictures, to one HTML file."""
     from placket import report
     from placket.data import read_image
 
     def section(image: Path, hits: Sequence[Hit]) -> report.Section:
         shown: list[report.GalleryHit] = [
-            (read_image(hit.metadata["path"]), f"{hit.score:.3f} {hit.id}", None) for hit in hits
+            (read_image(hit.metadata["path"]), " · ".join([f"{hit.score:.3f} {hit.id}", *_known(hit)]), None)
+            for hit in hits
         ]
         row = report.gallery_html(read_image(image), None, None, shown)
         return report.Section(image.name, "" if hits else "nothing found", row)
 
-    asked = ", ".join(weights) if weights else "every attribute"
-    report.write_report(page, f"Alike in {asked}", [section(*pair) for pair in found.items()])
+    report.write_report(page, f"Alike in {', '.join(spaces)}", [section(*pair) for pair in found.items()])
 
 
 def _explain(options: Namespace) -> None:
@@ -411,6 +440,28 @@ def _option(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def _box(text: str) -> list[int]:
+    """Read ``X0,Y0,X1,Y1``."""
+    try:
+        x0, y0, x1, y1 = map(int, text.split(","))
+    except ValueError:
+        raise ValueError(f"search: --box must be X0,Y0,X1,Y1 in whole pixels, got '{text}'") from None
+    return [x0, y0, x1, y1]
+
+
+def _mask(text: str, model: Model) -> NDArray[np.bool_]:
+    """Read ``FILE`` or ``FILE=VALUE``, upright as the photograph will be."""
+    from placket.data import read_mask
+
+    file, equals, value = text.rpartition("=")
+    upright = model.preprocess["orientation"] == "apply"
+    if not equals or Path(text).is_file():
+        return read_mask(text, upright=upright)
+    if not value.isdecimal() or int(value) > 255:
+        raise ValueError(f"search: --mask must be FILE or FILE=VALUE, a value from 0 to 255, got '{text}'")
+    return read_mask(file, int(value), upright)
 
 
 def _weighted(text: str) -> tuple[str, float]:
@@ -545,8 +596,13 @@ def _add_evaluate(parser: ArgumentParser) -> None:
         "--attribute",
         action="append",
         metavar="NAME[=WEIGHT]",
-        help="of the products' protocols: in what photos shall be alike; may be given several times; "
-        "all by default",
+        help="of the products' protocols: in what photos shall be alike, a space of the model; may be given "
+        "several times; all by default",
+    )
+    parser.add_argument(
+        "--rerank",
+        choices=("k-reciprocal", "query-expansion"),
+        help="of the products' protocols: what changes the ranking after the search; compare tells its gain",
     )
     parser.add_argument(
         "--gallery",
@@ -615,15 +671,18 @@ def _add_compare(parser: ArgumentParser) -> None:
 
 def _add_embed(parser: ArgumentParser) -> None:
     _add_model_and_data(parser)
-    parser.add_argument(
-        "--out", type=Path, required=True, help=".npz with embeddings, filenames and attributes"
-    )
+    parser.add_argument("--out", type=Path, required=True, help=".npz with embeddings, filenames and spaces")
 
 
 def _add_index_build(parser: ArgumentParser) -> None:
     _add_model_and_data(parser)
     parser.add_argument("--out", type=Path, required=True, help="the index's folder")
     parser.add_argument("--engine", default="flat", help="flat, faiss or milvus")
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="average the embeddings of each image and its mirror image, of later images and queries too",
+    )
     parser.add_argument(
         "--option",
         action="append",
@@ -675,7 +734,29 @@ def _add_search(parser: ArgumentParser) -> None:
         "--attribute",
         action="append",
         metavar=_ATTRIBUTE,
-        help="in what the hits shall be alike; may be given several times; all by default",
+        help="in what the hits shall be alike, a space of the index; may be given several times; all by "
+        "default",
+    )
+    parser.add_argument(
+        "--box",
+        metavar="X0,Y0,X1,Y1",
+        help="where the garment is in the photograph, in pixels; the whole of it by default",
+    )
+    parser.add_argument(
+        "--mask",
+        metavar="FILE[=VALUE]",
+        help="a grey PNG of the photograph's size that shows the garment by this value, or by any but 0; for "
+        "a model of segmented regions",
+    )
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="average the embeddings of photograph and mirror image, as is done where the index was built so",
+    )
+    parser.add_argument(
+        "--group",
+        metavar="NAME",
+        help="show the best hit only of those with the same value in the metadata, product for example",
     )
     parser.add_argument(
         "--where", help="a condition on the metadata, \"domain = 'shop' and labels.colour has 'red'\""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from placket import _C
 from placket.agreement import WEIGHTS, Labelled, centre_probabilities, class_agreement, class_means
 from placket.config import LossConfig
 from placket.data import Augment, Dataset, Loader, Split, Street2ShopDataset, Texts, read_image
-from placket.data.columns import Ints, Labels
+from placket.data.columns import Ints, Labels, Masks
 from placket.data.dataset import SPLITS
-from placket.nn import Modc, Model, Pictures
+from placket.nn import Modc, Model, Pictures, RafClip
+from placket.nn.model import Views
 from placket.protocols import (
     PROTOCOLS,
     Blocks,
@@ -27,6 +28,7 @@ from placket.protocols import (
     EmbedClass,
     Gallery,
     Photos,
+    Rerank,
     Result,
     asfr_joint,
     asfr_map_all,
@@ -66,6 +68,7 @@ def evaluate(
     by_category: bool | None = None,
     tune_region: Literal["overall", "per attribute"] | None = None,
     flip: bool = False,
+    rerank: Rerank | None = None,
     ranking: Ranking = "embedding",
     class_weight: float | None = None,
     allow_missing: bool = False,
@@ -82,26 +85,29 @@ def evaluate(
     asfr-multilabel/v1        the split's labels; the same
     asfr-multilabel-class/v1  the same, each query with its value, for a model with class embeddings
     c2s-topk/v1               query and gallery photos of two kinds, consumers' and shops'; ranked by the mean
-                              cosine of the model's attribute spaces
+                              cosine of the model's spaces
     inshop-recall/v1          query and gallery photos of one kind; ranked in the same way
     ========================  ==============================================================================
 
-    The other protocols need what no RPF gives (class scores, embeddings of an image and a text together):
-    call ``placket.protocols.recognition``, ``fashioniq_original`` or ``fashioniq_val`` with it.
+    The other protocols need what embeddings of images are not (class scores, embeddings of an image and a
+    text together): call ``placket.protocols.recognition``, ``fashioniq_original`` or ``fashioniq_val`` with
+    it.
 
     Args:
         model: whose embeddings are ranked.
         data: the data set.
         split: of it.
         protocol: a name in ``placket.protocols.PROTOCOLS``.
-        attributes: for the products' protocols, the model's attributes in which photos are to be alike, or
-            their weights in the mean; all of them equally by default.
+        attributes: for the products' protocols, the model's spaces in which photos are to be alike, or their
+            weights in the mean; ``Model.default_spaces`` equally by default.
         gallery: of ``c2s-topk/v1``: the shop photos of all splits but "train", or those of the split alone.
         by_category: for the products' protocols, whether is sought within the query's value of the first
             attribute; None: for Street2Shop, where that is the convention.
         tune_region: choose the weight of the region branch by ``asfr-map-all/v1`` on "valid", one for all
             attributes or one for each, instead of the model's own. Its images pass the trunks once.
         flip: average the embeddings of the image and its mirror image, see ``embed_pairs``.
+        rerank: of the products' protocols, what changes the ranking after the search: "k-reciprocal" or
+            "query-expansion", see ``c2s_topk``. Two runs and ``placket.protocols.compare`` tell its gain.
         ranking: of ``asfr-map-all/v1``, by embeddings, by class agreement, or by both. Class probabilities
             are those of the nearest class means of "train", whose images are embedded as they are, or the
             model's own (MODC's centres, M3-Net's class logits); which of them, and their weight, is chosen on
@@ -124,7 +130,14 @@ def evaluate(
     embed = partial(embed_pairs, model, flip=flip, batch=batch, threads=threads, bfloat16=bfloat16)
     if tune_region is not None and protocol != "asfr-map-all/v1":
         raise ValueError(f"evaluate: tune_region must be None with {protocol}, got '{tune_region}'")
+    if rerank is not None and protocol not in _OF_PRODUCTS:
+        raise ValueError(f"evaluate: rerank must be None with {protocol}, got '{rerank}'")
     if protocol.startswith("asfr-"):
+        if model.default_spaces != model.schema.names:
+            raise ValueError(
+                f"evaluate: {protocol} needs a model with a space for each attribute, got {model.name} with "
+                f"{', '.join(model.spaces)}"
+            )
         if attributes is not None:
             raise ValueError(f"evaluate: attributes must be None with {protocol}, got {attributes}")
         part = data.split(split).under(model.schema)
@@ -151,16 +164,22 @@ def evaluate(
             return _by_classes(part, *known, embed, estimate, ranking, weights, allow_missing)
         valid = None if tune_region is None else data.split("valid").under(model.schema)
         return _map_all(part, embed, valid, tune_region == "per attribute", allow_missing)
-    if protocol in ("c2s-topk/v1", "inshop-recall/v1"):
-        spaces = _weights(model, attributes)
+    if protocol in _OF_PRODUCTS:
+        weights_of = model.space_weights(attributes)
+        if not weights_of:
+            raise ValueError("evaluate: attributes must name at least one, got none")
+        numbers = model.space_numbers(weights_of)
         within = isinstance(data, Street2ShopDataset) if by_category is None else by_category
-        names = model.schema.names
-        described = ", ".join(f"{names[a]} ({weight:g})" for a, weight in spaces.items())
-        return _products(data, split, protocol, spaces, described, gallery, within, embed, allow_missing)
+        return _products(
+            data, split, protocol, weights_of, numbers, gallery, within, rerank, embed, allow_missing
+        )
     raise ValueError(
-        f"evaluate: protocol must be one that an RPF's embeddings can serve, got '{protocol}'; call "
+        f"evaluate: protocol must be one that images' embeddings can serve, got '{protocol}'; call "
         f"placket.protocols.{PROTOCOLS[protocol].__name__} with what it needs"
     )
+
+
+_OF_PRODUCTS = ("c2s-topk/v1", "inshop-recall/v1")
 
 
 def _check_ranking(
@@ -193,15 +212,20 @@ def embed_split(
     threads: int = 2,
     bfloat16: bool = False,
 ) -> Tensor:
-    """Embed every image of a split under every attribute, or under some; ``flip`` as in ``embed_pairs``.
+    """Embed every image of a split.
+
+    Args:
+        attributes: names or numbers of K of the model's spaces; ``Model.default_spaces`` by default.
+        flip: as in ``embed_pairs``.
 
     Returns:
-        ``[N, A, D]`` float32, L2-normalised, in the order of the split and of ``attributes``.
+        ``[N, K, D]`` float32, L2-normalised, in the order of the split and of ``attributes``.
 
     Raises:
         RuntimeError: an image cannot be read.
+        ValueError: there is no such space.
     """
-    ids = np.array(model.schema.indices(range(len(model.schema)) if attributes is None else attributes))
+    ids = np.array(model.space_numbers(attributes))
     images = np.repeat(np.arange(len(split)), len(ids))
     rows = embed_pairs(
         model,
@@ -220,35 +244,119 @@ def embed_split(
 def embed_image(
     model: Model,
     image: str | os.PathLike[str],
-    attributes: Sequence[str | int],
+    attributes: Sequence[str | int] | None = None,
     box: Sequence[int] | None = None,
+    *,
+    mask: NDArray[np.bool_] | None = None,
+    flip: bool = False,
 ) -> Tensor:
     """Embed one photograph, preprocessed as in training.
 
     Args:
         image: path of the file, or of an image in a store.
-        attributes: K names or ids.
-        box: x0 y0 x1 y1 of the garment in pixels, x1 and y1 exclusive; the whole image without one.
+        attributes: names or numbers of K of the model's spaces; ``Model.default_spaces`` by default.
+        box: x0 y0 x1 y1 of the garment in pixels, x1 and y1 exclusive, of which the part inside the image
+            counts; without one the smallest around the mask, or the whole image.
+        mask: ``[height, width]`` of the image, true where it shows the garment (``placket.data.read_mask``),
+            for a model of segmented regions; without one such a model embeds the crop.
+        flip: as in ``embed_pairs``.
 
     Returns:
         ``[K, D]`` float32, L2-normalised.
 
     Raises:
-        RuntimeError: the image cannot be read; the text names file and cause.
+        RuntimeError: the image cannot be read, or the mask is not of its size; the text says which.
+        ValueError: box and image do not overlap, the mask shows nothing in it, or the model takes no masks.
     """
-    batch = prepare_image(model, image, box)
-    device = next(model.parameters()).device
+    spaces = model.space_numbers(attributes)
     training = model.training
-    embedding = model.eval().encode(batch.images.to(device), attributes, Pictures.of(batch, device))[0]
+    model.eval()
+    views = [encode(model, inputs, spaces)[0] for inputs in prepare_image(model, image, box, mask, flip)]
     model.train(training)
-    return embedding.float().cpu()
+    return mean_direction(views, model.blocks).float().cpu()
 
 
-def prepare_image(model: Model, image: str | os.PathLike[str], box: Sequence[int] | None = None) -> _C.Batch:
-    """Read one photograph as a model takes it; see ``embed_image``."""
+class Inputs(NamedTuple):
+    """What a model takes of N images, on its device."""
+
+    images: Tensor
+    pictures: Pictures | None
+    """Where it ``needs_pictures``."""
+    segmented: Tensor | None
+    """Where its ``views`` are "both" and there are masks."""
+
+    @staticmethod
+    def of(model: Model, batch: _C.Batch) -> Inputs:
+        device = next(model.parameters()).device
+        return Inputs(
+            batch.images.to(device),
+            Pictures.of(batch, device) if model.needs_pictures else None,
+            batch.segmented.to(device) if batch.segmented.numel() else None,
+        )
+
+
+def encode(model: Model, inputs: Inputs, spaces: Sequence[int]) -> Tensor:
+    """Return the embeddings ``[N, K, D]`` of images in spaces given by number."""
+    if inputs.segmented is None:
+        return model.encode(inputs.images, spaces, inputs.pictures)
+    assert isinstance(model, RafClip)
+    return model.encode(inputs.images, spaces, inputs.pictures, inputs.segmented)
+
+
+def prepare_image(
+    model: Model,
+    image: str | os.PathLike[str],
+    box: Sequence[int] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    flip: bool = False,
+) -> list[Inputs]:
+    """Read one photograph as a model takes it; with ``flip`` its mirror image too. See ``embed_image``."""
     preprocess = _C.Preprocess(**model.preprocess)
     picture = read_image(image, upright=preprocess.orientation == "apply")
-    return _C.prepare_image(picture, box, preprocess)
+    if mask is not None:
+        if model.views == "crop":
+            raise ValueError(
+                f"prepare_image: mask needs a model of segmented regions, views 'segmented' or 'both', got "
+                f"{model.name} of crops"
+            )
+        if box is None:
+            box = _around(mask, image)
+        elif not mask[max(box[1], 0) : max(box[3], 0), max(box[0], 0) : max(box[2], 0)].any():
+            raise ValueError(f"prepare_image: mask must show a pixel of the box in {image}, got none")
+    views = [(picture, box, preprocess, mask)]
+    if flip:
+        # The picture is cut first, so that what stands at the odd pixel of a margin is what the loader has.
+        height, width, _ = picture.shape
+        cut, _ = _C.frame(height, width, box, preprocess)
+        whole = _C.Preprocess(**{**model.preprocess, "fit": "crop"})
+        own = None if mask is None else _mirrored(mask, cut)
+        views.append((_mirrored(picture, cut), None, whole, own))
+    every = []
+    for each in views:
+        batch = _C.prepare_image(*each)
+        inputs = Inputs.of(model, batch)
+        if inputs.segmented is not None and model.views == "segmented":
+            inputs = inputs._replace(images=inputs.segmented, segmented=None)
+        every.append(inputs)
+    return every
+
+
+def _around(mask: NDArray[np.bool_], image: str | os.PathLike[str]) -> list[int]:
+    """Return the smallest box that holds a mask."""
+    down, across = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(down):
+        raise ValueError(f"prepare_image: mask must show a pixel of {image}, got none")
+    return [int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1]
+
+
+def _mirrored(pixels: NDArray[Any], part: Sequence[int]) -> NDArray[Any]:
+    """Return the mirror image of a part ``x0 y0 x1 y1`` of a picture, zeros where it leaves the picture."""
+    x0, y0, x1, y1 = part
+    out = np.zeros((y1 - y0, x1 - x0, *pixels.shape[2:]), pixels.dtype)
+    top, left = max(y0, 0), max(x0, 0)
+    inside = pixels[top:y1, left:x1]
+    out[top - y0 :, left - x0 :][: inside.shape[0], : inside.shape[1]] = inside
+    return np.ascontiguousarray(out[:, ::-1])
 
 
 def embed_pairs(
@@ -266,7 +374,7 @@ def embed_pairs(
 
     Args:
         images: ``[V]`` ids of the split.
-        attributes: ``[V]`` ids of the schema, or numbers of the model's spaces.
+        attributes: ``[V]`` numbers of the model's spaces.
         flip: average each branch's unit embeddings of the image and of its mirror image, crops included, and
             normalise the mean again; the branches keep their weights in the dot product.
 
@@ -274,13 +382,11 @@ def embed_pairs(
         ``[V, D]`` float32 on the CPU, L2-normalised.
     """
     if flip:
-        if _views(model, split) != "crop":
-            raise ValueError("embed_pairs: flip must be False for a model of segmented regions, got True")
         plain = embed_pairs(model, split, images, attributes, batch=batch, threads=threads, bfloat16=bfloat16)
         mirrored = _embed_in_python(
             model, split, images, attributes, batch, threads, bfloat16, Augment(flip=1.0)
         )
-        return _mean_direction(plain, mirrored, branches=model.blocks)
+        return mean_direction([plain, mirrored], model.blocks)
     if not model.is_native:
         return _embed_in_python(model, split, images, attributes, batch, threads, bfloat16)
     system = model.system(LossConfig())
@@ -298,7 +404,7 @@ def embed_pairs(
     )
 
 
-def _views(model: Model, split: Split) -> str:
+def _views(model: Model, split: Split) -> Views:
     """Return what of the images of a split a model embeds: without masks there are crops alone."""
     return "crop" if model.views == "both" and split.masks is None else model.views
 
@@ -330,8 +436,8 @@ def embed_classes(
     first = sum(counts[:attribute])
     own = slice(first, first + counts[attribute])
 
-    def embed(pixels: Tensor, pictures: Pictures | None) -> tuple[Tensor, Tensor]:
-        out = model(pixels, attribute, pictures)
+    def embed(inputs: Inputs) -> tuple[Tensor, Tensor]:
+        out = model(inputs.images, attribute, inputs.pictures)
         rows = F.normalize(out.class_embedding[:, own].float(), dim=2)
         return rows.cpu(), out.class_logits[:, own].float().sigmoid().cpu()
 
@@ -351,31 +457,36 @@ def classify_split(
     threads: int = 2,
     bfloat16: bool = False,
 ) -> list[Tensor]:
-    """Estimate the value of each attribute of images of a split, with a model that classifies.
+    """Estimate the value of each attribute of images of a split, with a model that predicts.
 
     Args:
         images: ``[N]`` ids of the split; all by default.
         flip: the mean of the probabilities of the image and of its mirror image.
 
     Returns:
-        for each attribute ``[N, values]``: the softmax of its classes' logits; float32 on the CPU.
+        for each attribute ``[N, values]``, see ``Model.class_probabilities``; float32 on the CPU.
 
     Raises:
-        ValueError: the model has no class logits.
+        ValueError: the model does not predict.
         RuntimeError: an image cannot be read.
     """
-    if not model.has_classes:
-        raise ValueError(f"classify_split: model must have class logits, got {model.name}")
+    if not model.predicts:
+        raise ValueError(f"classify_split: model must predict attributes, got {model.name}")
 
     asked = np.arange(len(split)) if images is None else images
+    every = range(len(model.schema))
 
-    def logits(pixels: Tensor, pictures: Pictures | None) -> Tensor:
-        found: Tensor = model(pixels, 0, pictures).class_logits
-        return found.float().cpu()
+    def predict(inputs: Inputs) -> list[Tensor]:
+        if inputs.segmented is None:
+            found = model.class_probabilities(inputs.images, every, inputs.pictures)
+        else:
+            assert isinstance(model, RafClip)
+            found = model.class_probabilities(inputs.images, every, inputs.pictures, inputs.segmented)
+        return [own.float().cpu() for own in found]
 
     def probabilities(augment: Augment | None) -> list[Tensor]:
-        parts = _in_python(model, split, asked, logits, batch, threads, bfloat16, augment)
-        return [own.softmax(1) for own in torch.cat(parts).split(model.schema.value_counts, 1)]
+        parts = _in_python(model, split, asked, predict, batch, threads, bfloat16, augment)
+        return [torch.cat(own) for own in zip(*parts, strict=True)]
 
     plain = probabilities(None)
     if not flip:
@@ -442,8 +553,8 @@ def _embed_in_python(
     """``embed_pairs`` for a trunk that is a module of the caller's, or for changed images."""
     asked, rows = np.unique(images, return_inverse=True)
 
-    def embed(pixels: Tensor, pictures: Pictures | None) -> Tensor:
-        return model.encode(pixels, range(len(model.spaces)), pictures).float().cpu()
+    def embed(inputs: Inputs) -> Tensor:
+        return encode(model, inputs, range(len(model.spaces))).float().cpu()
 
     every = torch.cat(_in_python(model, split, asked, embed, batch, threads, bfloat16, augment))
     return every[torch.from_numpy(rows), torch.from_numpy(attributes)]
@@ -454,7 +565,7 @@ def _in_python(
     model: Model,
     split: Split,
     images: Integers,
-    embed: Callable[[Tensor, Pictures | None], T],
+    embed: Callable[[Inputs], T],
     batch: int,
     threads: int,
     bfloat16: bool,
@@ -470,6 +581,7 @@ def _in_python(
         preprocess=_C.Preprocess(**model.preprocess),
         augment=augment,
         keep_pixels=model.needs_pictures,
+        views=_views(model, split),
         threads=threads,
     )
     training = model.training
@@ -477,16 +589,17 @@ def _in_python(
     every = []
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         for part in loader:
-            pictures = Pictures.of(part, device) if model.needs_pictures else None
-            every.append(embed(part.images.to(device), pictures))
+            every.append(embed(Inputs.of(model, part)))
     model.train(training)
     return every
 
 
-def _mean_direction(one: Tensor, other: Tensor, branches: int) -> Tensor:
-    """Return rows ``[V, D]``: each branch's block has the mean direction, and the norm it has in ``one``."""
-    blocks, others = (rows.unflatten(1, (branches, -1)) for rows in (one, other))
-    mean: Tensor = F.normalize(blocks + others, dim=2) * blocks.norm(dim=2, keepdim=True)
+def mean_direction(views: Sequence[Tensor], blocks: int = 1) -> Tensor:
+    """Return rows ``[V, D]`` of which each block has the views' mean direction, and the first view's norm."""
+    if len(views) == 1:
+        return views[0]
+    first, *others = (rows.unflatten(1, (blocks, -1)) for rows in views)
+    mean: Tensor = F.normalize(first + sum(others), dim=2) * first.norm(dim=2, keepdim=True)
     return mean.flatten(1)
 
 
@@ -503,7 +616,13 @@ def _part(split: Split, images: Integers) -> Split:
         source=split.source,
         store=split.store,
         places=None if split.places is None else split.places[images],
+        masks=None if split.masks is None else _part_of_masks(split.masks, images),
     )
+
+
+def _part_of_masks(masks: Masks, images: Integers) -> Masks:
+    files = Texts(masks.filenames[image] for image in images.tolist())
+    return Masks(files, masks.numbers[images], masks.bits)
 
 
 _EmbedPairs = Callable[[Split, Integers, Integers], Tensor]
@@ -635,26 +754,19 @@ def _blocks(embed: Embed) -> tuple[Embed, Embed]:
     return partial(block, 0), partial(block, 1)
 
 
-def _weights(model: Model, attributes: Mapping[str, float] | Sequence[str] | None) -> dict[int, float]:
-    """Weights of the model's attribute spaces by id."""
-    weights = model.schema.weights(attributes)
-    if not weights:
-        raise ValueError("evaluate: attributes must name at least one, got none")
-    return {model.schema.index(name): weight for name, weight in weights.items()}
-
-
 def _products(
     data: Dataset,
     name: str,
     protocol: str,
-    weights: Mapping[int, float],
-    described: str,
+    weights: Mapping[str, float],
+    numbers: Sequence[int],
     gallery: Gallery,
     within: bool,
+    rerank: Rerank | None,
     embed: _EmbedPairs,
     allow_missing: bool,
 ) -> Result:
-    """Evaluate on photos of products, of one split or of two."""
+    """Evaluate on photos of products, of one split or of two; spaces by name and their numbers."""
     part = data.split(name)
     shops = protocol == "c2s-topk/v1"
     if part.identities is None or part.query_images is None or part.gallery_images is None:
@@ -673,7 +785,7 @@ def _products(
     if shops and gallery == "all-shop":
         others = [data.split(other) for other in data.splits if other != "train"]
         offered = [(other, other.gallery_images) for other in others if other.gallery_images is not None]
-    spaces = np.array(list(weights))
+    spaces = np.array(numbers)
     found: dict[str, _Embedded] = {}
     for source in {source.name: source for source, _ in [*asked, *offered]}.values():
         ids = np.unique(np.concatenate([images for s, images in [*asked, *offered] if s is source]))
@@ -705,7 +817,8 @@ def _products(
         gallery_embeddings,
         categories=data.schema[0].values if within else (),
         weights=list(weights.values()),
-        similarity=f"mean cosine in {described}",
+        similarity=f"mean cosine in {', '.join(f'{name} ({weight:g})' for name, weight in weights.items())}",
+        rerank=rerank,
         missing=sum(each.missing for each in found.values()),
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from placket import ops
@@ -23,7 +23,13 @@ Reals = NDArray[np.float64]
 
 
 def k_reciprocal(
-    queries: Tensor, candidates: Tensor, *, k1: int = 20, k2: int = 6, weight: float = 0.3
+    queries: Tensor,
+    candidates: Tensor,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    weight: float = 0.3,
+    same: ArrayLike | None = None,
 ) -> Tensor:
     """Return scores by k-reciprocal encoding (Zhong et al., CVPR 2017, section 3).
 
@@ -44,32 +50,49 @@ def k_reciprocal(
         k1: neighbours of the encoding.
         k2: images of the mean.
         weight: lambda, of the original distance, 0 to 1.
+        same: ``[Q]`` the candidate that is the query itself, which then counts as one image; -1 for none.
 
     Returns:
-        ``[Q, C]`` float32, minus the distance: the higher, the nearer. Memory grows with Q C and with N k1.
+        ``[Q, C]`` float32, minus the distance: the higher, the nearer. Memory grows with 20 bytes Q C and
+        with N k1.
 
     Raises:
-        ValueError: k1, k2 or weight is out of range, or a row is not L2-normalised.
+        ValueError: k1, k2, weight or ``same`` is out of range, or a row is not L2-normalised.
     """
     _check_rows("k_reciprocal", queries=queries, candidates=candidates)
-    count = len(queries) + len(candidates)
+    own = _same("k_reciprocal", same, queries, candidates)
+    apart = own < 0
+    first = int(apart.sum())
+    count = first + len(candidates)
     if not 1 <= k2 <= k1 + 1 or k1 < 1:
         raise ValueError(f"k_reciprocal: k1 must be at least 1 and k2 from 1 to k1 + 1, got {k1} and {k2}")
     if not 0 <= weight <= 1:
         raise ValueError(f"k_reciprocal: weight must be from 0 to 1, got {weight}")
-    every = torch.cat([queries, candidates]).float().cpu()
+    every = torch.cat([queries[torch.from_numpy(apart).to(queries.device)], candidates]).float().cpu()
+    asked = np.where(apart, np.cumsum(apart) - 1, first + own)
     near = _neighbours(every, min(k1, count - 1))
     whole = _reciprocal(near, near.shape[1])
     half = _reciprocal(near, min(k1 // 2 + 1, near.shape[1]))
     rows = [_expanded(whole[p], half) for p in range(count)]
     encoded = [_encoding(every, p, members) for p, members in enumerate(rows)]
     members, values = _mean_encodings(rows, encoded, near[:, :k2])
-    jaccard = _jaccard(members, values, len(queries))
-    original = 1 - (every[: len(queries)] @ every[len(queries) :].T).double().numpy()
-    return torch.from_numpy(-((1 - weight) * jaccard + weight * original)).float().to(queries.device)
+    scores = _jaccard(members, values, asked, first)
+    scores *= weight - 1
+    cosine = (every[torch.from_numpy(asked)] @ every[first:].T).double().numpy()
+    cosine -= 1
+    cosine *= weight
+    scores += cosine
+    return torch.from_numpy(scores).float().to(queries.device)
 
 
-def query_expansion(queries: Tensor, candidates: Tensor, *, k: int = 5, alpha: float = 0.0) -> Tensor:
+def query_expansion(
+    queries: Tensor,
+    candidates: Tensor,
+    *,
+    k: int = 5,
+    alpha: float = 0.0,
+    same: ArrayLike | None = None,
+) -> Tensor:
     """Return queries moved towards their nearest candidates.
 
     ``normalise(q + sum_i max(0, cos(q, c_i))^alpha c_i)`` over the k nearest. With alpha 0 it is average
@@ -78,21 +101,28 @@ def query_expansion(queries: Tensor, candidates: Tensor, *, k: int = 5, alpha: f
     Args:
         queries: ``[Q, D]`` float32.
         candidates: ``[C, D]`` float32.
-        k: candidates to add, at most C.
+        k: candidates to add, at most C, or C - 1 where a query is among them.
         alpha: exponent of the cosine, at least 0.
+        same: ``[Q]`` the candidate that is the query itself, which is not added; -1 for none.
 
     Returns:
         ``[Q, D]`` float32, L2-normalised.
 
     Raises:
-        ValueError: k or alpha is out of range, or a row is not L2-normalised.
+        ValueError: k, alpha or ``same`` is out of range, or a row is not L2-normalised.
     """
     _check_rows("query_expansion", queries=queries, candidates=candidates)
-    if not 1 <= k <= len(candidates):
-        raise ValueError(f"query_expansion: k must be from 1 to {len(candidates)}, got {k}")
+    own = _same("query_expansion", same, queries, candidates)
+    most = len(candidates) - int((own >= 0).any())
+    if not 1 <= k <= most:
+        raise ValueError(f"query_expansion: k must be from 1 to {most}, got {k}")
     if alpha < 0:
         raise ValueError(f"query_expansion: alpha must be at least 0, got {alpha}")
-    scores, rows = _search(queries.float(), candidates.float(), k)
+    scores, rows = _search(queries.float(), candidates.float(), k + len(candidates) - most)
+    others = rows != torch.from_numpy(own).to(rows.device)[:, None]
+    # Itself need not be among the first where others are equal to it: then the last is one too many.
+    kept = others & (others.cumsum(1) <= k)
+    scores, rows = scores[kept].unflatten(0, (len(queries), k)), rows[kept].unflatten(0, (len(queries), k))
     added = torch.einsum("qk,qkd->qd", scores.clamp(min=0) ** alpha, candidates.float()[rows])
     return F.normalize(queries.float() + added, dim=1)
 
@@ -146,6 +176,16 @@ def _check_rows(caller: str, **rows: Tensor) -> None:
             raise ValueError(f"{caller}: {name} must have L2-normalised rows [n, D], got {got}")
 
 
+def _same(caller: str, same: ArrayLike | None, queries: Tensor, candidates: Tensor) -> Integers:
+    own = np.full(len(queries), -1) if same is None else np.asarray(same, dtype=np.int64)
+    if own.shape != (len(queries),) or ((own < -1) | (own >= len(candidates))).any():
+        raise ValueError(
+            f"{caller}: same must have shape [{len(queries)}] and values from -1 to {len(candidates) - 1}, "
+            f"got shape {list(own.shape)}" + (f" and {own.min()} to {own.max()}" if own.size else "")
+        )
+    return own
+
+
 def _search(queries: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores and rows of the k best, ``[Q, min(k, N)]``."""
     scores, rows, _ = ops.flat_search([queries], [database], [1.0], k=k)
@@ -195,20 +235,20 @@ def _mean_encodings(
     return members, values
 
 
-def _jaccard(members: list[Integers], values: list[Reals], queries: int) -> Reals:
-    """Jaccard distances ``[queries, candidates]`` of encodings, by lists of who has what."""
-    count = len(members) - queries
-    owner = np.repeat(np.arange(count), [len(m) for m in members[queries:]])
-    place = np.concatenate(members[queries:])
+def _jaccard(members: list[Integers], values: list[Reals], asked: Integers, first: int) -> Reals:
+    """Jaccard distances of the encodings asked to those from ``first`` on, by lists of who has what."""
+    count = len(members) - first
+    owner = np.repeat(np.arange(count), [len(m) for m in members[first:]])
+    place = np.concatenate(members[first:])
     order = np.argsort(place, kind="stable")
-    owner, value = owner[order], np.concatenate(values[queries:])[order]
+    owner, value = owner[order], np.concatenate(values[first:])[order]
     begin = np.searchsorted(place[order], np.arange(len(members) + 1))
-    sums = np.array([v.sum() for v in values[queries:]])
-    distances = np.ones((queries, count))
-    for q in range(queries):
+    sums = np.array([v.sum() for v in values[first:]])
+    distances = np.ones((len(asked), count))
+    for row, q in enumerate(asked.tolist()):
         least = np.zeros(count)
         for p, v in zip(members[q].tolist(), values[q].tolist(), strict=True):
             those = slice(begin[p], begin[p + 1])
             least[owner[those]] += np.minimum(v, value[those])
-        distances[q] = 1 - least / (values[q].sum() + sums - least)
+        distances[row] = 1 - least / (values[q].sum() + sums - least)
     return distances

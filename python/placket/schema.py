@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Attribute", "AttributeSchema"]
+__all__ = ["Attribute", "AttributeSchema", "index_of"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Attribute:
         Raises:
             ValueError: there is no such value; the text names the closest.
         """
-        return _index(f"value of attribute '{self.name}'", self.values, value)
+        return index_of(f"schema: value of attribute '{self.name}'", self.values, value)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class AttributeSchema:
         Raises:
             ValueError: there is no such attribute; the text names the closest.
         """
-        return _index("attribute", self.names, attribute)
+        return index_of("schema: attribute", self.names, attribute)
 
     def indices(self, attributes: Iterable[str | int]) -> list[int]:
         """Return the ids of several attributes."""
@@ -121,13 +121,18 @@ def _check_unique(what: str, names: Sequence[str]) -> None:
         seen.add(name)
 
 
-def _index(what: str, names: Sequence[str], given: str | int) -> int:
+def index_of(what: str, names: Sequence[str], given: str | int) -> int:
+    """Return the place of what is given by name or place; ``what`` begins the messages.
+
+    Raises:
+        ValueError: there is no such name; the text names the closest.
+    """
     if isinstance(given, str):
         if given in names:
             return names.index(given)
         closest = difflib.get_close_matches(given, names, n=1, cutoff=0)[0]
         known = ", ".join(names) if len(names) <= 20 else f"the {len(names)} known"
-        raise ValueError(f"schema: {what} must be one of {known}, got '{given}'; closest is '{closest}'")
+        raise ValueError(f"{what} must be one of {known}, got '{given}'; closest is '{closest}'")
     if not 0 <= given < len(names):
-        raise ValueError(f"schema: {what} must be an id from 0 to {len(names) - 1}, got {given}")
+        raise ValueError(f"{what} must be an id from 0 to {len(names) - 1}, got {given}")
     return given

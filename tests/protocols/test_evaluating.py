@@ -143,7 +143,7 @@ def test_command(model: Rpf, consumer_to_shop: Dataset, tmp_path: Path, capsys: 
     assert (found.gallery, found.similarity) == ("per-subset", "mean cosine in colour (2), place (1)")
     assert found.table() + "\n" == capsys.readouterr().out
     assert main([*place, "--protocol", "recognition/v1"]) == 1
-    assert "must be one that an RPF's embeddings can serve" in capsys.readouterr().err
+    assert "must be one that images' embeddings can serve" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by_category", [False, True])
@@ -409,7 +409,7 @@ def test_module_trunks_embed_only_what_is_asked(drawn: Dataset, tmp_path: Path):
         (
             "oml",
             {"protocol": "inshop-recall/v1", "attributes": ["color"]},
-            "attribute must be one of colour, place, got 'color'; closest is 'colour'",
+            "rpf: space must be one of colour, place, got 'color'; closest is 'colour'",
         ),
         ("consumer_to_shop", {"protocol": "inshop-recall/v1"}, "needs photos of one kind.*use c2s-topk/v1"),
     ],

@@ -323,7 +323,7 @@ def test_classify_split(drawn: AsenDataset, make: MakeM3Net) -> None:
     torch.testing.assert_close(classify_split(model, part, flip=True), mean)
     assert not torch.allclose(mean[1], plain[1], atol=1e-5)  # sides of a bar that the mirror exchanges
     rpf = placket.create_model("rpf", schema=drawn.schema, trunk=TRUNK, patch=None)
-    with pytest.raises(ValueError, match="classify_split: model must have class logits, got rpf"):
+    with pytest.raises(ValueError, match="classify_split: model must predict attributes, got rpf"):
         classify_split(rpf, part)
 
 

@@ -25,6 +25,7 @@ from placket.data.fashioniq import FashionIqDataset
 from placket.data.folders import FolderDataset
 from placket.data.loader import BatchSampler, Loader
 from placket.data.oml import OmlDataset
+from placket.data.regions import read_mask
 from placket.data.store import StoreDataset, is_store, pack, read_image
 from placket.data.street2shop import Street2ShopDataset
 from placket.data.table import TableDataset, TableLayout
@@ -69,6 +70,7 @@ __all__ = [
     "open",
     "pack",
     "read_image",
+    "read_mask",
     "verify",
 ]
 

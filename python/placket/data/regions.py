@@ -1,13 +1,17 @@
-"""Regions of images as the rows of a split."""
+"""Regions of images: their masks, and the rows of a split that they are."""
 
 from __future__ import annotations
 
-import numpy as np
+import os
 
+import numpy as np
+from numpy.typing import NDArray
+
+from placket import _C
 from placket.data.columns import Ints, Labels, Masks, Texts
 from placket.data.dataset import SPLITS, Split, divide, no_triples
 
-__all__ = ["region_rows"]
+__all__ = ["read_mask", "region_rows"]
 
 
 def region_rows(split: Split, photos: Ints, boxes: Ints, labels: Labels, masks: Masks | None) -> Split:
@@ -44,3 +48,23 @@ def region_rows(split: Split, photos: Ints, boxes: Ints, labels: Labels, masks: 
         masks=masks,
         photos=photos,
     )
+
+
+def read_mask(
+    path: str | os.PathLike[str], value: int | None = None, upright: bool = True
+) -> NDArray[np.bool_]:
+    """Return which pixels of its image a mask shows, as ``placket.embed_image`` takes it.
+
+    Args:
+        path: of a PNG of one grey channel of 8 bits, of its image's size.
+        value: of the pixels that are shown; None: of all that are not 0.
+        upright: apply the EXIF orientation.
+
+    Returns:
+        [height, width].
+
+    Raises:
+        RuntimeError: the mask cannot be read; the text names file and cause.
+    """
+    pixels = _C.decode_mask(os.fspath(path), upright)
+    return np.asarray(pixels != 0 if value is None else pixels == value)

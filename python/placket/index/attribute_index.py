@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from placket import __version__
 from placket.index import engines
-from placket.index.engines import Engine, Id, Item, Vectors
-from placket.index.model import verify_model
-from placket.index.where import Expression, parse
+from placket.index.engines import Engine, Found, Id, Item, Vectors
+from placket.index.model import embeds_flipped, verify_model
+from placket.index.where import Expression, Name, Not, Null, parse, parse_name
 
 __all__ = ["AttributeIndex", "Hit"]
 
@@ -247,8 +247,13 @@ class AttributeIndex:
         weights: Mapping[str, float] | None = None,
         k: int = 10,
         where: str | Expression | None = None,
+        group_by: str | None = None,
     ) -> list[Any]:
         """Return the items with the largest weighted sum of cosine similarities; equal ones as added.
+
+        With ``group_by`` each item stands for those that have the same value in the metadata, as their best,
+        and an item without a value for itself. Four times as many items are asked for, again and again, until
+        there are k groups or no further item: as exact as the engine.
 
         Args:
             queries: ``[D]`` for one or several spaces, or ``[Q, D]`` for Q queries; normalised here.
@@ -256,12 +261,14 @@ class AttributeIndex:
             k: at most so many hits; fewer where fewer items fulfil the condition.
             where: a condition on the metadata, "price < 50 and labels.neckline has 'v'" for example; its
                 grammar is in ``placket.index.where``.
+            group_by: a name in the metadata, "product" or "predicted.sleeve".
 
         Returns:
             a list of ``Hit`` for one query, a list of such lists for ``[Q, D]``.
 
         Raises:
-            ValueError: something does not fit, or a file that is read is damaged.
+            ValueError: something does not fit, no item has a value of ``group_by``, or a file that is read is
+                damaged.
         """
         engine = self._engine
         if not queries:
@@ -288,10 +295,13 @@ class AttributeIndex:
             for name, query in rows.items()
         }
         condition = parse(where) if isinstance(where, str) else where
-        every = [
-            [Hit(found.id, found.score, found.parts, found.metadata) for found in of_one]
-            for of_one in (engine.search(units, used, k, condition) if count else [])
-        ]
+        if not count:
+            return []
+        if group_by is None:
+            found = engine.search(units, used, k, condition)
+        else:
+            found = _search_groups(engine, units, used, k, condition, parse_name(group_by))
+        every = [[Hit(one.id, one.score, one.parts, one.metadata) for one in of_one] for of_one in found]
         return every[0] if one else every
 
     def save(self) -> None:
@@ -321,6 +331,7 @@ class AttributeIndex:
             "engine": self.engine,
             "count": len(engine),
             "spaces": dict(engine.spaces),
+            "flip": embeds_flipped(self.path),
             **engine.info(),
             "version": __version__,
         }
@@ -353,6 +364,47 @@ class AttributeIndex:
                     f"AttributeIndex.{method}: {argument} must be of the spaces {list(spaces)}, "
                     f"got '{name}'{hint}"
                 )
+
+
+def _search_groups(
+    engine: Engine,
+    queries: Mapping[str, Vectors],
+    weights: Mapping[str, float],
+    k: int,
+    condition: Expression | None,
+    name: Name,
+) -> list[list[Found]]:
+    """Return the best item of each of the first k groups, for each query."""
+    most = k
+    while True:
+        every = engine.search(queries, weights, most, condition)
+        best = [_best_of_groups(found, name)[:k] for found in every]
+        if most >= len(engine) or all(len(b) == k or len(e) < most for b, e in zip(best, every, strict=True)):
+            break
+        most *= 4
+    hits = [found for of_one in best for found in of_one]
+    if hits and all(_value(found.metadata, name) is None for found in hits):
+        some = {space: rows[:1] for space, rows in queries.items()}
+        if not engine.search(some, weights, 1, Not(Null(name)))[0]:
+            raise ValueError(
+                f"AttributeIndex.search: group_by must be in the metadata of an item, got '{'.'.join(name)}'"
+            )
+    return best
+
+
+def _best_of_groups(found: Sequence[Found], name: Name) -> list[Found]:
+    groups: dict[object, Found] = {}
+    for one in found:
+        value = _value(one.metadata, name)
+        groups.setdefault((one.id,) if value is None else json.dumps(value, sort_keys=True), one)
+    return list(groups.values())
+
+
+def _value(metadata: Any, name: Name) -> Any:
+    """Return what is under a name in metadata, None where nothing is."""
+    for key in name:
+        metadata = metadata.get(key) if isinstance(metadata, dict) else None
+    return metadata
 
 
 def _check_space(method: str, name: object, dim: object) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 
 from placket.data import Split
-from placket.evaluate import embed_image, embed_pairs, prepare_image
+from placket.evaluate import classify_split, embed_image, embed_pairs, mean_direction, prepare_image
 from placket.extension import extends
 from placket.index.attribute_index import AttributeIndex, Hit
 from placket.index.engines import read_manifest
-from placket.index.model import check_model, keep_model, load_model, replace_model
+from placket.index.model import check_model, embeds_flipped, keep_model, load_model, replace_model
 from placket.index.where import Expression
 from placket.nn import Model, RafClip
 from placket.nn.raf_clip import WHOLE
@@ -35,22 +36,25 @@ def build(
     images: ArrayLike | None = None,
     captions: Sequence[str] | None = None,
     engine: str = "flat",
+    flip: bool = False,
     block: int = 1024,
     threads: int = 2,
     bfloat16: bool = False,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> AttributeIndex:
-    """Embed images under every attribute and put them into an index, which keeps the model.
+    """Embed images in every space of a model and put them into an index, which keeps the model.
 
     Block by block, each of which is saved: memory for one block is enough, and what an interruption left is
     gone on with by the same call.
 
     Args:
-        model: whose spaces the index has, one for each attribute.
+        model: whose spaces the index has.
         split, images, captions, block, threads, bfloat16, progress: see ``add_images``.
         directory: of the index; the model goes to ``<directory>/model``.
         engine, options: see ``AttributeIndex.create``.
+        flip: average the embeddings of each image and its mirror image (``embed_pairs``); the index keeps it,
+            so that further images and queries are embedded in the same way.
 
     Returns:
         the index, open for writing.
@@ -72,7 +76,7 @@ def build(
     else:
         index = AttributeIndex.create(folder, spaces=model.spaces, engine=engine, **options)
     try:
-        keep_model(model, folder)
+        keep_model(model, folder, flip)
         add_images(
             index,
             split,
@@ -107,7 +111,9 @@ def add_images(
     The ids are the file names in the data set; where one is listed again, with another box for example, it is
     ``name#2``, ``name#3`` in the order of the split. The metadata are ``path``, ``labels`` (attribute to list
     of values) and, where the data set has them, ``box`` (x0, y0, x1, y1 in pixels), ``product`` (a number),
-    ``domain`` ("shop" or "consumer") and ``caption``.
+    ``domain`` ("shop" or "consumer") and ``caption``; of a model that predicts also ``predicted`` (attribute
+    to its most likely value) and ``probability`` (attribute to that value's, to four decimals), for which
+    every image passes the model once more.
 
     Args:
         index: open for writing; saved after each block.
@@ -128,7 +134,8 @@ def add_images(
         ValueError: the index holds another image of the same file name, or has another model.
     """
     model = _own(index, model)
-    spaces = model.spaces
+    spaces, flip = model.spaces, embeds_flipped(index.path)
+    how: dict[str, Any] = {"flip": flip, "threads": threads, "bfloat16": bfloat16}
     every = np.arange(len(split)) if images is None else np.asarray(images, dtype=np.int64)
     paths, again, added = split.image_list(), _repeated(split.filenames), 0
 
@@ -148,12 +155,16 @@ def add_images(
         rows = part[~known]
         if len(rows):
             pairs = np.repeat(rows, len(spaces)), np.tile(np.arange(len(spaces)), len(rows))
-            embedded = embed_pairs(model, split, *pairs, threads=threads, bfloat16=bfloat16)
+            embedded = embed_pairs(model, split, *pairs, **how)
             vectors = embedded.view(len(rows), len(spaces), -1).numpy()
+            predicted = _predictions(model, split, rows, how)
             index.add(
                 [id_of(row) for row in rows.tolist()],
                 {name: vectors[:, i, :dims] for i, (name, dims) in enumerate(spaces.items())},
-                [_described(split, row, paths.path(row), captions) for row in rows.tolist()],
+                [
+                    {**_described(split, row, paths.path(row), captions), **said}
+                    for row, said in zip(rows.tolist(), predicted, strict=True)
+                ],
             )
             index.save()
             added += len(rows)
@@ -174,8 +185,8 @@ def extend(
 ) -> list[str]:
     """Add the attributes that a model was extended by to an index that ``build`` made with the shorter model.
 
-    The other spaces are not touched. The model then takes the place of the one in the index's folder. What an
-    interruption left is gone on with by the same call.
+    The other spaces and the items' metadata, predictions too, are not touched. The model then takes the place
+    of the one in the index's folder. What an interruption left is gone on with by the same call.
 
     Args:
         index: open for writing; saved after each space.
@@ -204,14 +215,14 @@ def extend(
             f"extend: split must hold all {len(index)} images of the index, got {len(rows)} of them"
         )
     names = [name for name in model.spaces if name not in index.spaces]
-    done = 0
+    flip, done = embeds_flipped(index.path), 0
 
     def blocks(space: int, dims: int) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
         nonlocal done
         for begin in range(0, len(rows), block):
             part = rows[begin : begin + block]
             wanted = np.full(len(part), space)
-            vectors = embed_pairs(model, split, part, wanted, threads=threads, bfloat16=bfloat16)
+            vectors = embed_pairs(model, split, part, wanted, flip=flip, threads=threads, bfloat16=bfloat16)
             yield [ids[row] for row in part.tolist()], vectors[:, :dims].numpy()
             done += len(part)
             if progress is not None:
@@ -232,8 +243,11 @@ def search_image(
     *,
     text: str | None = None,
     box: Sequence[int] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    flip: bool | None = None,
     k: int = 10,
     where: str | Expression | None = None,
+    group_by: str | None = None,
     model: Model | None = None,
 ) -> list[Hit]:
     """Search an index that ``build`` made by a photograph, or by one and a text that says what shall differ.
@@ -241,33 +255,48 @@ def search_image(
     Args:
         index: what to search.
         image: path of the file.
-        weights: attributes in which the hits shall be alike, with or without weights; all by default, and
-            none with a text.
+        weights: the model's spaces in which the hits shall be alike, with or without weights;
+            ``Model.default_spaces`` by default, and none with a text.
         text: "the same in red", for a model with words (``RafClip.compose``), sought in its space "image".
             Each hit's ``scores`` then tell "by the image" and "by the text", its cosine to either alone, too.
-        box: x0, y0, x1, y1 of the garment in pixels, x1 and y1 exclusive; the whole image without one.
+        box, mask: where the garment is in the photograph, see ``embed_image``; nothing is detected.
+        flip: average the embeddings of image and mirror image; None: as the index was built.
         k: hits at most.
-        where: a condition on the metadata, see ``AttributeIndex.search``.
+        where, group_by: a condition on the metadata, and what of it makes groups of which the best hit is
+            given, "product" for example; see ``AttributeIndex.search``.
         model: the one that the index was built with; read from its folder where None.
 
     Raises:
-        ValueError: an attribute is not of the model, the model not the index's, or the condition none.
-        RuntimeError: the image cannot be read; the text names file and cause.
+        ValueError: a space is not of the model, the model not the index's, or the condition none; box or mask
+            do not fit image and model; no item has a value of ``group_by``.
+        RuntimeError: the image cannot be read, or the mask is not of its size; the text says which.
     """
     model = _own(index, model)
-    weighted = model.schema.weights([] if weights is None and text is not None else weights)
+    flip = embeds_flipped(index.path) if flip is None else flip
+    weighted = model.space_weights([] if weights is None and text is not None else weights)
+    queries, dims = {}, model.spaces
+    if weighted:
+        rows = embed_image(model, image, list(weighted), box, mask=mask, flip=flip).numpy()
+        queries = {name: row[: dims[name]] for name, row in zip(weighted, rows, strict=True)}
     if text is None:
-        return index.search(_queries(model, image, weighted, box), weighted, k=k, where=where)
+        return index.search(queries, weighted, k=k, where=where, group_by=group_by)
     words = _with_words(model)
+    if WHOLE in weighted:
+        raise ValueError(f"search: weights must not name '{WHOLE}' with a text, which is sought there")
     with torch.inference_mode():
-        inputs = prepare_image(words, image, box).images.to(words.logit_scale.device)
-        composed = words.compose(inputs, [text]).query[0].cpu().numpy()
+        inputs = prepare_image(words, image, box, mask, flip)
+        composed = mean_direction(
+            [words.compose(each.images, [text], each.segmented).query for each in inputs]
+        )
+        by_image = mean_direction(
+            [F.normalize(words.embed_views(each.images, each.segmented), dim=1) for each in inputs]
+        )
         alone = {
-            "by the image": words.encode_image(inputs, normalize=True)[0].cpu().numpy(),
+            "by the image": by_image[0].cpu().numpy(),
             "by the text": words.embed_texts([text])[0].cpu().numpy(),
         }
-    queries = {**_queries(model, image, weighted, box), WHOLE: composed}
-    hits = index.search(queries, {**weighted, WHOLE: 1.0}, k=k, where=where)
+    queries[WHOLE] = composed[0].cpu().numpy()
+    hits = index.search(queries, {**weighted, WHOLE: 1.0}, k=k, where=where, group_by=group_by)
     return [
         dataclasses.replace(
             hit,
@@ -280,22 +309,13 @@ def search_image(
     ]
 
 
-def _queries(
-    model: Model, image: str | os.PathLike[str], spaces: Iterable[str], box: Sequence[int] | None
-) -> dict[str, NDArray[np.float32]]:
-    wanted, dims = list(spaces), model.spaces
-    if not wanted:
-        return {}
-    rows = embed_image(model, image, wanted, box).numpy()
-    return {name: row[: dims[name]] for name, row in zip(wanted, rows, strict=True)}
-
-
 def search_text(
     index: AttributeIndex,
     text: str,
     *,
     k: int = 10,
     where: str | Expression | None = None,
+    group_by: str | None = None,
     model: Model | None = None,
 ) -> list[Hit]:
     """Search an index that ``build`` made by words alone, in its space "image".
@@ -303,7 +323,7 @@ def search_text(
     Args:
         index: what to search.
         text: "a red dress with a round neckline".
-        k, where, model: see ``search_image``.
+        k, where, group_by, model: see ``search_image``.
 
     Raises:
         ValueError: the model has no words, is not the index's, or the condition is none.
@@ -311,7 +331,7 @@ def search_text(
     words = _with_words(_own(index, model))
     with torch.inference_mode():
         query = words.embed_texts([text])[0].cpu().numpy()
-    return index.search({WHOLE: query}, {WHOLE: 1.0}, k=k, where=where)
+    return index.search({WHOLE: query}, {WHOLE: 1.0}, k=k, where=where, group_by=group_by)
 
 
 def _with_words(model: Model) -> RafClip:
@@ -339,6 +359,30 @@ def _own(index: AttributeIndex, model: Model | None) -> Model:
         return load_model(index.path)
     check_model(model, index.path)
     return model
+
+
+def _predictions(
+    model: Model, split: Split, rows: NDArray[np.int64], how: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return what the metadata of images say of a model's predictions: nothing where it makes none."""
+    if not model.predicts:
+        return [{} for _ in rows]
+    every = classify_split(model, split, rows, **how)
+    best = [probabilities.max(1) for probabilities in every]
+    found = []
+    for i in range(len(rows)):
+        sure = [
+            (attribute.name, attribute.values[int(top.indices[i])], round(float(top.values[i]), 4))
+            for attribute, top in zip(model.schema.attributes, best, strict=True)
+            if top.values[i] > 0
+        ]
+        found.append(
+            {
+                "predicted": {name: value for name, value, _ in sure},
+                "probability": {name: share for name, _, share in sure},
+            }
+        )
+    return found
 
 
 def _described(split: Split, row: int, path: str, captions: Sequence[str] | None) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The model that embeds what an index holds, kept in its folder with the checksums of its files."""
+"""The model that embeds what an index holds, kept in its folder with the checksums of its files.
+
+Its ``config.json`` says besides, as ``flip``, whether embeddings are averaged over mirror images.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,26 @@ from placket import checkpoint, models
 from placket.nn import Model
 from placket.runs import write_text
 
-__all__ = ["check_model", "keep_model", "load_model", "replace_model", "verify_model"]
+__all__ = ["check_model", "embeds_flipped", "keep_model", "load_model", "replace_model", "verify_model"]
 
 _FILES = (checkpoint.CONFIG, checkpoint.WEIGHTS)
 _SUMS = "SHA256SUMS"
 _NEW = "model.new"
+_FLIP = "flip"
 
 
-def keep_model(model: Model, index: Path) -> None:
-    """Write a model to ``<index>/model``.
+def keep_model(model: Model, index: Path, flip: bool) -> None:
+    """Write a model to ``<index>/model``, and whether what it embeds is averaged over mirror images.
 
     Raises:
-        ValueError: there is another one, or a damaged one.
+        ValueError: there is another one, or a damaged one, or it embeds otherwise.
     """
     folder = _folder(index)
     if not (folder / _SUMS).exists():
-        _write(model, folder)
+        _write(model, folder, flip)
         return
+    if embeds_flipped(index) != flip:
+        raise ValueError(f"build: flip must be {not flip} as in the index {index}, got {flip}")
     kept, state = load_model(index), model.state_dict()
     same = _config(kept) == _config(model) and all(
         torch.equal(tensor, state[name].cpu()) for name, tensor in kept.state_dict().items()
@@ -45,10 +51,10 @@ def keep_model(model: Model, index: Path) -> None:
 
 def replace_model(model: Model, index: Path) -> None:
     """Write a model to ``<index>/model`` in the place of the one there, at once and whole."""
-    new, old = index / _NEW, index / "model.old"
+    new, old, flip = index / _NEW, index / "model.old", embeds_flipped(index)
     for folder in (new, old):
         shutil.rmtree(folder, ignore_errors=True)
-    _write(model, new)
+    _write(model, new, flip)
     # Between the two a reader finds the new one where it is.
     (index / "model").rename(old)
     new.rename(index / "model")
@@ -61,11 +67,20 @@ def check_model(model: Model, index: Path) -> None:
     Its weights are not compared.
     """
     folder = _folder(index)
-    if (folder / checkpoint.CONFIG).exists() and checkpoint.read_config(folder) != _config(model):
+    if not (folder / checkpoint.CONFIG).exists():
+        return
+    kept = {key: value for key, value in checkpoint.read_config(folder).items() if key != _FLIP}
+    if kept != _config(model):
         raise ValueError(
             f"search_image: model must have the configuration in {folder / checkpoint.CONFIG}, got another; "
             "leave it out to use the index's own"
         )
+
+
+def embeds_flipped(index: Path) -> bool:
+    """Whether the embeddings of an index are averaged over mirror images."""
+    folder = _folder(index)
+    return (folder / checkpoint.CONFIG).exists() and bool(checkpoint.read_config(folder).get(_FLIP))
 
 
 def load_model(index: Path, device: str | torch.device = "cpu") -> Model:
@@ -110,8 +125,8 @@ def _folder(index: Path) -> Path:
     return new if not folder.exists() and (new / _SUMS).exists() else folder
 
 
-def _write(model: Model, folder: Path) -> None:
-    model.save(folder)
+def _write(model: Model, folder: Path, flip: bool) -> None:
+    checkpoint.save(folder, model.state_dict(), {**model.config_dict(), _FLIP: flip})
     write_text(folder / _SUMS, "".join(map(_line, [folder / name for name in _FILES])))
 
 

@@ -30,7 +30,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-__all__ = ["And", "Compare", "Expression", "Has", "In", "Name", "Not", "Null", "Or", "Value", "parse"]
+__all__ = [
+    "And",
+    "Compare",
+    "Expression",
+    "Has",
+    "In",
+    "Name",
+    "Not",
+    "Null",
+    "Or",
+    "Value",
+    "parse",
+    "parse_name",
+]
 
 Name: TypeAlias = tuple[str, ...]
 Value: TypeAlias = str | int | float | bool
@@ -128,6 +141,15 @@ def parse(text: str) -> Expression:
     return _Parser(text).whole()
 
 
+def parse_name(text: str) -> Name:
+    """Read a name, ``labels.neckline`` for example.
+
+    Raises:
+        ValueError: it is none; the text names the position, from 1, and what was expected.
+    """
+    return _Parser(text).name()
+
+
 _KEYWORDS = ("and", "or", "not", "in", "is", "null", "has", "true", "false")
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
 _TOKEN = re.compile(
@@ -177,6 +199,12 @@ class _Parser:
         found = self._expression(0)
         if self._next.kind != "end":
             raise self._expected("'and', 'or' or the end")
+        return found
+
+    def name(self) -> Name:
+        found = self._name()
+        if self._next.kind != "end":
+            raise self._expected("'.' or the end")
         return found
 
     def _expression(self, level: int) -> Expression:

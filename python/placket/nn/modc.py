@@ -145,6 +145,11 @@ class Modc(AttributeNetwork):
         )
         super().__init__(schema, config, trunk, None, preprocess, generator)
 
+    @property
+    def predicts(self) -> bool:
+        """Whether it estimates the values of attributes: by its centres."""
+        return True
+
     def centres(self, attribute: str | int) -> Tensor:
         """Return the class centres ``[values, E]`` of an attribute; zero for a value that was never seen."""
         parts: Sequence[Tensor] = self.class_centres.split(self.schema.value_counts)

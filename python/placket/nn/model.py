@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from placket import _C, checkpoint
 from placket.config import LossConfig
-from placket.schema import AttributeSchema
+from placket.schema import AttributeSchema, index_of
 
+Views = Literal["crop", "segmented", "both"]
 ExtraLoss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -31,7 +32,9 @@ class Pictures(NamedTuple):
 
 
 class Model(nn.Module, ABC):
-    """Base of every model that embeds images under attributes.
+    """Base of every model that embeds images: in a space for each attribute, or in spaces of its own.
+
+    A space has a name and a number, its place among ``spaces``; every call takes either.
 
     Attributes:
         schema: the attributes it knows.
@@ -41,7 +44,7 @@ class Model(nn.Module, ABC):
     name: ClassVar[str]
     schema: AttributeSchema
     preprocess: dict[str, Any]
-    views: str = "crop"
+    views: Views = "crop"
     """What of a region is embedded: see ``placket.data.Loader``."""
 
     #: Whether it represents images by each class (attribute value) too.
@@ -59,8 +62,48 @@ class Model(nn.Module, ABC):
 
     @property
     def spaces(self) -> dict[str, int]:
-        """Dimensions of the spaces of an index of this model, by name: the attributes, then others."""
+        """Dimensions of its spaces, by name: those of the attributes in the schema's order, then others.
+
+        A model of products has no space of an attribute.
+        """
         return dict.fromkeys(self.schema.names, self.embedding_dim)
+
+    @property
+    def default_spaces(self) -> tuple[str, ...]:
+        """Names of the spaces meant where none is named: the attributes', or all where it has no such."""
+        own = tuple(name for name in self.spaces if name in self.schema.names)
+        return own or tuple(self.spaces)
+
+    def space_numbers(self, spaces: Iterable[str | int] | None = None) -> list[int]:
+        """Return the numbers of spaces given by name or number, ``default_spaces`` by default.
+
+        Raises:
+            ValueError: there is no such space; the text names the closest.
+        """
+        names = tuple(self.spaces)
+        given = self.default_spaces if spaces is None else spaces
+        return [index_of(f"{self.name}: space", names, space) for space in given]
+
+    def space_weights(
+        self, spaces: Mapping[str, float] | Iterable[str | int] | None = None
+    ) -> dict[str, float]:
+        """Return the weights of spaces by name: those given, 1 where none is; ``default_spaces`` by default.
+
+        Raises:
+            ValueError: there is no such space; the text names the closest.
+        """
+        names = tuple(self.spaces)
+        given = list(self.default_spaces if spaces is None else spaces)
+        weights = spaces.values() if isinstance(spaces, Mapping) else [1.0] * len(given)
+        return {
+            names[number]: float(weight)
+            for number, weight in zip(self.space_numbers(given), weights, strict=True)
+        }
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it estimates the values of attributes (``class_probabilities``)."""
+        return False
 
     @property
     def needs_pictures(self) -> bool:
@@ -90,8 +133,26 @@ class Model(nn.Module, ABC):
         """
 
     def encode_all(self, images: Tensor, pictures: Pictures | None = None) -> Tensor:
-        """Return the embeddings ``[B, A, D]`` of every image under every attribute; the trunk runs once."""
-        return self.encode(images, range(len(self.schema)), pictures)
+        """Return the embeddings ``[B, A, D]`` of images in all ``default_spaces``; the trunk runs once."""
+        return self.encode(images, self.space_numbers(), pictures)
+
+    def class_probabilities(
+        self, images: Tensor, attributes: Sequence[str | int], pictures: Pictures | None = None
+    ) -> list[Tensor]:
+        """Estimate the values of attributes, where it ``predicts``.
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised.
+            attributes: names or ids of the schema.
+            pictures: as for ``encode``.
+
+        Returns:
+            for each attribute ``[B, values]``, sums of 1; 0 for all values where nothing can be said.
+
+        Raises:
+            ValueError: it does not predict.
+        """
+        raise ValueError(f"class_probabilities: model must predict attributes, got {self.name}")
 
     @abstractmethod
     def system(

@@ -251,6 +251,25 @@ class AttributeNetwork(Model):
         ids = torch.tensor(self.schema.indices(attributes), device=images.device)
         return self._embed(images, ids, pictures, True, False, 1).embedding
 
+    @property
+    def predicts(self) -> bool:
+        """Whether it estimates the values of attributes: where it has class logits."""
+        return self.has_classes
+
+    def class_probabilities(
+        self, images: Tensor, attributes: Sequence[str | int], pictures: Pictures | None = None
+    ) -> list[Tensor]:
+        """Return the softmax of the logits of each attribute's classes; see ``Model.class_probabilities``."""
+        ids = self.schema.indices(attributes)
+        if not self.has_classes:
+            return super().class_probabilities(images, attributes, pictures)
+        # Logits are of all classes, whatever attribute is asked.
+        first = torch.zeros(1, dtype=torch.int64, device=images.device)
+        logits = self._embed(images, first, None, False, False, 1).class_logits
+        assert logits is not None
+        parts = logits.float().split(self.schema.value_counts, 1)
+        return [parts[attribute].softmax(1) for attribute in ids]
+
     def patch_embedding(self, crops: Tensor, attributes: Tensor, groups: int = 1) -> Tensor:
         """Return the patch embeddings ``[V, E]`` of crops ``[V, 3, S, S]`` under attributes ``[V]``."""
         features = _features(self.patch.trunk, crops, groups)

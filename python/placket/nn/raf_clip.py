@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,11 @@ from placket import _C, checkpoint
 from placket.config import LossConfig
 from placket.nn.clip import Clip
 from placket.nn.composition import Composed, Composition
-from placket.nn.model import ExtraLoss, Model, Pictures
+from placket.nn.model import ExtraLoss, Model, Pictures, Views
 from placket.schema import Attribute, AttributeSchema
 from placket.text import Prompts, Tokenizer
 
 T = TypeVar("T")
-Views = Literal["crop", "segmented", "both"]
 WHOLE = "image"
 """The space of the embeddings themselves, beside those of the attributes."""
 _MOST_SCALE = 100.0
@@ -191,15 +190,36 @@ class RafClip(Clip, Model):
             attributes: names of spaces, or numbers among them.
             pictures: not needed.
         """
-        names = list(self.spaces)
-        ids = [
-            names.index(WHOLE) if a in (WHOLE, len(names) - 1) else self.schema.index(a) for a in attributes
-        ]
+        ids = self.space_numbers(attributes)
         scale = self.logit_scale.exp().clamp(max=_MOST_SCALE)
         rows = torch.ops.placket.word_spaces(
             self.embed_views(images, segmented), self.words(), list(self.schema.value_counts), scale
         )
         return cast(Tensor, rows[:, ids])
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it estimates the values of attributes: by their words."""
+        return True
+
+    def class_probabilities(
+        self,
+        images: Tensor,
+        attributes: Sequence[str | int],
+        pictures: Pictures | None = None,
+        segmented: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Return ``p_v`` of the values of each attribute; see ``Model.class_probabilities``.
+
+        Args:
+            images, segmented: see ``embed_views``.
+            attributes: names or ids of the schema.
+            pictures: not needed.
+        """
+        ids = self.schema.indices(attributes)
+        roots = self.encode(images, ids, pictures, segmented)
+        counts = self.schema.value_counts
+        return [roots[:, i, : counts[attribute]].square() for i, attribute in enumerate(ids)]
 
     def with_composition(self, composition: Composition) -> Self:
         """Let a composition, AGCN for example, join images and texts for ``compose``; the model keeps it.
@@ -214,18 +234,18 @@ class RafClip(Clip, Model):
         self.composition = composition.to(self.logit_scale.device).train(self.training)
         return self
 
-    def compose(self, images: Tensor, texts: Sequence[str]) -> Composed:
+    def compose(self, images: Tensor, texts: Sequence[str], segmented: Tensor | None = None) -> Composed:
         """Return queries for garments like the images, but as the texts say, for the space "image".
 
         Args:
-            images: ``[B, 3, H, W]``.
+            images, segmented: see ``embed_views``.
             texts: B of them.
 
         Returns:
             Queries ``[B, D]``, L2-normalised, by the model's composition; their sum where it has none.
         """
         composition = self.composition or Composition("sum", self.embedding_dim).to(images.device)
-        return cast(Composed, composition(self.embed_views(images), self.embed_texts(texts)))
+        return cast(Composed, composition(self.embed_views(images, segmented), self.embed_texts(texts)))
 
     def system(
         self, loss: LossConfig, seed: int = 0, extra_losses: Mapping[str, ExtraLoss] | None = None

@@ -38,7 +38,7 @@ from placket.protocols.joint import (
 )
 from placket.protocols.literature import PublishedBlock, PublishedRow, beside, block_of, published
 from placket.protocols.prediction import best_thresholds, recognition, recognition_targets
-from placket.protocols.products import Gallery, Photos, c2s_topk, inshop_recall
+from placket.protocols.products import Gallery, Photos, Rerank, c2s_topk, inshop_recall
 from placket.protocols.result import Metric, Result
 from placket.protocols.statistics import bootstrap_interval
 
@@ -56,6 +56,7 @@ __all__ = [
     "PublishedRow",
     "Reference",
     "RegionWeight",
+    "Rerank",
     "Result",
     "Similarity",
     "asfr_joint",

@@ -106,6 +106,31 @@ def rank(
     return Ranked(*(tensor.cpu().numpy() for tensor in found))
 
 
+def ranked_by(
+    scores: NDArray[np.float32], wanted: Integers, values: Integers, excluded: Integers
+) -> tuple[Integers, Reals]:
+    """Rank candidates by scores; equal ones stay in their order, as everywhere.
+
+    Args:
+        scores: ``[Q, C]``.
+        wanted: ``[Q]`` the value of each query.
+        values: ``[C]`` of the candidates.
+        excluded: ``[Q]`` the candidate that is none to a query, -1 where all are.
+
+    Returns:
+        ``[Q]`` the rank of each query's first relevant candidate, 0 for none, and its average precision.
+    """
+    first, precision = np.zeros(len(scores), np.int64), np.zeros(len(scores))
+    for q, row in enumerate(scores):
+        order = np.argsort(-row, kind="stable")
+        order = order[order != excluded[q]]
+        places = np.flatnonzero(values[order] == wanted[q]) + 1
+        if len(places):
+            first[q] = places[0]
+            precision[q] = (np.arange(1, len(places) + 1) / places).mean()
+    return first, precision
+
+
 def check_similarity(caller: str, similarity: str) -> None:
     if similarity not in get_args(Similarity):
         raise ValueError(f"{caller}: similarity must be 'cosine' or 'dot', got {similarity!r}")

@@ -15,12 +15,17 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from placket.protocols._ranking import Integers, checked, hash_of, rank, relevance
+from placket import rerank as reranking
+from placket.protocols._ranking import Integers, Reals, checked, hash_of, rank, ranked_by, relevance
 from placket.protocols.result import Result
 
-__all__ = ["Gallery", "Photos", "c2s_topk", "inshop_recall"]
+__all__ = ["Gallery", "Photos", "Rerank", "c2s_topk", "inshop_recall"]
 
+Floats = NDArray[np.float32]
 Gallery = Literal["all-shop", "per-subset"]
+Rerank = Literal["k-reciprocal", "query-expansion"]
+MOST_PAIRS = 100_000_000
+"""Of query and candidate, for each of which ``k_reciprocal`` needs 20 bytes."""
 
 
 class Photos(NamedTuple):
@@ -46,6 +51,7 @@ def c2s_topk(
     categories: Sequence[str] = (),
     weights: ArrayLike | None = None,
     similarity: str = "cosine",
+    rerank: Rerank | None = None,
     missing: int = 0,
 ) -> Result:
     """Evaluate embeddings by ``c2s-topk/v1``.
@@ -63,11 +69,17 @@ def c2s_topk(
         categories: names of the numbers in ``Photos.categories``.
         weights: ``[S]`` of the spaces in the average; equal by default.
         similarity: how the result describes what ranked the candidates.
+        rerank: what changes the ranking after the search, ``placket.rerank.k_reciprocal`` or
+            ``query_expansion`` with their defaults; the result's ``similarity`` says so. Each sees the
+            queries of a category and all candidates there, a photo in both lists once; what is no answer for
+            its sequence is taken out of the ranking, not of the neighbours. Several spaces are one, in which
+            the cosine is their average.
         missing: photos of the lists that were left out because they are not there.
 
     Raises:
         ValueError: where the lists are empty or do not fit each other, a query's product is not known, or a
-            row is neither L2-normalised nor zero.
+            row is neither L2-normalised nor zero; with ``rerank`` also where a row is zero, a weight
+            negative, or for "k-reciprocal" a category has more than ``MOST_PAIRS``.
     """
     if gallery_kind not in get_args(Gallery):
         raise ValueError(
@@ -82,8 +94,9 @@ def c2s_topk(
         (query_embeddings, gallery_embeddings),
         categories,
         weights,
+        similarity,
+        rerank,
         gallery=gallery_kind,
-        similarity=similarity,
         missing=missing,
     )
 
@@ -97,6 +110,7 @@ def inshop_recall(
     categories: Sequence[str] = (),
     weights: ArrayLike | None = None,
     similarity: str = "cosine",
+    rerank: Rerank | None = None,
     missing: int = 0,
 ) -> Result:
     """Evaluate embeddings by ``inshop-recall/v1``.
@@ -116,7 +130,8 @@ def inshop_recall(
         (query_embeddings, gallery_embeddings),
         categories,
         weights,
-        similarity=similarity,
+        similarity,
+        rerank,
         missing=missing,
     )
 
@@ -130,8 +145,12 @@ def _evaluate(
     embeddings: tuple[Tensor | NDArray[Any], Tensor | NDArray[Any]],
     categories: Sequence[str],
     weights: ArrayLike | None,
+    similarity: str,
+    rerank: Rerank | None,
     **rest: Any,
 ) -> Result:
+    if rerank is not None and rerank not in get_args(Rerank):
+        raise ValueError(f"{caller}: rerank must be one of {', '.join(get_args(Rerank))}, got {rerank!r}")
     _check(caller, asked, offered)
     queries = _spaces(caller, "query_embeddings", embeddings[0], asked.images)
     gallery = _spaces(caller, "gallery_embeddings", embeddings[1], offered.images)
@@ -149,12 +168,33 @@ def _evaluate(
     first = np.zeros(len(asked.images), dtype=np.int64)
     precision = np.zeros(len(asked.images))
     without = 0
-    for rows, kept in _parts(asked, offered):
-        own = _positions(asked.images[rows], offered.images[kept])
-        relevant = relevance(asked.products[rows], offered.products[kept], excluded=own)
-        found = rank(_taken(queries, rows), _taken(gallery, kept), relevant, [1], average[None])
-        first[rows], precision[rows] = found.first[0], found.average_precision[0]
-        without += int((relevant.counts == 0).sum())
+    if rerank is not None:
+        queries, gallery = (_joined(caller, spaces, average) for spaces in (queries, gallery))
+        average = np.ones(1)
+        similarity += f", re-ranked by {_DESCRIBED[rerank]}"
+    for category in _groups(asked, ()).values():
+        met = _offered(asked, offered, category[0])
+        scores: Floats | None = None
+        if rerank is not None and len(met):
+            own = _positions(asked.images[category], offered.images[met])
+            several = _taken(queries, category)[0], _taken(gallery, met)[0]
+            if rerank == "k-reciprocal":
+                scores = _k_reciprocal(caller, *several, own)
+            elif most := min(5, len(met) - int((own >= 0).any())):
+                moved = reranking.query_expansion(*several, k=most, same=own)
+                queries[0][torch.from_numpy(category).to(moved.device)] = moved
+        for rows, kept in _parts(asked, offered, category, met):
+            own = _positions(asked.images[rows], offered.images[kept])
+            relevant = relevance(asked.products[rows], offered.products[kept], excluded=own)
+            without += int((relevant.counts == 0).sum())
+            if scores is not None:
+                part = scores[np.searchsorted(category, rows)][:, np.searchsorted(met, kept)]
+                first[rows], precision[rows] = ranked_by(
+                    part, asked.products[rows], offered.products[kept], own
+                )
+                continue
+            found = rank(_taken(queries, rows), _taken(gallery, kept), relevant, [1], average[None])
+            first[rows], precision[rows] = found.first[0], found.average_precision[0]
     groups = _groups(asked, categories)
     figures = {name: ((first >= 1) & (first <= k)).astype(np.float64) for name, k in cutoffs.items()}
     figures["mAP"] = precision
@@ -166,8 +206,33 @@ def _evaluate(
         without_relevant=without,
         lists=hash_of(_columns(asked), _columns(offered)),
         group="category",
+        similarity=similarity,
         **rest,
     )
+
+
+_DESCRIBED = {
+    "k-reciprocal": "k-reciprocal neighbours (k1 20, k2 6, weight 0.3)",
+    "query-expansion": "query expansion (mean with the 5 nearest)",
+}
+
+
+def _joined(caller: str, spaces: Sequence[Tensor], weights: Reals) -> list[Tensor]:
+    """Return the one space whose cosine is the weighted mean of the spaces' cosines."""
+    if (weights < 0).any() or not weights.any():
+        raise ValueError(f"{caller}: weights must not be negative with rerank, got {weights.tolist()}")
+    roots = np.sqrt(weights / weights.sum()).tolist()
+    return [torch.cat([space * root for space, root in zip(spaces, roots, strict=True)], dim=1)]
+
+
+def _k_reciprocal(caller: str, queries: Tensor, gallery: Tensor, same: Integers) -> Floats:
+    if len(queries) * len(gallery) > MOST_PAIRS:
+        raise ValueError(
+            f"{caller}: rerank must be of at most {MOST_PAIRS:,} pairs of query and candidate with "
+            f"'k-reciprocal', got {len(queries):,} x {len(gallery):,}; 'query-expansion' has no such bound"
+        )
+    scores: Floats = reranking.k_reciprocal(queries, gallery, same=same).cpu().numpy()
+    return scores
 
 
 def _check(caller: str, queries: Photos, gallery: Photos) -> None:
@@ -206,17 +271,17 @@ def _spaces(caller: str, name: str, embeddings: Tensor | NDArray[Any], images: I
     return [checked(caller, f"{name} must be", space, images, "cosine") for space in spaces.unbind(1)]
 
 
-def _parts(asked: Photos, offered: Photos) -> Iterator[tuple[Integers, Integers]]:
-    """Yield rows of queries with the rows of the gallery that they meet; each query once."""
-    for rows in _groups(asked, ()).values():
-        kept = _offered(asked, offered, rows[0])
-        if asked.sequences is None or offered.sequences is None:
-            yield rows, kept
-            continue
-        shot, around = asked.sequences[rows], offered.sequences[kept]
-        shot = np.where(np.isin(shot, around), shot, -1)
-        for sequence in np.unique(shot).tolist():
-            yield rows[shot == sequence], kept if sequence < 0 else kept[around != sequence]
+def _parts(
+    asked: Photos, offered: Photos, rows: Integers, kept: Integers
+) -> Iterator[tuple[Integers, Integers]]:
+    """Yield rows of a category's queries with the rows of the gallery that they meet; each query once."""
+    if asked.sequences is None or offered.sequences is None:
+        yield rows, kept
+        return
+    shot, around = asked.sequences[rows], offered.sequences[kept]
+    shot = np.where(np.isin(shot, around), shot, -1)
+    for sequence in np.unique(shot).tolist():
+        yield rows[shot == sequence], kept if sequence < 0 else kept[around != sequence]
 
 
 def _offered(asked: Photos, offered: Photos, row: int) -> Integers:
