@@ -69,6 +69,22 @@ def test_k_reciprocal_with_equal_images():
     assert exact[0].argmax() >= 5
 
 
+def test_k_reciprocal_takes_a_query_among_the_candidates_once():
+    centres = unit(4, 8)
+    every = F.normalize(centres[torch.arange(30) % 4] + 0.5 * unit(30, 8), dim=1)
+    fresh, candidates = every[:3], every[3:]
+    own = [5, 20]
+    found = k_reciprocal(torch.cat([fresh, candidates[own]]), candidates, k1=6, k2=3, same=[-1, -1, -1, *own])
+    others = [c for c in range(27) if c not in own]
+    exact = literal_k_reciprocal(
+        torch.cat([fresh, candidates[own]]).double().numpy(), candidates[others].double().numpy(), 6, 3, 0.3
+    )
+    np.testing.assert_allclose(found[:, others].numpy(), exact, atol=2e-6, rtol=0)
+    assert found[3].argmax().item() == 5
+    twice = k_reciprocal(torch.cat([fresh, candidates[own]]), candidates, k1=6, k2=3)
+    assert not torch.allclose(twice, found, atol=1e-3)
+
+
 def test_k_reciprocal_helps_where_neighbours_agree():
     """Queries from the edge of a cluster: its own images agree on their neighbours, a stray one does not."""
     centres = unit(10, 16)
@@ -95,6 +111,16 @@ def test_query_expansion_matches_a_plain_loop(alpha: float):
         for c in cosines.argsort(descending=True)[:4]:
             total += max(cosines[c].item(), 0.0) ** alpha * candidates[c]
         torch.testing.assert_close(found[q], total / total.norm())
+
+
+def test_query_expansion_does_not_add_the_query_itself():
+    candidates = unit(12, 8)
+    candidates[9] = candidates[3]  # equal to a query, and another image
+    queries = torch.cat([candidates[[3, 9]], unit(1, 8)])
+    found = query_expansion(queries, candidates, k=4, same=[3, 9, -1])
+    for q, own in enumerate([3, 9, None]):
+        others = [c for c in range(12) if c != own]
+        torch.testing.assert_close(found[q], query_expansion(queries[q : q + 1], candidates[others], k=4)[0])
 
 
 def test_a_candidate_opposite_adds_nothing_with_alpha():
@@ -137,6 +163,12 @@ def test_errors():
         (lambda: k_reciprocal(q, c, k1=2, k2=4), "k2 from 1 to k1 \\+ 1, got 2 and 4"),
         (lambda: k_reciprocal(q, c, weight=2), "weight must be from 0 to 1, got 2"),
         (lambda: query_expansion(q, c, k=6), "k must be from 1 to 5, got 6"),
+        (lambda: query_expansion(q, c, k=5, same=[-1, 2]), "k must be from 1 to 4, got 5"),
+        (
+            lambda: query_expansion(q, c, same=[-1, 5]),
+            r"same must have shape \[2\] and values from -1 to 4, got shape \[2\] and -1 to 5",
+        ),
+        (lambda: k_reciprocal(q, c, same=[0]), r"same must have shape \[2\] .*, got shape \[1\]"),
         (lambda: query_expansion(q, c, alpha=-1), "alpha must be at least 0, got -1"),
         (lambda: attribute_rerank({"a": q}, {"a": c}, "b", {"a": 1}), "space must be one of a, got 'b'"),
         (lambda: attribute_rerank({"a": q}, {"a": c}, "a", {}), "weights must name at least one space"),

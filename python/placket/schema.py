@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Attribute", "AttributeSchema", "index_of"]
+__all__ = ["Attribute", "AttributeSchema", "index_of", "weights_of"]
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,7 @@ class AttributeSchema:
         Raises:
             ValueError: there is no such attribute; the text names the closest.
         """
-        given = self.names if attributes is None else attributes
-        pairs = given.items() if isinstance(given, Mapping) else [(attribute, 1.0) for attribute in given]
-        return {self.names[self.index(attribute)]: float(weight) for attribute, weight in pairs}
+        return weights_of("schema: attribute", self.names, self.names if attributes is None else attributes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``from_dict`` reads, ready for JSON."""
@@ -136,3 +134,11 @@ def index_of(what: str, names: Sequence[str], given: str | int) -> int:
     if not 0 <= given < len(names):
         raise ValueError(f"{what} must be an id from 0 to {len(names) - 1}, got {given}")
     return given
+
+
+def weights_of(
+    what: str, names: Sequence[str], given: Mapping[str, float] | Iterable[str | int]
+) -> dict[str, float]:
+    """Return weights by name: those given, 1 where none is; see ``index_of``."""
+    pairs = given.items() if isinstance(given, Mapping) else [(one, 1.0) for one in given]
+    return {names[index_of(what, names, one)]: float(weight) for one, weight in pairs}

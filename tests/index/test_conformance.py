@@ -280,6 +280,25 @@ def test_many_queries_are_answered_as_each_alone(make: Make) -> None:
     assert index.search({name: rows[:0] for name, rows in queries.items()}) == []
 
 
+def test_groups_are_the_first_of_the_ranking(make: Make) -> None:
+    source, index = Source(5), make()
+    products = [[None, 1, 1, 1, "1", 2, 3, {"a": 1}][i] for i in source.random.integers(0, 8, 60)]
+    index.add(range(60), source.vectors(SPACES, 60), [{"shop": {"product": product}} for product in products])
+    queries = {name: source.random.normal(size=(2, dim)).astype(np.float32) for name, dim in SPACES.items()}
+    whole = index.search(queries, k=60)
+    for k in (1, 3, 6, 50):
+        for ranking, found in zip(whole, index.search(queries, k=k, group_by="shop.product"), strict=True):
+            seen: set[str] = set()
+            expected = []
+            for hit in ranking:
+                product = products[hit.id]
+                if product is None or json.dumps(product) not in seen:
+                    expected.append(hit)
+                    seen.add(json.dumps(product))
+            assert found == expected[:k]
+    index.close()
+
+
 def test_metadata_comes_back(make: Make) -> None:
     rows = [
         {

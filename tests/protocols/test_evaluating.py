@@ -20,9 +20,11 @@ from placket.data import Dataset
 from placket.evaluate import classify_split, embed_pairs
 from placket.nn import AttributeNetwork, Modc, Rpf
 from placket.protocols import Result, asfr_multilabel, embed_from, joint_embed, split_joint
+from placket.rerank import k_reciprocal, query_expansion
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("train", "data")]
 
+from product_model import Products
 from small_layouts import draw, write
 from small_training import SIZE, TRUNK, draw_all
 
@@ -126,6 +128,34 @@ def test_consumer_to_shop(gallery, model: Rpf, consumer_to_shop: Dataset):
     assert again.similarity == "mean cosine in colour (1)"
 
 
+@pytest.mark.parametrize("rerank", [None, "k-reciprocal", "query-expansion"])
+def test_a_model_of_products(rerank, consumer_to_shop: Dataset, drawn: Dataset):
+    own = Products()
+    part = consumer_to_shop.split("test")
+    result = placket.evaluate(
+        own, consumer_to_shop, protocol="c2s-topk/v1", gallery="per-subset", rerank=rerank, flip=True
+    )
+    rows = placket.embed_split(own, part, flip=True)[:, 0]
+    asked, offered = (torch.from_numpy(images) for images in (part.query_images, part.gallery_images))
+    if rerank == "k-reciprocal":
+        scores = k_reciprocal(rows[asked], rows[offered])
+    elif rerank == "query-expansion":
+        scores = query_expansion(rows[asked], rows[offered]) @ rows[offered].T
+    else:
+        scores = rows[asked] @ rows[offered].T
+    best = scores.argmax(1)
+    hits = part.identities[part.gallery_images[best.numpy()]] == part.identities[part.query_images]
+    assert result.metrics["top-1 accuracy"].values["all"].tolist() == hits.tolist()
+    said = {
+        None: "",
+        "k-reciprocal": ", re-ranked by k-reciprocal neighbours (k1 20, k2 6, weight 0.3)",
+        "query-expansion": ", re-ranked by query expansion (mean with the 5 nearest)",
+    }
+    assert result.similarity == "mean cosine in product (1)" + said[rerank]
+    with pytest.raises(ValueError, match="needs a model with a space for each attribute, got products with"):
+        placket.evaluate(own, drawn, "valid")
+
+
 def test_command(model: Rpf, consumer_to_shop: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model.save(tmp_path / "model")
     weights = {"colour": 2.0, "place": 1.0}
@@ -142,6 +172,13 @@ def test_command(model: Rpf, consumer_to_shop: Dataset, tmp_path: Path, capsys: 
     assert list(found.queries) == ["upper-body"]
     assert (found.gallery, found.similarity) == ("per-subset", "mean cosine in colour (2), place (1)")
     assert found.table() + "\n" == capsys.readouterr().out
+    reranked = ["--rerank", "k-reciprocal", "--json", str(tmp_path / "b.json")]
+    assert main([*place, *arguments, "--gallery", "per-subset", "--by-category", *reranked]) == 0
+    assert "re-ranked by k-reciprocal neighbours" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert "B - A" in capsys.readouterr().out
+    assert main([*place, "--rerank", "k-reciprocal"]) == 1
+    assert "rerank must be None with asfr-map-all/v1, got 'k-reciprocal'" in capsys.readouterr().err
     assert main([*place, "--protocol", "recognition/v1"]) == 1
     assert "must be one that images' embeddings can serve" in capsys.readouterr().err
 

@@ -4,8 +4,10 @@ import numpy as np
 import plain_rankings as plain
 import pytest
 import torch
+import torch.nn.functional as F
 
-from placket.protocols import PROTOCOLS, Photos, Result, c2s_topk, inshop_recall
+from placket.protocols import PROTOCOLS, Photos, Rerank, Result, c2s_topk, compare, inshop_recall, products
+from placket.rerank import k_reciprocal, query_expansion
 
 KINDS = ["plain", "categories", "sequences", "own", "all"]
 
@@ -103,6 +105,71 @@ def test_spaces_are_averaged_by_weight():
     check(result, queries, literal(queries, gallery, scores), [1, 10, 20, 30])
     assert list(result.queries) == ["a", "b", "c"]
     assert result.candidates["b"] == (gallery.categories == 1).sum()
+
+
+@pytest.mark.parametrize("rerank", ["k-reciprocal", "query-expansion"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_reranking_is_of_the_photos_of_a_category(kind: str, rerank: Rerank):
+    queries, gallery = make(kind)
+    directions = F.normalize(torch.randn(26, 16), dim=1)
+    shown = np.concatenate([queries.products, gallery.products[-140:]])  # by image
+    rows = F.normalize(directions[torch.from_numpy(shown)] + 0.4 * torch.randn(200, 16), dim=1)
+    scores = np.zeros((60, len(gallery.images)), np.float32)
+    all_alike = queries.categories is None
+    for category in range(1 if all_alike else 3):
+        asked, met = (
+            np.flatnonzero(np.full(len(photos.images), True) if all_alike else photos.categories == category)
+            for photos in (queries, gallery)
+        )
+        places = {image: place for place, image in enumerate(gallery.images[met].tolist())}
+        same = [places.get(image, -1) for image in queries.images[asked].tolist()]
+        several = rows[queries.images[asked]], rows[gallery.images[met]]
+        if rerank == "k-reciprocal":
+            found = k_reciprocal(*several, same=same)
+        else:
+            found = query_expansion(*several, same=same) @ several[1].T
+        scores[np.ix_(asked, met)] = found.numpy()
+    embeddings = rows[queries.images], rows[gallery.images]
+    result = inshop_recall(queries, gallery, *embeddings, rerank=rerank)
+    check(result, queries, literal(queries, gallery, scores), [1, 10, 20, 30])
+    plainly = inshop_recall(queries, gallery, *embeddings)
+    assert result.lists == plainly.lists
+    assert result.similarity.startswith("cosine, re-ranked by ")
+    assert result.metrics["mAP"].overall > plainly.metrics["mAP"].overall
+    assert compare(plainly, result).metrics["mAP"].difference > 0
+
+
+def test_reranking_joins_spaces_and_takes_short_lists(monkeypatch: pytest.MonkeyPatch):
+    queries, gallery = make("all")
+    rows = F.normalize(torch.randn(200, 2, 8), dim=2)
+    weights = [0.5, 2]
+    joined = torch.cat([rows[:, 0] * 0.2**0.5, rows[:, 1] * 0.8**0.5], dim=1)
+    rerank: Rerank
+    for rerank in ("k-reciprocal", "query-expansion"):
+        found, other = (
+            inshop_recall(queries, gallery, r[queries.images], r[gallery.images], weights=w, rerank=rerank)
+            for r, w in ((rows, weights), (joined, None))
+        )
+        for name, metric in other.metrics.items():
+            assert found.metrics[name].overall == pytest.approx(metric.overall)
+        with pytest.raises(ValueError, match=r"weights must not be negative with rerank, got \[1.0, -1.0\]"):
+            inshop_recall(
+                queries, gallery, rows[queries.images], rows[gallery.images], weights=[1, -1], rerank=rerank
+            )
+        # One query that is the only candidate, and two queries of two others.
+        asked, offered = Photos(np.array([7]), np.array([1])), Photos(np.array([7]), np.array([1]))
+        alone = inshop_recall(asked, offered, joined[:1], joined[:1], rerank=rerank)
+        assert (alone.without_relevant, alone.metrics["mAP"].overall) == (1, 0)
+        asked, offered = Photos(np.arange(2), np.arange(2)), Photos(np.arange(2, 4), np.arange(2))
+        both = inshop_recall(asked, offered, joined[:2], joined[:2], rerank=rerank)
+        assert both.metrics["Recall@1"].overall == 100
+    embeddings = joined[queries.images], joined[gallery.images]
+    monkeypatch.setattr(products, "MOST_PAIRS", 100)
+    inshop_recall(queries, gallery, *embeddings, rerank="query-expansion")
+    with pytest.raises(ValueError, match=r"at most 100 pairs of query and candidate .*, got \d+ x \d+; "):
+        inshop_recall(queries, gallery, *embeddings, rerank="k-reciprocal")
+    with pytest.raises(ValueError, match="rerank must be one of k-reciprocal, query-expansion, got 'none'"):
+        inshop_recall(queries, gallery, *embeddings, rerank="none")  # type: ignore[arg-type]
 
 
 def test_lists_tell_what_was_compared():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import placket
+from placket.cli import main
 from placket.config import StageConfig, TrainerConfig
 from placket.data import garments
 from placket.evaluate import embed_pairs
@@ -177,6 +180,85 @@ def test_regions_in_two_views(drawn: placket.data.Dataset) -> None:
     crops = make(drawn)
     with pytest.raises(ValueError, match="'view_agreement' needs batches of both views, got one"):
         placket.Trainer(crops, drawn, stage(losses=ALL), regions=True).step()
+
+
+@pytest.mark.parametrize("views", ["segmented", "both"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_search_with_a_mask_is_a_search_by_region(
+    views: str, flip: bool, drawn: placket.data.Dataset, tmp_path: Path
+) -> None:
+    model = make(drawn, views=views, preprocess={"size": 48, "fit": "pad", "box_margin": 0.05}).eval()
+    regions = drawn.region_split("valid")
+    assert regions.boxes is not None
+    every = placket.embed_split(model, regions, attributes=list(model.spaces), flip=flip)
+    with placket.index.build(model, regions, tmp_path / "index", images=range(9), flip=flip) as index:
+        ids = list(index.ids())
+        for row in range(9):
+            mask, box = regions.mask(row), regions.boxes[row].tolist()
+            one = placket.embed_image(
+                model, regions.paths[row], list(model.spaces), box, mask=mask, flip=flip
+            )
+            # Resizing of a mirrored picture may round a level elsewhere.
+            torch.testing.assert_close(one, every[row], rtol=0, atol=1e-3 if flip else 1e-5)
+            found = placket.index.search_image(index, regions.paths[row], ["image"], box=box, mask=mask, k=9)
+            score = next(hit.score for hit in found if hit.id == ids[row])
+            assert score == pytest.approx(1, abs=1e-4)
+        predicted = index.get(ids[3]).metadata["predicted"]
+        roots = every[3, : len(drawn.schema)]
+        assert predicted == {
+            a.name: a.values[int(roots[i, : len(a.values)].argmax())]
+            for i, a in enumerate(drawn.schema.attributes)
+        }
+        said = placket.index.search_image(
+            index, regions.paths[8], text="but striped", box=box, mask=mask, k=9
+        )
+        by_image = {hit.id: hit.scores["by the image"] for hit in said}
+        assert by_image == pytest.approx({hit.id: hit.score for hit in found}, abs=1e-5)
+
+
+def test_where_the_mask_is(drawn: placket.data.Dataset, tmp_path: Path) -> None:
+    model, crops = make(drawn, views="segmented").eval(), make(drawn).eval()
+    image = drawn.split("valid").paths[0]
+    mask = np.zeros((64, 64), bool)
+    mask[10:34, 20:44] = True
+    box = 20, 10, 44, 34
+    around = placket.embed_image(model, image, box=box, mask=mask)
+    assert torch.equal(placket.embed_image(model, image, mask=mask), around)
+    # Of what the box holds nothing is blanked.
+    torch.testing.assert_close(placket.embed_image(crops, image, box=box), around)
+    assert not torch.allclose(placket.embed_image(model, image, mask=mask, box=(0, 0, 64, 64)), around)
+    for wrong, box, kind, message in (
+        (np.zeros((64, 64), bool), None, ValueError, "mask must show a pixel of .*, got none"),
+        (mask, (0, 0, 20, 64), ValueError, "mask must show a pixel of the box in .*, got none"),
+        (mask, (0, -9, 20, -1), ValueError, "mask must show a pixel of the box in .*, got none"),
+        (mask[:60], None, RuntimeError, "mask must have its image's 64 x 64 pixels, got 64 x 60"),
+    ):
+        with pytest.raises(kind, match=message):
+            placket.embed_image(model, image, box=box, mask=wrong)
+    with pytest.raises(ValueError, match=r"mask needs a model of segmented regions, .* raf_clip of crops"):
+        placket.embed_image(crops, image, mask=mask)
+
+
+def test_masks_on_the_command_line(
+    drawn: placket.data.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, split = make(drawn, views="segmented").eval(), drawn.split("valid")
+    mask = np.zeros((64, 64), bool)
+    mask[10:31, 20:44] = True
+    numbers = mask.astype(np.uint8) * 3
+    numbers[50:] = 7
+    file = tmp_path / "a=3.png"
+    Image.fromarray(numbers).save(file)
+    assert np.array_equal(placket.data.read_mask(file, 3), mask)
+    assert np.array_equal(placket.data.read_mask(file), numbers != 0)
+    regions = drawn.region_split("valid")
+    placket.index.build(model, regions, tmp_path / "index", images=range(9)).close()
+    for given, shown in ((file, numbers != 0), (f"{file}=3", mask)):
+        assert main(["search", str(tmp_path / "index"), split.paths[0], "--mask", str(given), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        with placket.AttributeIndex.load(tmp_path / "index", read_only=True) as index:
+            hits = placket.index.search_image(index, split.paths[0], mask=shown)
+        assert [(hit["id"], hit["score"]) for hit in found] == [(hit.id, hit.score) for hit in hits]
 
 
 def test_recomputing_gives_the_same_gradients(drawn: placket.data.Dataset) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from placket import _C, checkpoint
 from placket.config import LossConfig
-from placket.schema import AttributeSchema, index_of
+from placket.schema import AttributeSchema, index_of, weights_of
 
 Views = Literal["crop", "segmented", "both"]
 ExtraLoss = Callable[[Tensor, Tensor], Tensor]
@@ -92,13 +92,8 @@ class Model(nn.Module, ABC):
         Raises:
             ValueError: there is no such space; the text names the closest.
         """
-        names = tuple(self.spaces)
-        given = list(self.default_spaces if spaces is None else spaces)
-        weights = spaces.values() if isinstance(spaces, Mapping) else [1.0] * len(given)
-        return {
-            names[number]: float(weight)
-            for number, weight in zip(self.space_numbers(given), weights, strict=True)
-        }
+        given = self.default_spaces if spaces is None else spaces
+        return weights_of(f"{self.name}: space", tuple(self.spaces), given)
 
     @property
     def predicts(self) -> bool:
