@@ -406,7 +406,7 @@ def embed_pairs(
 
 def _views(model: Model, split: Split) -> Views:
     """Return what of the images of a split a model embeds: without masks there are crops alone."""
-    return "crop" if model.views == "both" and split.masks is None else model.views
+    return "crop" if split.masks is None else model.views
 
 
 def embed_classes(

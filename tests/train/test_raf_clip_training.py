@@ -224,6 +224,11 @@ def test_where_the_mask_is(drawn: placket.data.Dataset, tmp_path: Path) -> None:
     box = 20, 10, 44, 34
     around = placket.embed_image(model, image, box=box, mask=mask)
     assert torch.equal(placket.embed_image(model, image, mask=mask), around)
+    # Without a mask it is the crop, of a photograph and of a split.
+    split = drawn.split("valid")
+    row = placket.embed_split(model, split)[0]
+    torch.testing.assert_close(placket.embed_image(model, image, box=split.record(0).box), row)
+    torch.testing.assert_close(placket.embed_split(crops, split)[0], row)
     # Of what the box holds nothing is blanked.
     torch.testing.assert_close(placket.embed_image(crops, image, box=box), around)
     assert not torch.allclose(placket.embed_image(model, image, mask=mask, box=(0, 0, 64, 64)), around)
