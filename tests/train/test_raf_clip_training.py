@@ -127,19 +127,24 @@ def test_copies_and_pickles_are_independent_equals(drawn: placket.data.Dataset) 
             assert torch.equal(model.encode_all(images), expected)
 
 
-def test_words_add_an_attribute(drawn: placket.data.Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flip", [False, True])
+def test_words_add_an_attribute(flip: bool, drawn: placket.data.Dataset, tmp_path: Path) -> None:
     model = make(drawn).eval()
     split = drawn.split("valid")
-    with placket.index.build(model, split, tmp_path / "index") as index:
+    with placket.index.build(model, split, tmp_path / "index", flip=flip) as index:
         assert index.spaces == {**{a.name: len(a.values) for a in drawn.schema.attributes}, "image": 32}
         longer = placket.extend(model, {"length of the coat": ["short", "long"]})
         assert placket.index.extend(index, longer, split) == ["length of the coat"]
-        assert index.spaces["length of the coat"] == 2
+        assert (index.spaces["length of the coat"], index.info()["flip"]) == (2, flip)
+        added = placket.embed_split(longer, split, attributes=["length of the coat"], flip=flip)
+        stored = index.get(split.filenames[4]).vectors["length of the coat"]
+        np.testing.assert_allclose(stored, added[4, 0, :2], atol=1e-6)
     before, after = placket.embed_split(model, split), placket.embed_split(longer, split)
     assert torch.equal(after[:, : len(drawn.schema)], before)
     with placket.AttributeIndex.load(tmp_path / "index", read_only=True) as index:
         hits = placket.index.search_image(index, split.paths[0], ["length of the coat"], k=3)
         assert hits[0].score == pytest.approx(1, abs=1e-5)
+        assert index.info()["flip"] == flip
 
 
 def test_search_by_words(drawn: placket.data.Dataset, tmp_path: Path) -> None:
@@ -157,6 +162,8 @@ def test_search_by_words(drawn: placket.data.Dataset, tmp_path: Path) -> None:
             assert hit.scores["by the image"] == pytest.approx(
                 float(rows[list(split.filenames).index(hit.id)] @ rows[1]), abs=1e-4
             )
+        with pytest.raises(ValueError, match="weights must not name 'image' with a text"):
+            placket.index.search_image(index, image, ["image"], text="but striped")
     other = placket.create_model("triplet", schema=drawn.schema, trunk="resnet18,width=0.25")
     with (
         placket.index.build(other, split, tmp_path / "other") as index,
