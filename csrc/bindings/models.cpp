@@ -6,6 +6,7 @@
 #include "models/composition.h"
 #include "models/image_tower.h"
 #include "models/network.h"
+#include "models/product_head.h"
 #include "models/text_tower.h"
 #include "models/trunk.h"
 
@@ -75,9 +76,36 @@ void bind_models(py::module_& m) {
   m.def("head_attends", &head_attends, py::arg("head"));
   m.def("head_classes", &head_classes, py::arg("head"));
   m.def(
+      "product_head_spec",
+      [](const std::string& head, const std::string& trunk) {
+        return to_python(product_head_spec(head, trunk));
+      },
+      py::arg("head"), py::arg("trunk"));
+  m.def("product_head_levels", &product_head_levels, py::arg("head"));
+  m.def(
+      "product_features",
+      [](const std::string& head) {
+        std::vector<std::pair<std::string, bool>> features;
+        for (const auto& [granularity, whole] : product_features(head)) {
+          features.emplace_back(granularity, whole);
+        }
+        return features;
+      },
+      py::arg("head"));
+  m.def(
       "trunk_spec", [](const std::string& trunk) { return to_python(trunk_spec(trunk)); },
       py::arg("trunk"));
   m.def("trunk_channels", &trunk_channels, py::arg("trunk"));
+  m.def(
+      "trunk_levels",
+      [](const std::string& trunk) {
+        std::vector<std::pair<int64_t, int64_t>> levels;
+        for (const auto& [channels, stride] : trunk_levels(trunk)) {
+          levels.emplace_back(channels, stride);
+        }
+        return levels;
+      },
+      py::arg("trunk"));
   m.def(
       "trunk_normalization",
       [](const std::string& trunk) { return to_python(trunk_normalization(trunk)); },

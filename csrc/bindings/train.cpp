@@ -7,6 +7,7 @@
 
 #include "bindings/gil.h"
 #include "train/systems/attribute.h"
+#include "train/systems/product.h"
 #include "train/systems/region_text.h"
 #include "train/trainer.h"
 
@@ -75,7 +76,9 @@ void bind_configs(py::module_& m) {
       .def_readwrite("kind", &Schedule::kind)
       .def_readwrite("factor", &Schedule::factor)
       .def_readwrite("every", &Schedule::every)
-      .def_readwrite("warmup_steps", &Schedule::warmup_steps);
+      .def_readwrite("milestones", &Schedule::milestones)
+      .def_readwrite("warmup_steps", &Schedule::warmup_steps)
+      .def_readwrite("warmup_epochs", &Schedule::warmup_epochs);
   m.def("rate_factor", &rate_factor, py::arg("schedule"), py::arg("step"),
         py::arg("steps_per_epoch"), py::arg("steps"));
 
@@ -136,6 +139,14 @@ void bind_configs(py::module_& m) {
       .def_readwrite("region_weight", &AttributeOptions::region_weight)
       .def_readwrite("box_threshold", &AttributeOptions::box_threshold)
       .def_readwrite("patch_size", &AttributeOptions::patch_size);
+
+  py::class_<ProductOptions>(m, "ProductOptions")
+      .def(py::init<>())
+      .def_readwrite("margin", &ProductOptions::margin)
+      .def_readwrite("soft_margin", &ProductOptions::soft_margin)
+      .def_readwrite("label_smoothing", &ProductOptions::label_smoothing)
+      .def_readwrite("centre_rate", &ProductOptions::centre_rate)
+      .def_readwrite("positive_weight", &ProductOptions::positive_weight);
 }
 
 void bind_systems(py::module_& m) {
@@ -156,6 +167,17 @@ void bind_systems(py::module_& m) {
       py::arg("config"), py::arg("options"), py::arg("tensors"), py::arg("values"),
       py::arg("preprocess"), py::arg("seed") = 0,
       py::arg("extra_losses") = std::map<std::string, py::object>());
+
+  m.def(
+      "product_system",
+      [](const std::string& trunk, const std::string& head, int64_t products, int64_t domains,
+         const ProductOptions& options, const std::map<std::string, at::Tensor>& tensors,
+         const std::vector<int64_t>& values, uint64_t seed) {
+        return std::shared_ptr<System>(make_product_system({trunk, head, products, domains},
+                                                           options, tensors, values, seed));
+      },
+      py::arg("trunk"), py::arg("head"), py::arg("products"), py::arg("domains"),
+      py::arg("options"), py::arg("tensors"), py::arg("values"), py::arg("seed") = 0);
 
   m.def(
       "region_text_system",

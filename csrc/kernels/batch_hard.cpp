@@ -12,6 +12,7 @@
 #include "base/parallel.h"
 #include "base/simd.h"
 #include "kernels/dot_scores.h"
+#include "kernels/lanes.h"
 
 // A group's similarities are a symmetric matrix, of which a thread takes a block of rows from the
 // diagonal to the right, a tile at a time. A tile serves its rows, and its columns right of the
@@ -25,11 +26,6 @@ constexpr int64_t kTileRows = 240, kTileColumns = 256;
 
 template <class A>
 using IntegerLike = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
-template <class A>
-using Lanes __attribute__((vector_size(32))) = A;
-template <class A>
-constexpr int64_t kLanes = 32 / int64_t(sizeof(A));
-
 // What a column of a tile is to a row.
 enum Kind { kNeither, kPositive, kNegative };
 
@@ -181,6 +177,10 @@ void products(const float* rows, const float* columns, int64_t row_count, int64_
   PLACKET_SIMD void kinds_by_relation(const uint8_t* related, int64_t count,                   \
                                       IntegerLike<A>* kinds) {                                 \
     for (int64_t c = 0; c < count; ++c) kinds[c] = related[c] != 0 ? kPositive : kNegative;    \
+  }                                                                                            \
+  PLACKET_SIMD void leave_out_domain(const int64_t* domains, int64_t own, int64_t count,       \
+                                     IntegerLike<A>* kinds) {                                  \
+    for (int64_t c = 0; c < count; ++c) kinds[c] = domains[c] == own ? kNeither : kinds[c];    \
   }
 
 PLACKET_LEAVES(float)
@@ -254,6 +254,9 @@ class Scan {
     } else {
       kinds_by_set(in_.labels + begin * in_.words, in_.labels + row * in_.words, in_.words, count,
                    kinds_.data());
+    }
+    if (in_.domains != nullptr) {
+      leave_out_domain(in_.domains + begin, in_.domains[row], count, kinds_.data());
     }
   }
 

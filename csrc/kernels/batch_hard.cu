@@ -45,6 +45,7 @@ __device__ bool compared(const Pass<A>& pass, int64_t row, int64_t column) {
   const BatchHard<A>& in = pass.in;
   if (row >= in.count || column >= in.count || row == column) return false;
   if (!pass.counted[row] || !pass.counted[column]) return false;
+  if (in.domains != nullptr && in.domains[row] == in.domains[column]) return false;
   return in.groups == nullptr || in.groups[row] == in.groups[column];
 }
 

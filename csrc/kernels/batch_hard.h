@@ -15,6 +15,7 @@ struct BatchHard {
   const int64_t* labels;    // [count], or [count, words]; null with a relation
   const uint8_t* relation;  // [count, count], symmetric, or null
   const int64_t* groups;    // [count], or null: all of one group
+  const int64_t* domains;   // [count], or null: rows of one domain are compared too
   int64_t count;
   int64_t dims;
   int64_t words;  // of a set of classes; 0: each row has one label

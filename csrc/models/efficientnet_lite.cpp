@@ -74,6 +74,16 @@ class EfficientNetLite : public TrunkModel {
 
   int64_t channels() const override { return head_ ? kHead : blocks_.back().out; }
 
+  std::vector<MapLevel> levels() const override {
+    std::vector<MapLevel> levels = {{kStem, 2}};
+    for (const InvertedResidual& block : blocks_) {
+      if (block.stride > 1) levels.push_back({0, levels.back().stride * block.stride});
+      levels.back().channels = block.out;
+    }
+    levels.back().channels = channels();
+    return levels;
+  }
+
   Normalization normalization() const override {
     constexpr double kMean = 127.0 / 255;
     constexpr double kStd = 128.0 / 255;
@@ -92,10 +102,15 @@ class EfficientNetLite : public TrunkModel {
     return specs;
   }
 
-  Tensor features(const Tensor& images, Weights& weights, const Mode& mode) const override {
+  std::vector<Tensor> maps(const Tensor& images, Weights& weights, const Mode& mode,
+                           size_t count) const override {
+    LastMaps maps(levels().size(), count);
     Tensor x = layer(images, weights, {.stride = 2, .same = true}, mode, Activation::kRelu6);
-    for (const InvertedResidual& block : blocks_) x = block.forward(x, weights, mode);
-    return head_ ? layer(x, weights, {}, mode, Activation::kRelu6) : x;
+    for (const InvertedResidual& block : blocks_) {
+      if (block.stride > 1) maps.ended(x);
+      x = block.forward(x, weights, mode);
+    }
+    return maps.with(head_ ? layer(x, weights, {}, mode, Activation::kRelu6) : x);
   }
 
  private:

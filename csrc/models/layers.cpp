@@ -134,12 +134,12 @@ void track(const NormedConv& weights, const Tensor& mean, const Tensor& variance
 
 }  // namespace
 
-Tensor conv_norm(const Tensor& x, const NormedConv& weights, const Conv& conv, const Mode& mode,
-                 Activation activation, const BatchNorm& settings, const Tensor& residual) {
-  if (!mode.batch_statistics) {
-    return activate(conv_running_norm(x, weights, conv, settings, residual), activation);
-  }
-  const Tensor y = conv2d(x, {weights.kernel, weights.bias}, conv);
+namespace {
+
+// activation(BatchNorm(y) + residual) by statistics of the batch, which the running ones follow.
+Tensor batch_statistics_norm(const Tensor& y, const NormedConv& weights, const Mode& mode,
+                             Activation activation, const BatchNorm& settings,
+                             const Tensor& residual) {
   const c10::SymInt values = y.sym_size(0) * y.sym_size(2) * y.sym_size(3) / mode.groups;
   // One value has no unbiased variance: the running variance would become NaN.
   TORCH_CHECK_VALUE(values > 1,
@@ -152,6 +152,36 @@ Tensor conv_norm(const Tensor& x, const NormedConv& weights, const Conv& conv, c
                      weights.norm.weight, weights.norm.bias, mode.groups, settings.eps, relu);
   track(weights, mean, variance, values, settings.momentum);
   return relu ? output : activate(output, activation);
+}
+
+}  // namespace
+
+Tensor conv_norm(const Tensor& x, const NormedConv& weights, const Conv& conv, const Mode& mode,
+                 Activation activation, const BatchNorm& settings, const Tensor& residual) {
+  if (!mode.batch_statistics) {
+    return activate(conv_running_norm(x, weights, conv, settings, residual), activation);
+  }
+  const Tensor y = conv2d(x, {weights.kernel, weights.bias}, conv);
+  return batch_statistics_norm(y, weights, mode, activation, settings, residual);
+}
+
+Tensor batch_norm_rows(const Tensor& x, const NormedConv& weights, const Mode& mode,
+                       const BatchNorm& settings) {
+  if (!mode.batch_statistics) {
+    const Tensor scale = weights.norm.weight * (weights.running_var + settings.eps).rsqrt();
+    return x * scale + (weights.norm.bias - weights.running_mean * scale);
+  }
+  const Tensor map = x.unsqueeze(2).unsqueeze(3);
+  return batch_statistics_norm(map, weights, mode, Activation::kNone, settings, {})
+      .squeeze(3)
+      .squeeze(2);
+}
+
+Tensor conv_instance_norm(const Tensor& x, const Tensor& kernel, const Affine& norm,
+                          const Conv& conv) {
+  return at::instance_norm(conv2d(x, {kernel, Tensor()}, conv), norm.weight, norm.bias, {}, {},
+                           /*use_input_stats=*/true, /*momentum=*/0, /*eps=*/1e-5,
+                           /*cudnn_enabled=*/true);
 }
 
 void add_linear(TensorSpecs& specs, const std::string& name, int64_t out, int64_t in,

@@ -46,11 +46,17 @@ class Weights {
     const at::Tensor& weight = next();
     return {weight, next()};
   }
-  NormedConv next_normed_conv() {
-    const at::Tensor& kernel = next();
+  // A BatchNorm without the convolution before it.
+  NormedConv next_norm() {
     const Affine norm = next_affine();
     const at::Tensor& mean = next();
-    return {kernel, norm, mean, next(), {}};
+    return {{}, norm, mean, next(), {}};
+  }
+  NormedConv next_normed_conv() {
+    const at::Tensor& kernel = next();
+    NormedConv out = next_norm();
+    out.kernel = kernel;
+    return out;
   }
 
  private:
@@ -92,6 +98,14 @@ enum class Activation { kNone, kRelu, kRelu6 };
 at::Tensor conv_norm(const at::Tensor& x, const NormedConv& weights, const Conv& conv,
                      const Mode& mode, Activation activation, const BatchNorm& settings = {},
                      const at::Tensor& residual = {});
+
+// BatchNorm(x) of rows [B, C], with the same meaning of `mode`; running statistics move.
+at::Tensor batch_norm_rows(const at::Tensor& x, const NormedConv& weights, const Mode& mode,
+                           const BatchNorm& settings = {});
+
+// InstanceNorm(conv(x)): each channel of each image by its own mean and variance.
+at::Tensor conv_instance_norm(const at::Tensor& x, const at::Tensor& kernel, const Affine& norm,
+                              const Conv& conv);
 
 // Linear: weight [out, in], bias [out].
 enum class LinearInit {

@@ -35,6 +35,15 @@ class SqueezeNet : public TrunkModel {
 
   int64_t channels() const override { return 2 * fires_.back().expand; }
 
+  std::vector<MapLevel> levels() const override {
+    std::vector<MapLevel> levels = {{96, 2}};
+    for (const Fire& fire : fires_) {
+      if (fire.pool) levels.push_back({0, 2 * levels.back().stride});
+      levels.back().channels = 2 * fire.expand;
+    }
+    return levels;
+  }
+
   TensorSpecs spec() const override {
     TensorSpecs specs;
     add_conv(specs, "features.0", 96, 3, 7, {.bias = true});
@@ -47,16 +56,19 @@ class SqueezeNet : public TrunkModel {
     return specs;
   }
 
-  Tensor features(const Tensor& images, Weights& weights, const Mode&) const override {
+  std::vector<Tensor> maps(const Tensor& images, Weights& weights, const Mode&,
+                           size_t count) const override {
+    LastMaps maps(levels().size(), count);
     Tensor x = conv2d(images, weights, {.stride = 2, .bias = true}).relu_();
     for (const Fire& fire : fires_) {
+      if (fire.pool) maps.ended(x);
       if (fire.pool) x = at::max_pool2d(x, {3, 3}, {2, 2}, {0, 0}, {1, 1}, /*ceil_mode=*/true);
       const Tensor squeezed = conv2d(x, weights, {.bias = true}).relu_();
       const Tensor one = conv2d(squeezed, weights, {.bias = true});
       const Tensor three = conv2d(squeezed, weights, {.padding = 1, .bias = true});
       x = at::cat({one, three}, 1).relu_();
     }
-    return x;
+    return maps.with(x);
   }
 
  private:

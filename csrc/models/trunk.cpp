@@ -23,7 +23,7 @@ class ModuleTrunk : public TrunkModel {
 
   TensorSpecs spec() const override { return {}; }
   int64_t channels() const override { return channels_; }
-  Tensor features(const Tensor&, Weights&, const Mode&) const override {
+  std::vector<Tensor> maps(const Tensor&, Weights&, const Mode&, size_t) const override {
     TORCH_CHECK_VALUE(false,
                       "trunk_features: trunk must be one of the built-in ones, got 'module', "
                       "which the caller computes");
@@ -85,9 +85,29 @@ const Trunk& find_trunk(const std::string& description) {
   return read_once(description, make_trunk);
 }
 
+std::vector<Tensor> trunk_maps_op(const Tensor& images, at::TensorList weights,
+                                  std::string_view trunk, int64_t count, bool training,
+                                  bool batch_statistics, int64_t groups) {
+  return trunk_maps(images, weights, std::string(trunk), count,
+                    {training, batch_statistics, groups});
+}
+
 Tensor trunk_features_op(const Tensor& images, at::TensorList weights, std::string_view trunk,
                          bool training, bool batch_statistics, int64_t groups) {
   return trunk_features(images, weights, std::string(trunk), {training, batch_statistics, groups});
+}
+
+std::vector<Tensor> run_trunk(const char* op, const Tensor& images, at::TensorList weights,
+                              const std::string& trunk, int64_t count, const Mode& mode) {
+  const Trunk& found = find_trunk(trunk);
+  check_images(op, images, mode);
+  const auto levels = int64_t(found.model->levels().size());
+  TORCH_CHECK_VALUE(count >= 1 && count <= levels, op, ": count must be from 1 to the ", levels,
+                    " maps of '", trunk, "', got ", count);
+  Weights cursor(op, weights, found.tensors);
+  // Convolutions and BatchNorm are fastest in this layout, on CPU and GPU.
+  return found.model->maps(images.contiguous(at::MemoryFormat::ChannelsLast), cursor, mode,
+                           size_t(count));
 }
 
 }  // namespace
@@ -109,6 +129,10 @@ TensorSpecs trunk_spec(const std::string& trunk) { return find_trunk(trunk).mode
 
 int64_t trunk_channels(const std::string& trunk) { return find_trunk(trunk).model->channels(); }
 
+std::vector<MapLevel> trunk_levels(const std::string& trunk) {
+  return find_trunk(trunk).model->levels();
+}
+
 Normalization trunk_normalization(const std::string& trunk) {
   return find_trunk(trunk).model->normalization();
 }
@@ -126,12 +150,12 @@ void check_images(const char* op, const Tensor& images, const Mode& mode) {
 
 Tensor trunk_features(const Tensor& images, at::TensorList weights, const std::string& trunk,
                       const Mode& mode) {
-  constexpr const char* kName = "trunk_features";
-  const Trunk& found = find_trunk(trunk);
-  check_images(kName, images, mode);
-  Weights cursor(kName, weights, found.tensors);
-  // Convolutions and BatchNorm are fastest in this layout, on CPU and GPU.
-  return found.model->features(images.contiguous(at::MemoryFormat::ChannelsLast), cursor, mode);
+  return run_trunk("trunk_features", images, weights, trunk, 1, mode).front();
+}
+
+std::vector<Tensor> trunk_maps(const Tensor& images, at::TensorList weights,
+                               const std::string& trunk, int64_t count, const Mode& mode) {
+  return run_trunk("trunk_maps", images, weights, trunk, count, mode);
 }
 
 TORCH_LIBRARY_FRAGMENT(placket, m) {
@@ -139,6 +163,10 @@ TORCH_LIBRARY_FRAGMENT(placket, m) {
       "trunk_features(Tensor images, Tensor(a!)[] weights, str trunk, bool training=False, "
       "bool batch_statistics=False, int groups=1) -> Tensor",
       trunk_features_op, {at::Tag::pt2_compliant_tag});
+  m.def(
+      "trunk_maps(Tensor images, Tensor(a!)[] weights, str trunk, int count, bool training=False, "
+      "bool batch_statistics=False, int groups=1) -> Tensor[]",
+      trunk_maps_op, {at::Tag::pt2_compliant_tag});
 }
 
 }  // namespace placket

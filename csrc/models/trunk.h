@@ -12,8 +12,12 @@ namespace placket {
 // A trunk turns images [B, 3, H, W] into a feature map [B, C, h, w]. It is described by one string,
 // "name[,key=value...]":
 //
-//   resnet18 | resnet34 | resnet50     stage=2 | 3: cut after layer2 (stride 8) or layer3 (stride
-//                                      16, the default); width=0.5 scales the channels
+//   resnet18 | resnet34 | resnet50     stage=2 | 3 | 4: cut after layer2 (stride 8), layer3 (stride
+//                                      16, the default) or layer4 (stride 32, or 16 with
+//                                      last_stride=1); width=0.5 scales the channels; ibn=true
+//                                      normalises half of each first convolution's channels in
+//                                      layer1 to layer3 by the instance (IBN-a: Pan et al., ECCV
+//                                      2018)
 //   squeezenet1_0                      stage=4 | 8 | 16: stride of the map after which it is cut
 //   efficientnet_lite0                 stage=4 | 8 | 16 | 32 | head (the 1,280-channel convolution)
 //   vit_{tiny,small,base,large}_patchP_R, or
@@ -32,6 +36,14 @@ std::vector<std::string> trunk_names();
 
 // Channels C of the map.
 int64_t trunk_channels(const std::string& trunk);
+
+// The maps at the ends of a trunk's stages, from the input on; the last is the trunk's own map. A
+// trunk without stages has one level, of an unknown stride, 0.
+struct MapLevel {
+  int64_t channels;
+  int64_t stride;
+};
+std::vector<MapLevel> trunk_levels(const std::string& trunk);
 
 // What the weights' authors fed it: mean and standard deviation of RGB in [0, 1].
 struct Normalization {
@@ -58,5 +70,10 @@ at::Tensor trunk_features(
     const at::Tensor& images,  // [B, 3, H, W]
     at::TensorList weights,    // in the order of trunk_spec; running statistics change in place
     const std::string& trunk, const Mode& mode);
+
+// The maps of a trunk's last `count` levels in their order. Registered as placket::trunk_maps in
+// the same way, with `int count` behind the trunk, -> Tensor[].
+std::vector<at::Tensor> trunk_maps(const at::Tensor& images, at::TensorList weights,
+                                   const std::string& trunk, int64_t count, const Mode& mode);
 
 }  // namespace placket

@@ -57,7 +57,8 @@ class Vit : public TrunkModel {
     return specs;
   }
 
-  Tensor features(const Tensor& images, Weights& weights, const Mode& mode) const override {
+  std::vector<Tensor> maps(const Tensor& images, Weights& weights, const Mode& mode,
+                           size_t /*count*/) const override {
     const auto dropout = [&](const Tensor& x) {
       return at::dropout(x, config_.dropout, mode.training);
     };
@@ -80,7 +81,7 @@ class Vit : public TrunkModel {
       x = x + dropout(linear(y, weights.next_affine()));
     }
     if (config_.norm) x = layer_norm(x, weights.next_affine());
-    return tokens_to_map(x.slice(1, 1), height, columns);
+    return {tokens_to_map(x.slice(1, 1), height, columns)};
   }
 
  private:

@@ -21,21 +21,24 @@ namespace placket {
 using at::Tensor;
 
 HardPairs batch_hard(const Tensor& embeddings, const Tensor& labels,
-                     const std::optional<Tensor>& groups, bool semi_hard) {
+                     const std::optional<Tensor>& groups, bool semi_hard,
+                     const std::optional<Tensor>& domains) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("placket::batch_hard", "")
                              .typed<decltype(batch_hard)>();
-  return op.call(embeddings, labels, groups, semi_hard);
+  return op.call(embeddings, labels, groups, semi_hard, domains);
 }
 
 namespace {
 
 constexpr const char* kName = "batch_hard";
 
-void check(const Tensor& embeddings, const Tensor& labels, const std::optional<Tensor>& groups) {
+void check(const Tensor& embeddings, const Tensor& labels, const std::optional<Tensor>& groups,
+           const std::optional<Tensor>& domains) {
   check_shape(kName, "embeddings", embeddings, {-1, -1}, "[B, D]");
   check_floating(kName, "embeddings", embeddings);
   check_labels(kName, labels, groups, embeddings);
+  if (domains) check_row_numbers(kName, "domains", *domains, embeddings);
   TORCH_CHECK_VALUE(embeddings.size(0) < std::numeric_limits<int32_t>::max(), kName,
                     ": embeddings must have less than 2**31 rows, got ", embeddings.size(0));
 }
@@ -51,7 +54,7 @@ HardPairs no_pairs(const Tensor& embeddings, const Tensor& labels) {
 
 // Rows of unit length, labels and groups as the kernels want them; holds the copies alive.
 struct Rows {
-  Tensor unit, labels, groups;
+  Tensor unit, labels, groups, domains;
 
   template <class A>
   BatchHard<A> as(bool semi_hard, const HardPairs& out) const {
@@ -60,6 +63,7 @@ struct Rows {
             relation ? nullptr : data<int64_t>(labels),
             relation ? data<uint8_t>(labels) : nullptr,
             groups.defined() ? data<int64_t>(groups) : nullptr,
+            domains.defined() ? data<int64_t>(domains) : nullptr,
             unit.size(0),
             unit.size(1),
             relation || labels.dim() == 1 ? 0 : labels.size(1),
@@ -82,8 +86,9 @@ void dispatch_compared(const Tensor& unit, const F& f) {
 }
 
 HardPairs batch_hard_cpu_op(const Tensor& embeddings, const Tensor& labels,
-                            const std::optional<Tensor>& groups, bool semi_hard) {
-  check(embeddings, labels, groups);
+                            const std::optional<Tensor>& groups, bool semi_hard,
+                            const std::optional<Tensor>& domains) {
+  check(embeddings, labels, groups, domains);
   HardPairs out = no_pairs(embeddings, labels);
   // The rows that take part, by group.
   Tensor order = takes_part(labels).nonzero().squeeze(1);
@@ -97,6 +102,7 @@ HardPairs batch_hard_cpu_op(const Tensor& embeddings, const Tensor& labels,
   const bool all = !groups && order.size(0) == labels.size(0);
   const auto taken = [&](const Tensor& x) { return all ? x : x.index_select(0, order); };
   rows.labels = taken(whole_relation(labels));
+  if (domains) rows.domains = taken(*domains).contiguous();
   if (labels.scalar_type() == at::kBool && !all) rows.labels = rows.labels.index_select(1, order);
   rows.unit = unit_rows(taken(embeddings));
   const int64_t rest = rows.unit.size(1) % kDotLanes;
@@ -110,12 +116,14 @@ HardPairs batch_hard_cpu_op(const Tensor& embeddings, const Tensor& labels,
 
 #ifdef PLACKET_CUDA
 HardPairs batch_hard_cuda(const Tensor& embeddings, const Tensor& labels,
-                          const std::optional<Tensor>& groups, bool semi_hard) {
-  check(embeddings, labels, groups);
+                          const std::optional<Tensor>& groups, bool semi_hard,
+                            const std::optional<Tensor>& domains) {
+  check(embeddings, labels, groups, domains);
   const at::OptionalDeviceGuard guard(at::device_of(embeddings));
   HardPairs out = no_pairs(embeddings, labels);
   const Rows rows = {unit_rows(embeddings).contiguous(), whole_relation(labels),
-                     groups ? groups->contiguous() : Tensor()};
+                     groups ? groups->contiguous() : Tensor(),
+                     domains ? domains->contiguous() : Tensor()};
   const Tensor counted = takes_part(labels).contiguous();
   dispatch_compared(rows.unit, [&]<class A>(TypeTag<A>) {
     const int64_t count = embeddings.size(0);
@@ -131,17 +139,18 @@ HardPairs batch_hard_cuda(const Tensor& embeddings, const Tensor& labels,
 #endif
 
 HardPairs batch_hard_autocast(const Tensor& embeddings, const Tensor& labels,
-                              const std::optional<Tensor>& groups, bool semi_hard) {
+                              const std::optional<Tensor>& groups, bool semi_hard,
+                            const std::optional<Tensor>& domains) {
   const BelowAutocast below;
-  return batch_hard(at_least_float32(embeddings), labels, groups, semi_hard);
+  return batch_hard(at_least_float32(embeddings), labels, groups, semi_hard, domains);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(placket, m) {
   m.def(
-      "batch_hard(Tensor embeddings, Tensor labels, Tensor? groups=None, bool semi_hard=False) -> "
-      "(Tensor positive, Tensor negative, Tensor positive_similarity, Tensor negative_similarity)",
+      "batch_hard(Tensor embeddings, Tensor labels, Tensor? groups=None, bool semi_hard=False, "
+      "Tensor? domains=None) -> (Tensor positive, Tensor negative, Tensor positive_similarity, Tensor negative_similarity)",
       {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(placket, CPU, m) { m.impl("batch_hard", batch_hard_cpu_op); }

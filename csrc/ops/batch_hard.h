@@ -17,7 +17,8 @@ namespace placket {
 //                  any takes no part;
 //   [B, B] bool    which rows are positives of each other; a pair that is given in one order counts
 //                  in both, the diagonal does not count, every row takes part.
-// All others are negatives. With `groups` [B] int64 only rows of one group are compared.
+// All others are negatives. With `groups` [B] int64 only rows of one group are compared, with
+// `domains` [B] int64 only rows of different domains, consumers' photos with shops' for example.
 //
 // With `semi_hard` the negative is the most similar one that is less similar than that positive
 // (Schroff et al., "FaceNet", CVPR 2015), and the least similar of all where there is none; of a
@@ -33,6 +34,7 @@ using HardPairs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 HardPairs batch_hard(const at::Tensor& embeddings,             // [B, D]
                      const at::Tensor& labels,                 // [B], [B, W] or [B, B]
                      const std::optional<at::Tensor>& groups,  // [B]
-                     bool semi_hard);
+                     bool semi_hard = false,
+                     const std::optional<at::Tensor>& domains = std::nullopt);  // [B]
 
 }  // namespace placket

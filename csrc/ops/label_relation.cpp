@@ -9,6 +9,16 @@ namespace placket {
 
 using at::Tensor;
 
+void check_row_numbers(const char* op, const char* name, const Tensor& numbers,
+                       const Tensor& embeddings) {
+  const auto rows = embeddings.sym_size(0);
+  TORCH_CHECK_VALUE(numbers.dim() == 1 && numbers.sym_size(0) == rows, op, ": ", name,
+                    " must have shape [B] with the embeddings' B = ", rows, ", got ",
+                    numbers.sym_sizes());
+  check_dtype(op, name, numbers, at::kLong);
+  check_same_device(op, name, numbers, "embeddings", embeddings);
+}
+
 void check_labels(const char* op, const Tensor& labels, const std::optional<Tensor>& groups,
                   const Tensor& embeddings) {
   const bool relation = labels.scalar_type() == at::kBool;
@@ -22,12 +32,7 @@ void check_labels(const char* op, const Tensor& labels, const std::optional<Tens
                     relation ? "[B, B]" : "[B], or [B, W] for sets,",
                     " with the embeddings' B = ", rows, ", got ", labels.sym_sizes());
   check_same_device(op, "labels", labels, "embeddings", embeddings);
-  if (!groups) return;
-  TORCH_CHECK_VALUE(groups->dim() == 1 && groups->sym_size(0) == rows, op,
-                    ": groups must have shape [B] with the embeddings' B = ", rows, ", got ",
-                    groups->sym_sizes());
-  check_dtype(op, "groups", *groups, at::kLong);
-  check_same_device(op, "groups", *groups, "embeddings", embeddings);
+  if (groups) check_row_numbers(op, "groups", *groups, embeddings);
 }
 
 Tensor takes_part(const Tensor& labels) {

@@ -16,6 +16,10 @@ at::Tensor takes_part(const at::Tensor& labels);
 std::tuple<at::Tensor, at::Tensor> label_relation(const at::Tensor& labels,
                                                   const std::optional<at::Tensor>& groups);
 
+// Raises where `numbers`, an argument called `name`, is not one int64 for each embedding.
+void check_row_numbers(const char* op, const char* name, const at::Tensor& numbers,
+                       const at::Tensor& embeddings);
+
 // Raises where labels or groups are not of the kinds that batch_hard takes.
 void check_labels(const char* op, const at::Tensor& labels, const std::optional<at::Tensor>& groups,
                   const at::Tensor& embeddings);

@@ -33,7 +33,8 @@ struct StageConfig {
   // "merged" the whole batch, "frozen" the running ones.
   std::string batch_norm = "grouped";
   // Or "images": every image once an epoch; or "classes": images_of_class images of each of
-  // batch / images_of_class values of one attribute.
+  // batch / images_of_class values of one attribute; or "products": the same of products, the last
+  // attribute but one, whose images are of all its domains, the last attribute, evenly.
   std::string sampler = "triplets";
   int64_t batch = 16;         // triplets or images a step, over all ranks
   int64_t triplets = 100000;  // an epoch
@@ -96,6 +97,10 @@ class System {
 
   // The losses of a batch on the model's device, by one forward pass. No host synchronisation.
   virtual std::vector<Loss> losses(const Batch& batch, const StepContext& context) = 0;
+
+  // Called when the parameters have taken the step of the last losses(), for what the system moves
+  // by itself and what an exception before that must leave as it was.
+  virtual void stepped() {}
 
   // Embeddings [V, D], L2-normalised float32, of each (image, attribute) with attributes[n, k] >=
   // 0, row by row; attributes [N, K] int64 on the CPU. In evaluation mode, without gradients.

@@ -164,13 +164,17 @@ std::unique_ptr<BatchSource> make_single_source(const TrainerConfig& config, con
                                         .rank = sync.rank(),
                                         .world_size = sync.world_size()});
   }
-  if (stage.sampler == "classes") {
+  if (stage.sampler == "classes" || stage.sampler == "products") {
     TORCH_CHECK_VALUE(stage.batch % stage.images_of_class == 0,
                       "stage: batch must be a multiple of images_of_class ", stage.images_of_class,
                       ", got ", stage.batch);
+    const bool products = stage.sampler == "products";
+    const auto attributes = int64_t(labels->values.size());
     return make_class_source(labels, {.seed = seed,
                                       .classes = stage.batch / stage.images_of_class,
                                       .images_of_class = stage.images_of_class,
+                                      .attribute = products ? attributes - 2 : -1,
+                                      .balance = products ? attributes - 1 : -1,
                                       .rank = sync.rank(),
                                       .world_size = sync.world_size()});
   }
@@ -356,6 +360,7 @@ void Trainer::take_step() {
   const double factor =
       rate_factor(config_.stage.schedule, step_, source_->steps_per_epoch(), steps_);
   adam_->step(factor, device_.is_cpu() ? std::nullopt : std::optional(bad_));
+  system_->stepped();
   adam_->zero_grad();
   ++step_;
   ++window_size_;

@@ -314,11 +314,21 @@ class AttributeOptions(metaclass=_Type):
     patch_size: int
     def __init__(self) -> None: ...
 
+class ProductOptions(metaclass=_Type):
+    margin: float
+    soft_margin: bool
+    label_smoothing: float
+    centre_rate: float
+    positive_weight: float
+    def __init__(self) -> None: ...
+
 class Schedule(metaclass=_Type):
     kind: str
     factor: float
     every: int
+    milestones: list[int]
     warmup_steps: int
+    warmup_epochs: int
     def __init__(self) -> None: ...
 
 class StageConfig(metaclass=_Type):
@@ -526,6 +536,19 @@ def attribute_system(
     seed: int = ...,
     extra_losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = ...,
 ) -> System: ...
+def product_features(head: str) -> list[tuple[str, bool]]: ...
+def product_head_levels(head: str) -> int: ...
+def product_head_spec(head: str, trunk: str) -> list[_Spec]: ...
+def product_system(
+    trunk: str,
+    head: str,
+    products: int,
+    domains: int,
+    options: ProductOptions,
+    tensors: dict[str, Tensor],
+    values: Sequence[int],
+    seed: int = ...,
+) -> System: ...
 def region_text_system(
     *,
     image: str,
@@ -577,6 +600,7 @@ def text_tower_vocabulary(tower: str) -> int: ...
 def trunk_channels(trunk: str) -> int:
     """Channels of a trunk's map."""
 
+def trunk_levels(trunk: str) -> list[tuple[int, int]]: ...
 def trunk_normalization(trunk: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of RGB in [0, 1] that a trunk's weights were made with."""
 

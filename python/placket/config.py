@@ -46,7 +46,7 @@ class ModelConfig:
 
     Attributes:
         name: of the method: ``"asen"``, ``"asen_v2"``, ``"asen_plus_plus"``, ``"csn"``, ``"m3net"``,
-            ``"modc"``, ``"raf_clip"``, ``"rpf"`` or ``"triplet"``.
+            ``"mmfl"``, ``"modc"``, ``"raf_clip"``, ``"rpf"`` or ``"triplet"``.
         trunk: description of the region branch's trunk; of RaF-CLIP's image tower.
         patch: the same of the patch branch, from the first stage that trains it; None leaves it out.
         trunk_weights, patch_weights: what the trunks start from, as ``placket.weights.load_trunk`` takes it;
@@ -86,6 +86,12 @@ class ModelConfig:
     prompts: str | None = None
     category: str | None = None
     views: str | None = None
+    map_dim: int | None = None
+    fusion_dim: int | None = None
+    stripes: tuple[int, ...] | None = None
+    local: bool | None = None
+    drop: float | None = None
+    attributes: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -141,11 +147,14 @@ class LossConfig:
         contrast_temperature: of ``region_contrast`` and ``patch_contrast``.
         classify_scale: of ``region_classify`` and ``patch_classify``.
         align_margin: of ``region_patch_align``.
-        positive_weight: of the classes that an image carries, in ``class_recognition``.
+        positive_weight: of the classes that an image carries, in ``class_recognition`` and ``attribute``.
         centre_momentum: share of a class centre that a step keeps: MODC's, and M3-Net's.
         centre_temperature: of ``region_prototype``, ``region_pseudo_label`` and ``region_consistency``.
         pseudo_confidence: probability above which ``region_pseudo_label`` takes an unlabelled image for one
             of the nearest centre's class.
+        soft_margin: MMFL-Net's triplets have ``log(1 + e^x)`` in place of ``max(0, x + margin)``.
+        label_smoothing: of ``identity``.
+        centre_rate: at which ``centre`` moves the centres of a batch's products.
     """
 
     margin: float = 0.2
@@ -158,6 +167,9 @@ class LossConfig:
     centre_momentum: float = 0.9
     centre_temperature: float = 0.1
     pseudo_confidence: float = 0.8
+    soft_margin: bool = False
+    label_smoothing: float = 0.1
+    centre_rate: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -165,14 +177,17 @@ class ScheduleConfig:
     """How the learning rates fall over a stage.
 
     Attributes:
-        kind: "step": times ``factor`` every ``every`` epochs; "cosine": to 0 at the stage's end.
-        warmup_steps: the rates rise linearly over this many first steps.
+        kind: "step": times ``factor`` every ``every`` epochs; "milestones": times ``factor`` after each of
+            these epochs; "cosine": to 0 at the stage's end.
+        warmup_steps, warmup_epochs: the rates rise linearly over this many first steps, or epochs.
     """
 
-    kind: Literal["step", "cosine"] = "step"
+    kind: Literal["step", "milestones", "cosine"] = "step"
     factor: float = 0.9
     every: int = 3
+    milestones: tuple[int, ...] = ()
     warmup_steps: int = 0
+    warmup_epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -219,25 +234,27 @@ class StageConfig:
     Attributes:
         name: unique among the stages; ``stages/<name>`` of the run is its best checkpoint.
         branches: which learn, of "region" and "patch"; evaluation embeds with these and the region branch. Of
-            RaF-CLIP "image" and "text", its towers.
+            RaF-CLIP "image" and "text", its towers. Of MMFL-Net "product", all of it.
         losses: weight of each loss by name: ``triplet_region``, ``triplet_patch``, ``region_patch``,
             ``region_patch_align``, ``region_contrast``, ``patch_contrast``, ``region_classify``,
             ``patch_classify``; M3-Net's ``class_recognition``, ``class_cross_entropy``,
             ``class_instance_triplet``, ``class_centre_triplet``; against MODC's class centres
             ``region_prototype``, ``region_centre_triplet``, ``region_pseudo_label``, ``region_consistency``
             (csrc/train/systems/attribute.h); RaF-CLIP's ``category_text``, ``attribute_text``,
-            ``attribute_absent``, ``view_agreement`` (csrc/train/systems/region_text.h); and those of
-            ``Trainer``'s ``extra_losses``.
+            ``attribute_absent``, ``view_agreement`` (csrc/train/systems/region_text.h); MMFL-Net's
+            ``identity``, ``triplet_hard``, ``triplet_cross_domain``, ``positive_distance``, ``centre``,
+            ``attribute`` (csrc/train/systems/product.h); and those of ``Trainer``'s ``extra_losses``.
         ramp_epochs: of some of those, by name, the epochs in which the weight rises from 0, linearly.
         rates: learning rate by prefix of the parameters' names; the longest that fits counts, 0 freezes.
         weight_decay: of Adam's L2 term, or with ``decoupled_decay`` AdamW's.
         batch_norm: whose statistics BatchNorm takes in training: "grouped" each triplet role's apart (the
             reference), "merged" the whole batch's, "frozen" the running ones.
         sampler: "triplets", or "images": every image once an epoch; or "classes": ``images_of_class`` images
-            of each of several values of one attribute, drawn for each step.
+            of each of several values of one attribute, drawn for each step; or "products": as many of each of
+            several products, half of them shops' photos and half consumers' where there are both.
         batch: triplets or images a step, over all processes.
         triplets: an epoch.
-        images_of_class: with sampler "classes"; a divisor of ``batch``.
+        images_of_class: with samplers "classes" and "products"; a divisor of ``batch``.
         copies: of every image of a batch, each with an augmentation of its own; 2 for ``region_consistency``.
         negative_by_value: draw a negative's value uniformly, then an image of it; otherwise uniformly among
             images.
@@ -264,7 +281,7 @@ class StageConfig:
     decoupled_decay: bool = False
     epochs: int = 50
     batch_norm: Literal["grouped", "merged", "frozen"] = "grouped"
-    sampler: Literal["triplets", "images", "classes"] = "triplets"
+    sampler: Literal["triplets", "images", "classes", "products"] = "triplets"
     batch: int = 16
     triplets: int = 100_000
     images_of_class: int = 4

@@ -44,6 +44,7 @@ __all__ = [
     "PrototypeCrossEntropy",
     "SemiHardTripletLoss",
     "SigLipLoss",
+    "TriHardLoss",
     "clamped_logit_scale",
     "gather_rows",
     "label_sets",
@@ -139,6 +140,38 @@ class BatchHardTripletLoss(nn.Module):
         pairs = ops.batch_hard(rows.detach(), native, groups)
         found = (pairs.positive >= 0) & (pairs.negative >= 0)
         return _mean(_triplet_terms(rows, pairs, self.margin), found)
+
+
+class TriHardLoss(nn.Module):
+    """Batch-hard triplet loss in Euclidean distances of unit rows, with MMFL-Net's improvements.
+
+    Hermans et al., 2017; MMFL-Net (arXiv 2210.15128) as reconstructed: with ``domains`` the hardest positive and
+    negative of a consumer's photo are shops' photos and the other way round, and an absolute term draws a
+    product's rows together. By ``ops.tri_hard``, without a B x B matrix.
+
+    Args:
+        margin: of the hinge; None for the soft margin.
+        absolute: weight of the mean distance to the hardest positive.
+    """
+
+    def __init__(self, margin: float | None = 0.3, absolute: float = 0.1) -> None:
+        super().__init__()
+        self.margin = margin
+        self.absolute = absolute
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        domains: Tensor | None = None,
+        *,
+        relation: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss; ``domains`` are ``[B]`` int64, 0 of shops and 1 of consumers for example."""
+        rows = _at_least_float32(embeddings)
+        native = _native_labels("TriHardLoss", labels, relation)
+        triplet, distance = ops.tri_hard(rows, native, domains, self.margin)
+        return triplet + self.absolute * distance
 
 
 class SemiHardTripletLoss(nn.Module):

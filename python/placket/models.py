@@ -19,6 +19,7 @@ from placket.nn import (
     Clip,
     Csn,
     M3Net,
+    MmflNet,
     Modc,
     Model,
     RafClip,
@@ -31,7 +32,7 @@ __all__ = ["METHODS", "as_network", "create_model", "load", "takes_patch"]
 
 METHODS: dict[str, type[Model]] = {
     method.name: method
-    for method in (Asen, AsenV2, AsenPlusPlus, Csn, M3Net, Modc, RafClip, Rpf, TripletNetwork)
+    for method in (Asen, AsenV2, AsenPlusPlus, Csn, M3Net, MmflNet, Modc, RafClip, Rpf, TripletNetwork)
 }
 
 

@@ -47,6 +47,7 @@ __all__ = [
     "region_box",
     "region_patch_info_nce",
     "supervised_contrastive",
+    "tri_hard",
     "value_groups",
 ]
 
@@ -160,7 +161,11 @@ class HardPairs(NamedTuple):
 
 
 def batch_hard(
-    embeddings: Tensor, labels: Tensor, groups: Tensor | None = None, semi_hard: bool = False
+    embeddings: Tensor,
+    labels: Tensor,
+    groups: Tensor | None = None,
+    semi_hard: bool = False,
+    domains: Tensor | None = None,
 ) -> HardPairs:
     """Return the least similar positive and the most similar negative of each row, by cosine.
 
@@ -177,13 +182,18 @@ def batch_hard(
         semi_hard: return as negative the most similar one that is less similar than that positive (FaceNet,
             CVPR 2015), and the least similar of all where there is none. A row without a positive has its
             most similar one.
+        domains: ``[B]`` int64; only rows of different domains, consumers' photos with shops', are compared.
     """
-    return HardPairs(*torch.ops.placket.batch_hard(embeddings, labels, groups, semi_hard))
+    return HardPairs(*torch.ops.placket.batch_hard(embeddings, labels, groups, semi_hard, domains))
 
 
 @torch.library.register_fake("placket::batch_hard")
 def _(
-    embeddings: Tensor, labels: Tensor, groups: Tensor | None = None, semi_hard: bool = False
+    embeddings: Tensor,
+    labels: Tensor,
+    groups: Tensor | None = None,
+    semi_hard: bool = False,
+    domains: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
     index = labels.new_empty(embeddings.shape[0], dtype=torch.int64)
@@ -1191,6 +1201,26 @@ def supervised_contrastive(
         The mean over rows with a positive, float32 (float64 for float64 rows); 0 where there is none.
     """
     return torch.ops.placket.supervised_contrastive(embeddings, labels, groups, temperature, inside)
+
+
+def tri_hard(
+    embeddings: Tensor, labels: Tensor, domains: Tensor | None = None, margin: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the batch-hard triplet loss (Hermans et al., 2017) in Euclidean distances of unit rows.
+
+    The pairs are those of ``batch_hard``; no B x B matrix is in memory.
+
+    Args:
+        embeddings: ``[B, D]``; rows are normalised inside.
+        labels, domains: as ``batch_hard`` takes them; with domains both partners are of another one (MMFL-Net,
+            arXiv 2210.15128, as reconstructed).
+        margin: of the hinge ``max(0, d(i, p) - d(i, n) + margin)``; None for ``log(1 + e^(d(i, p) - d(i, n)))``.
+
+    Returns:
+        The mean over rows with a positive and a negative, and the absolute term, the mean distance to the hardest
+        positive over rows with one; float32 (float64 for float64 rows), 0 where no row counts.
+    """
+    return torch.ops.placket.tri_hard(embeddings, labels, domains, margin)
 
 
 def value_groups(query_values: Tensor, candidate_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

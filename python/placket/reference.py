@@ -147,11 +147,18 @@ def average_precision(
 
 
 def batch_hard(
-    embeddings: Tensor, labels: Tensor, groups: Tensor | None = None, semi_hard: bool = False
+    embeddings: Tensor,
+    labels: Tensor,
+    groups: Tensor | None = None,
+    semi_hard: bool = False,
+    domains: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
     cosine = F.normalize(embeddings.to(wide), dim=1) @ F.normalize(embeddings.to(wide), dim=1).T
     positives, negatives = label_relation(labels, groups)
+    if domains is not None:
+        across = domains[:, None] != domains
+        positives, negatives = positives & across, negatives & across
     picked: list[list[tuple[int, float]]] = []
     for similarity, positive, negative in zip(
         cosine.tolist(), positives.tolist(), negatives.tolist(), strict=True
@@ -836,6 +843,28 @@ def supervised_contrastive(
             share = (z[positives[i]] @ z[i] / temperature).exp() / shares
             terms.append(-share.mean().log() if inside else -share.log().mean())
     return torch.stack(terms).mean() if terms else embeddings.sum() * 0
+
+
+def tri_hard(
+    embeddings: Tensor, labels: Tensor, domains: Tensor | None = None, margin: float | None = None
+) -> tuple[Tensor, Tensor]:
+    z = F.normalize(embeddings, dim=1)
+    positives, negatives = label_relation(labels, None)
+    terms, farthest = [], []
+    for i in range(len(z)):
+        other = torch.ones_like(positives[i]) if domains is None else domains != domains[i]
+        near, far = positives[i] & other, negatives[i] & other
+        distance = (z - z[i]).square().sum(1).clamp_min(1e-12).sqrt()
+        if near.any():
+            farthest.append(distance[near].max())
+        if near.any() and far.any():
+            excess = distance[near].max() - distance[far].min()
+            terms.append(F.softplus(excess) if margin is None else F.relu(excess + margin))
+    nothing = embeddings.sum() * 0
+    return (
+        torch.stack(terms).mean() if terms else nothing,
+        torch.stack(farthest).mean() if farthest else nothing,
+    )
 
 
 def upsample_maps(maps: Tensor, view: int) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -33,7 +34,7 @@ from placket.data.loader import causes_by_path, skips_unreadable
 from placket.data.resident import resident_pixels
 from placket.extension import extend
 from placket.models import METHODS, as_network, create_model, load, takes_patch
-from placket.nn import ExtraLoss, Model, RafClip
+from placket.nn import ExtraLoss, MmflNet, Model, RafClip
 from placket.runs import RunFolder
 
 __all__ = ["ExtraLoss", "TrainResult", "Trainer", "train"]
@@ -127,11 +128,15 @@ class Trainer:
         for key in ("seed", "bfloat16", "loader_threads", "report_every", "checkpoint_every"):
             setattr(config, key, getattr(settings, key))
         pixels = resident_pixels(images, next(model.parameters()).device) if resident else None
+        labels = images.with_products() if model.learns_products else images.labels
+        products, domains = labels.values[-2:] if model.learns_products else (0, 1)
         self._native = _C.Trainer(
-            model.system(loss or LossConfig(), settings.seed, extra_losses),
+            model.system(
+                loss or LossConfig(), settings.seed, extra_losses, products=products, domains=domains
+            ),
             images.image_list(pixels),
-            images.labels.to_native(),
-            None if held_out is None else _evaluation_set(held_out, pixels),
+            labels.to_native(),
+            None if held_out is None else _evaluation_set(held_out, model, pixels),
             config,
             report=on_report,
             evaluated=on_evaluation,
@@ -340,7 +345,10 @@ def _evaluate_every(trainer: TrainerConfig, stage: StageConfig, images: Split) -
     return max(1, epoch // max(1, stage.batch))
 
 
-def _evaluation_set(split: Split, resident: _C.ResidentPixels | None) -> _C.EvaluationSet:
+def _evaluation_set(split: Split, model: Model, resident: _C.ResidentPixels | None) -> _C.EvaluationSet:
+    if model.learns_products:
+        lists = _product_lists(split)
+        return _C.EvaluationSet(split.image_list(resident), *lists, len(model.spaces))
     if not len(split.queries) or not len(split.candidates):
         raise ValueError(
             f"{split.root}: split '{split.name}' must have query and candidate lists to be evaluated, "
@@ -351,6 +359,25 @@ def _evaluation_set(split: Split, resident: _C.ResidentPixels | None) -> _C.Eval
         for rows in (split.queries, split.candidates)
     )
     return _C.EvaluationSet(split.image_list(resident), queries, candidates, len(split.schema))
+
+
+def _product_lists(split: Split) -> list[tuple[list[int], list[int], list[int]]]:
+    """Return images, space and products of those that ask for their product and of those that are asked.
+
+    Of images in both lists, those of a set of one kind, the first of each product asks for the others.
+    """
+    asked, offered = split.query_images, split.gallery_images
+    if split.identities is None or asked is None or offered is None or not len(asked):
+        raise ValueError(
+            f"{split.root}: split '{split.name}' must have lists of products' photos to be evaluated, got "
+            "none; set trainer.evaluate_every to 0 to train without"
+        )
+    if np.isin(asked, offered).any():
+        asked = asked[np.unique(split.identities[asked], return_index=True)[1]]
+        offered = np.setdiff1d(offered, asked)
+    return [
+        (rows.tolist(), [0] * len(rows), split.identities[rows].tolist()) for rows in (asked, offered)
+    ]
 
 
 def _begin(folder: RunFolder, config: TrainConfig) -> None:
@@ -410,6 +437,8 @@ def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> Mo
     generator = torch.Generator().manual_seed(config.trainer.seed)
     if METHODS.get(settings.name) is RafClip:
         return _region_text_model(config, data, index, run, generator)
+    if METHODS.get(settings.name) is MmflNet:
+        return _product_model(config, data, index, run, generator)
     if config.stages[index].new_attributes:
         return _extended_model(config, data, index, run, generator)
     with_patch = any("patch" in stage.branches for stage in config.stages[: index + 1])
@@ -453,6 +482,20 @@ def _region_text_model(
         checkpoint.fill(model, checkpoint.read_tensors(start), str(start))
     elif settings.trunk_weights is not None:
         weights.load_towers(model, settings.trunk_weights)
+    return model.to(config.trainer.device)
+
+
+def _product_model(
+    config: TrainConfig, data: Dataset, index: int, run: Path, generator: torch.Generator
+) -> Model:
+    settings = config.model
+    model = _make_model(config, data, generator, with_patch=False)
+    assert isinstance(model, MmflNet)
+    start = settings.start if index == 0 else run / "stages" / config.stages[index - 1].name
+    if start is not None:
+        checkpoint.fill(model, checkpoint.read_tensors(start), str(start))
+    elif settings.trunk_weights is not None:
+        weights.load_trunk(model.trunk, settings.trunk_weights)
     return model.to(config.trainer.device)
 
 
@@ -552,7 +595,7 @@ class _Log(AbstractContextManager["_Log"]):
 
     def evaluated(self, evaluation: _C.Evaluation) -> None:
         assert self._trainer is not None
-        names = self._trainer.model.schema.names
+        names = self._trainer.model.default_spaces
         per_attribute = {
             name: 100 * value
             for name, value in zip(names, evaluation.per_attribute, strict=True)

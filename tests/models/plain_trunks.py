@@ -7,8 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class IbnA(nn.Module):
+    """IBN-a: InstanceNorm on the first half of the channels (Pan et al., ECCV 2018)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.half = channels // 2
+        self.IN = nn.InstanceNorm2d(self.half, affine=True)
+        self.BN = nn.BatchNorm2d(channels - self.half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.IN(x[:, : self.half]), self.BN(x[:, self.half :])], 1)
+
+
 class ResNetBlock(nn.Module):
-    def __init__(self, inputs: int, width: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, outputs: int, stride: int, ibn: bool = False) -> None:
         super().__init__()
         self.bottleneck = outputs != width
         if self.bottleneck:
@@ -19,7 +32,7 @@ class ResNetBlock(nn.Module):
         else:
             self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
             self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = IbnA(width) if ibn else nn.BatchNorm2d(width)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = None
         if stride != 1 or inputs != outputs:
@@ -35,7 +48,9 @@ class ResNetBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, depths: list[int], expansion: int, width: int = 64) -> None:
+    def __init__(
+        self, depths: list[int], expansion: int, width: int = 64, *, last_stride: int = 2, ibn: bool = False
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -44,16 +59,23 @@ class ResNet(nn.Module):
         for i, depth in enumerate(depths):
             inner = width << i
             blocks = []
+            first = 1 if i == 0 else last_stride if i == 3 else 2
             for j in range(depth):
-                blocks.append(ResNetBlock(inputs, inner, inner * expansion, 2 if i > 0 and j == 0 else 1))
+                stride = first if j == 0 else 1
+                blocks.append(ResNetBlock(inputs, inner, inner * expansion, stride, ibn and i < 3))
                 inputs = inner * expansion
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> list[Tensor]:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        maps = []
         for i in range(self.layers):
             x = self.get_submodule(f"layer{i + 1}")(x)
-        return x
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.maps(x)[-1]
 
 
 class Fire(nn.Module):

@@ -15,6 +15,11 @@ TRUNKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18,width=0.25,stage=2": lambda: plain.ResNet([2, 2], 1, 16),
     "resnet34,width=0.125": lambda: plain.ResNet([3, 4, 6], 1, 8),
     "resnet50,width=0.125": lambda: plain.ResNet([3, 4, 6], 4, 8),
+    "resnet50,width=0.125,stage=4": lambda: plain.ResNet([3, 4, 6, 3], 4, 8),
+    "resnet50,width=0.125,stage=4,last_stride=1,ibn=true": lambda: plain.ResNet(
+        [3, 4, 6, 3], 4, 8, last_stride=1, ibn=True
+    ),
+    "resnet18,width=0.25,ibn=true": lambda: plain.ResNet([2, 2, 2], 1, 16, ibn=True),
     "squeezenet1_0": plain.SqueezeNet,
     "efficientnet_lite0": lambda: plain.EfficientNetLite0(head=False),
     "efficientnet_lite0,stage=head": lambda: plain.EfficientNetLite0(head=True),
@@ -162,10 +167,13 @@ def test_reference_sizes() -> None:
             lambda: Trunk("resnet19"),
             "trunk: name must be one of resnet18, resnet34, resnet50, squeezenet1_0,",
         ),
-        (lambda: Trunk("resnet18,depth=3"), "trunk: setting must be one of width, stage, got 'depth'"),
         (
-            lambda: Trunk("resnet18,stage=4"),
-            "trunk: stage must be one of 2, 3, got '4' in 'resnet18,stage=4'",
+            lambda: Trunk("resnet18,depth=3"),
+            "trunk: setting must be one of stage, ibn, width, last_stride, got 'depth'",
+        ),
+        (
+            lambda: Trunk("resnet18,stage=5"),
+            "trunk: stage must be one of 2, 3, 4, got '5' in 'resnet18,stage=5'",
         ),
         (lambda: Trunk("vit,width=30,heads=4"), "trunk: width must be divisible by heads, 4, got 30"),
         (

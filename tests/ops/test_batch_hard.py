@@ -64,6 +64,25 @@ def test_batch_hard_matches_reference(
 
 
 @pytest.mark.parametrize("semi_hard", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_domains_are_compared_with_others_only(kind: str, semi_hard: bool, device: torch.device):
+    for n, d in SHAPES[:4]:
+        rows = torch.randn(n, d, device=device)
+        labels, domains = labels_of(kind, n, device), torch.randint(0, 2, (n,), device=device)
+        groups = torch.randint(0, 3, (n,), device=device)
+        for own in (None, groups):
+            found = ops.batch_hard(rows, labels, own, semi_hard, domains)
+            check(found, reference.batch_hard(rows, labels, own, semi_hard, domains))
+            for partner in (found.positive, found.negative):
+                assert (domains[partner.clamp_min(0)] != domains)[partner >= 0].all()
+        one = ops.batch_hard(rows, labels, None, semi_hard, torch.zeros_like(domains))
+        assert (one.positive == -1).all()
+        assert (one.negative == -1).all()
+    with pytest.raises(ValueError, match=r"batch_hard: domains must have shape \[B\]"):
+        ops.batch_hard(rows, labels, domains=domains[1:])
+
+
+@pytest.mark.parametrize("semi_hard", [False, True])
 def test_batch_hard_takes_the_first_of_equal_rows(semi_hard: bool, device: torch.device):
     rows = torch.randn(5, 16, device=device).repeat(120, 1)  # more than a tile, each row 120 times
     labels = torch.randint(0, 3, (600,), device=device)

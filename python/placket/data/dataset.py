@@ -214,10 +214,10 @@ class Split:
 
         The product is the image's identity, numbered from 0 without gaps in this split, in the order of the
         identities; an image whose product is not known has no label of it. The domain is 0 for a shop's
-        photo and 1 for a consumer's, and 0 for all in a split of one kind.
+        photo and 1 for a consumer's; in a split of one kind there is no other than 0.
 
         Returns:
-            labels of n images over [*values of the schema's attributes, products, 2].
+            labels of n images over [*values of the schema's attributes, products, domains].
 
         Raises:
             DatasetError: the split has no identities.
@@ -234,7 +234,7 @@ class Split:
             (np.arange(len(self)), np.full(len(self), first + 1), domain),
         )
         images, attribute, value = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-        counts = (*self.schema.value_counts, len(products), 2)
+        counts = (*self.schema.value_counts, len(products), 1 if self.domains is None else 2)
         return Labels.gather(images, attribute, value, len(self), counts)
 
     @property

@@ -17,6 +17,7 @@ from placket.nn.asen import (
 from placket.nn.clip import Clip, ClipImageEncoder, ClipOutput, ClipTextEncoder, TowerOutput
 from placket.nn.composition import Composed, Composition
 from placket.nn.m3net import M3Net, M3NetConfig
+from placket.nn.mmfl_net import MmflConfig, MmflNet, ProductOutput
 from placket.nn.modc import Modc, ModcConfig
 from placket.nn.model import ExtraLoss, Model, Pictures
 from placket.nn.network import (
@@ -50,12 +51,15 @@ __all__ = [
     "ExtraLoss",
     "M3Net",
     "M3NetConfig",
+    "MmflConfig",
+    "MmflNet",
     "Modc",
     "ModcConfig",
     "Model",
     "NetworkConfig",
     "NetworkOutput",
     "Pictures",
+    "ProductOutput",
     "RafClip",
     "Rpf",
     "RpfConfig",

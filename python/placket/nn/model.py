@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from placket.schema import AttributeSchema, index_of, weights_of
 
 Views = Literal["crop", "segmented", "both"]
 ExtraLoss = Callable[[Tensor, Tensor], Tensor]
+T = TypeVar("T")
 
 
 class Pictures(NamedTuple):
@@ -49,6 +51,9 @@ class Model(nn.Module, ABC):
 
     #: Whether it represents images by each class (attribute value) too.
     has_classes: bool = False
+
+    learns_products: ClassVar[bool] = False
+    """Whether it is trained by the products that images show."""
 
     @property
     @abstractmethod
@@ -151,9 +156,21 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def system(
-        self, loss: LossConfig, seed: int = 0, extra_losses: Mapping[str, ExtraLoss] | None = None
+        self,
+        loss: LossConfig,
+        seed: int = 0,
+        extra_losses: Mapping[str, ExtraLoss] | None = None,
+        *,
+        products: int = 0,
+        domains: int = 1,
     ) -> _C.System:
-        """Return the C++ side, which trains it and embeds with it; it holds the model's own tensors."""
+        """Return the C++ side, which trains it and embeds with it; it holds the model's own tensors.
+
+        Args:
+            loss, seed, extra_losses: of a training, see ``placket.Trainer``.
+            products: to learn, for a model that ``learns_products``; 0 to embed alone.
+            domains: 2 where their photographs are shops' and consumers', otherwise 1.
+        """
 
     @abstractmethod
     def config_dict(self, preprocess: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -171,3 +188,29 @@ class Model(nn.Module, ABC):
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write ``model.safetensors`` and ``config.json``, which ``placket.load`` reads."""
         checkpoint.save(directory, self.state_dict(), self.config_dict())
+
+
+def full_preprocess(
+    mean: Sequence[float], std: Sequence[float], given: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return how a model with a trunk takes images, with its defaults for what is not given."""
+    return {
+        "size": 224,
+        "fit": "crop",
+        "target_ratio": 1.25,
+        "interpolation": "bilinear",
+        "arithmetic": "pillow",
+        "orientation": "apply",
+        "box_margin": 0.0,
+        "mean": list(mean),
+        "std": list(std),
+        **(given or {}),
+    }
+
+
+def take_options(options: T, loss: LossConfig) -> T:
+    """Give a system's options those constants of the losses that it knows."""
+    for key, value in dataclasses.asdict(loss).items():
+        if hasattr(options, key):
+            setattr(options, key, value)
+    return options

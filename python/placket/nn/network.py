@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from placket import _C, checkpoint, ops
 from placket.config import LossConfig
-from placket.nn.model import ExtraLoss, Model, Pictures
+from placket.nn.model import ExtraLoss, Model, Pictures, full_preprocess, take_options
 from placket.nn.spec_module import SpecModule, TensorSpec
 from placket.nn.trunk import IMAGENET_MEAN, IMAGENET_STD, Trunk, channels_of
 from placket.schema import AttributeSchema
@@ -162,18 +162,11 @@ class AttributeNetwork(Model):
         self.region = Branch(_make_trunk(trunk, generator), part("region.head."))
         if patch is not None:
             self.patch = Branch(_make_trunk(patch, generator), part("patch.head."))
-        self.preprocess = {
-            "size": 224,
-            "fit": "crop",
-            "target_ratio": 1.25,
-            "interpolation": "bilinear",
-            "arithmetic": "pillow",
-            "orientation": "apply",
-            "box_margin": 0.0,
-            "mean": list(getattr(self.region.trunk, "mean", IMAGENET_MEAN)),
-            "std": list(getattr(self.region.trunk, "std", IMAGENET_STD)),
-            **(preprocess or {}),
-        }
+        self.preprocess = full_preprocess(
+            getattr(self.region.trunk, "mean", IMAGENET_MEAN),
+            getattr(self.region.trunk, "std", IMAGENET_STD),
+            preprocess,
+        )
 
     @property
     def embedding_dim(self) -> int:
@@ -330,7 +323,13 @@ class AttributeNetwork(Model):
         return model
 
     def system(
-        self, loss: LossConfig, seed: int = 0, extra_losses: Mapping[str, ExtraLoss] | None = None
+        self,
+        loss: LossConfig,
+        seed: int = 0,
+        extra_losses: Mapping[str, ExtraLoss] | None = None,
+        *,
+        products: int = 0,
+        domains: int = 1,
     ) -> _C.System:
         """Return the C++ side; see ``Model.system``.
 
@@ -342,9 +341,7 @@ class AttributeNetwork(Model):
                 "Trainer: trunks must be built-in ones, got a module of the caller's; train it in a "
                 "Python loop"
             )
-        options = _C.AttributeOptions()
-        for key, value in dataclasses.asdict(loss).items():
-            setattr(options, key, value)
+        options = take_options(_C.AttributeOptions(), loss)
         for key in ("region_weight", "box_threshold", "patch_size"):
             setattr(options, key, getattr(self.config, key))
         tensors: dict[str, Tensor] = {**dict(self.named_parameters()), **dict(self.named_buffers())}

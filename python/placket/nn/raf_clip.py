@@ -248,7 +248,13 @@ class RafClip(Clip, Model):
         return cast(Composed, composition(self.embed_views(images, segmented), self.embed_texts(texts)))
 
     def system(
-        self, loss: LossConfig, seed: int = 0, extra_losses: Mapping[str, ExtraLoss] | None = None
+        self,
+        loss: LossConfig,
+        seed: int = 0,
+        extra_losses: Mapping[str, ExtraLoss] | None = None,
+        *,
+        products: int = 0,
+        domains: int = 1,
     ) -> _C.System:
         """Return the C++ side; see ``Model.system``.
 
