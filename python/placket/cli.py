@@ -154,6 +154,8 @@ def _evaluate(options: Namespace) -> None:
         attributes=dict(map(_weighted, options.attribute)) if options.attribute else None,
         gallery=options.gallery,
         by_category=options.by_category or None,
+        regions=options.regions,
+        reference=options.reference,
         tune_region=None if options.tune_region is None else options.tune_region.replace("-", " "),
         flip=options.flip,
         rerank=options.rerank,
@@ -183,6 +185,36 @@ def _evaluate(options: Namespace) -> None:
     print("\n\n".join(tables))
     if options.published:  # last, since it may be refused
         print("\n" + result.table(options.format, published=True))
+
+
+def _compose(options: Namespace) -> None:
+    import placket
+    from placket.composed import FitConfig
+    from placket.nn import Composition, RafClip
+    from placket.words import train_composition
+
+    model = placket.load(options.checkpoint, device=options.device)
+    if not isinstance(model, RafClip):
+        raise ValueError(f"compose: model must be one with words, raf_clip, got {model.name}")
+    import torch
+
+    composition = Composition(
+        options.composition, model.embedding_dim, torch.Generator().manual_seed(options.seed)
+    )
+    settings = {key: options[key] for key in ("epochs", "batch", "lr", "scale", "seed")}
+    train_composition(
+        model,
+        placket.data.open(options.data),
+        composition,
+        FitConfig(**settings),
+        split=options.split,
+        path=options.features,
+        report=lambda epoch, loss: print(
+            f"epoch {epoch} of {options.epochs}: loss {loss:.4f}", file=sys.stderr
+        ),
+    )
+    model.save(options.out)
+    print(options.out)
 
 
 def _compare(options: Namespace) -> None:
@@ -590,7 +622,8 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         default="asfr-map-all/v1",
-        help="or asfr-multilabel/v1, c2s-topk/v1, inshop-recall/v1; python/README.md defines them",
+        help="or asfr-multilabel/v1, c2s-topk/v1, inshop-recall/v1, recognition/v1, composed-recall/v1, "
+        "fashioniq-original/v1, fashioniq-val/v1; python/README.md defines them",
     )
     parser.add_argument(
         "--attribute",
@@ -614,6 +647,15 @@ def _add_evaluate(parser: ArgumentParser) -> None:
         "--by-category",
         action="store_true",
         help="of the products' protocols: seek within the query's value of the data's first attribute",
+    )
+    parser.add_argument(
+        "--regions", action="store_true", help="of recognition/v1: of the split's regions, not its images"
+    )
+    parser.add_argument(
+        "--reference",
+        choices=("kept", "removed"),
+        default="kept",
+        help="of composed-recall/v1: whether a query's own image is a candidate",
     )
     parser.add_argument(
         "--tune-region",
@@ -660,6 +702,26 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--json", nargs="?", const="-", help="write the result as JSON to a file, or print it"
     )
+
+
+def _add_compose(parser: ArgumentParser) -> None:
+    from placket.composed import FitConfig
+
+    usual = FitConfig()
+    parser.add_argument("checkpoint", type=Path, help="of a model with words, raf_clip")
+    parser.add_argument("data", type=Path, help=f"{_DATA}; with composed queries")
+    parser.add_argument("--composition", default="agcn", help="agcn, tirg or combiner, with its settings")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint to write")
+    parser.add_argument("--split", default="train", help="to learn from")
+    parser.add_argument("--epochs", type=int, default=usual.epochs, help="passes over the queries")
+    parser.add_argument("--batch", type=int, default=usual.batch, help="queries, each other's negatives")
+    parser.add_argument("--lr", type=float, default=usual.lr, help="of AdamW")
+    parser.add_argument("--scale", type=float, default=usual.scale, help="of the cosines in the loss")
+    parser.add_argument("--seed", type=int, default=usual.seed, help="of initial values, order and dropout")
+    parser.add_argument(
+        "--features", type=Path, metavar="FILE", help="keeps the images' features, for further trainings"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
 
 
 def _add_compare(parser: ArgumentParser) -> None:
@@ -836,6 +898,12 @@ _COMMANDS: Mapping[str, _Command] = {
         "train a model; what is not given has the configuration's value",
         "placket train --config rpf.yaml --data.root data/garments --stages.region.epochs 3 --run runs/first",
         usage="placket train [--config FILE] [--section.key VALUE ...] [--run DIR] [--resume] [--debug]",
+    ),
+    "compose": _Command(
+        _compose,
+        "let a model with words learn what a text does to an image, from composed queries and fixed towers",
+        "placket compose runs/words/best data/hm.yaml --composition agcn --out runs/composed",
+        _add_compose,
     ),
     "evaluate": _Command(
         _evaluate,

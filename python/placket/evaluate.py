@@ -18,6 +18,7 @@ from placket.agreement import WEIGHTS, Labelled, centre_probabilities, class_agr
 from placket.config import LossConfig
 from placket.data import Augment, Dataset, Loader, Split, Street2ShopDataset, Texts, read_image
 from placket.data.columns import Ints, Labels, Masks
+from placket.data.compositions import joined_captions
 from placket.data.dataset import SPLITS
 from placket.nn import Modc, Model, Pictures, RafClip
 from placket.nn.model import Views
@@ -28,6 +29,7 @@ from placket.protocols import (
     EmbedClass,
     Gallery,
     Photos,
+    Reference,
     Rerank,
     Result,
     asfr_joint,
@@ -35,9 +37,15 @@ from placket.protocols import (
     asfr_multilabel,
     asfr_multilabel_class,
     c2s_topk,
+    composed_recall,
+    fashioniq_original,
+    fashioniq_val,
     inshop_recall,
+    recognition,
+    recognition_targets,
     split_joint,
 )
+from placket.words import compose_split, composed_queries, score_values
 
 __all__ = [
     "Ranking",
@@ -66,6 +74,8 @@ def evaluate(
     attributes: Mapping[str, float] | Sequence[str] | None = None,
     gallery: Gallery = "all-shop",
     by_category: bool | None = None,
+    regions: bool = False,
+    reference: Reference = "kept",
     tune_region: Literal["overall", "per attribute"] | None = None,
     flip: bool = False,
     rerank: Rerank | None = None,
@@ -87,11 +97,12 @@ def evaluate(
     c2s-topk/v1               query and gallery photos of two kinds, consumers' and shops'; ranked by the mean
                               cosine of the model's spaces
     inshop-recall/v1          query and gallery photos of one kind; ranked in the same way
+    recognition/v1            the labels of the split and of "valid", which thresholds are chosen on, for a
+                              model that scores values: RaF-CLIP by their words, others by class logits
+    composed-recall/v1        the composed queries of the split, for a RaF-CLIP (``RafClip.compose``)
+    fashioniq-original/v1     the same in FashionIQ's layout, on "valid"
+    fashioniq-val/v1          the same
     ========================  ==============================================================================
-
-    The other protocols need what embeddings of images are not (class scores, embeddings of an image and a
-    text together): call ``placket.protocols.recognition``, ``fashioniq_original`` or ``fashioniq_val`` with
-    it.
 
     Args:
         model: whose embeddings are ranked.
@@ -103,6 +114,8 @@ def evaluate(
         gallery: of ``c2s-topk/v1``: the shop photos of all splits but "train", or those of the split alone.
         by_category: for the products' protocols, whether is sought within the query's value of the first
             attribute; None: for Street2Shop, where that is the convention.
+        regions: of ``recognition/v1``, whether the rows are the split's regions or its images.
+        reference: of ``composed-recall/v1``, whether a query's own image is a candidate: "kept" or "removed".
         tune_region: choose the weight of the region branch by ``asfr-map-all/v1`` on "valid", one for all
             attributes or one for each, instead of the model's own. Its images pass the trunks once.
         flip: average the embeddings of the image and its mirror image, see ``embed_pairs``.
@@ -173,10 +186,16 @@ def evaluate(
         return _products(
             data, split, protocol, weights_of, numbers, gallery, within, rerank, embed, allow_missing
         )
-    raise ValueError(
-        f"evaluate: protocol must be one that images' embeddings can serve, got '{protocol}'; call "
-        f"placket.protocols.{PROTOCOLS[protocol].__name__} with what it needs"
-    )
+    if protocol == "recognition/v1":
+        return _recognition(model, data, split, regions, flip, allow_missing, batch, threads, bfloat16)
+    options = {"reference": reference} if protocol == "composed-recall/v1" else {}
+    protocols = {
+        "composed-recall/v1": composed_recall,
+        "fashioniq-original/v1": fashioniq_original,
+        "fashioniq-val/v1": fashioniq_val,
+    }
+    ranked = partial(protocols[protocol], **options)
+    return _composed(model, data, split, protocol, ranked, allow_missing, batch, threads, bfloat16)
 
 
 _OF_PRODUCTS = ("c2s-topk/v1", "inshop-recall/v1")
@@ -821,6 +840,83 @@ def _products(
         rerank=rerank,
         missing=sum(each.missing for each in found.values()),
     )
+
+
+def _recognition(
+    model: Model,
+    data: Dataset,
+    name: str,
+    regions: bool,
+    flip: bool,
+    allow_missing: bool,
+    batch: int,
+    threads: int,
+    bfloat16: bool,
+) -> Result:
+    """Evaluate scores of values; those of "valid" choose the thresholds."""
+    if flip:
+        raise ValueError("evaluate: flip must be False with recognition/v1, got True")
+    if not isinstance(model, RafClip) and not model.has_classes:
+        raise ValueError(
+            "evaluate: model must score attribute values for recognition/v1, as raf_clip and m3net do, got "
+            f"{model.name}"
+        )
+
+    def score(part: Split) -> Tensor:
+        if isinstance(model, RafClip):
+            return score_values(model, part, batch=batch, threads=threads, bfloat16=bfloat16)
+        return torch.cat(classify_split(model, part, batch=batch, threads=threads, bfloat16=bfloat16), dim=1)
+
+    def scored(split: str) -> tuple[Tensor, NDArray[np.int8], int]:
+        part = data.region_split(split) if regions else data.split(split)
+        if part is None:
+            raise ValueError(f"evaluate: data must have regions, got {data.root} without")
+        part = part.under(model.schema)
+        kept, missing = _present(part, np.arange(len(part))[:, None], allow_missing)
+        ids = kept[:, 0]
+        found = score(_part(part, ids))
+        return found, recognition_targets(part.labels)[ids], missing
+
+    scores, targets, missing = scored(name)
+    valid = scored("valid") if name != "valid" else (scores, targets, missing)
+    return recognition(scores, targets, valid[0], valid[1], model.schema, missing=missing)
+
+
+def _composed(
+    model: Model,
+    data: Dataset,
+    name: str,
+    protocol: str,
+    ranked: Callable[..., Result],
+    allow_missing: bool,
+    batch: int,
+    threads: int,
+    bfloat16: bool,
+) -> Result:
+    """Evaluate composed queries by what ranks them."""
+    if not isinstance(model, RafClip):
+        raise ValueError(
+            f"evaluate: model must embed image and text together for {protocol}, as raf_clip does, got "
+            f"{model.name}"
+        )
+    compositions = composed_queries("evaluate", data, name)
+    part = data.split(name)
+    kept, _ = _present(part, np.arange(len(part))[:, None], allow_missing)
+    ids = kept[:, 0]
+    place = np.full(len(part) + 1, -1)  # the last for a reference of -1
+    place[ids] = np.arange(len(ids))
+    found = compose_split(
+        model,
+        _part(part, ids),
+        torch.from_numpy(place[compositions.reference]),
+        joined_captions(compositions),
+        batch=batch,
+        threads=threads,
+        bfloat16=bfloat16,
+    )
+    images = torch.zeros(len(part), found.images.shape[1])
+    images[torch.from_numpy(ids)] = found.images
+    return ranked(compositions, part, found.queries, images, present=np.isin(np.arange(len(part)), ids))
 
 
 class _Embedded(NamedTuple):

@@ -180,7 +180,7 @@ def test_command(model: Rpf, consumer_to_shop: Dataset, tmp_path: Path, capsys: 
     assert main([*place, "--rerank", "k-reciprocal"]) == 1
     assert "rerank must be None with asfr-map-all/v1, got 'k-reciprocal'" in capsys.readouterr().err
     assert main([*place, "--protocol", "recognition/v1"]) == 1
-    assert "must be one that images' embeddings can serve" in capsys.readouterr().err
+    assert "model must score attribute values for recognition/v1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by_category", [False, True])
@@ -433,11 +433,15 @@ def test_module_trunks_embed_only_what_is_asked(drawn: Dataset, tmp_path: Path):
             {"attributes": ["colour"]},
             r"attributes must be None with asfr-map-all/v1, got \['colour'\]",
         ),
-        ("drawn", {"protocol": "recognition/v1"}, "can serve, got 'recognition/v1'; call .*recognition with"),
+        (
+            "drawn",
+            {"protocol": "recognition/v1"},
+            "model must score attribute values for recognition/v1, as raf_clip and m3net do, got rpf",
+        ),
         (
             "drawn",
             {"protocol": "fashioniq-val/v1"},
-            "'fashioniq-val/v1'; call placket.protocols.fashioniq_val",
+            "model must embed image and text together for fashioniq-val/v1, as raf_clip does, got rpf",
         ),
         ("drawn", {"split": "train"}, "split must have query and candidate lists, got 'train' of"),
         ("oml", {"protocol": "c2s-topk/v1"}, "needs photos of consumers and of shops.*use inshop-recall/v1"),

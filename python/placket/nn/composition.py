@@ -59,6 +59,11 @@ class Composition(SpecModule):
         self.name = name
         self.dims = dims
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether ``forward`` reads ``image_tokens`` and ``text_tokens``."""
+        return self.name.partition(",")[0] == "agcn"
+
     def forward(
         self,
         image: Tensor,
@@ -70,7 +75,7 @@ class Composition(SpecModule):
         """Return queries.
 
         Lengths of rows and tokens do not matter: all are brought to a root mean square of 1. Only ``agcn``
-        reads the tokens; without them a side is the one row it has.
+        reads the tokens (``reads_tokens``); without them a side is the one row it has.
 
         Args:
             image, text: ``[N, D]``.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from placket import _C, checkpoint
 from placket.config import LossConfig
-from placket.nn.clip import Clip
+from placket.nn.clip import Clip, TowerOutput
 from placket.nn.composition import Composed, Composition
 from placket.nn.model import ExtraLoss, Model, Pictures, Views
 from placket.schema import Attribute, AttributeSchema
@@ -137,8 +137,20 @@ class RafClip(Clip, Model):
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Return the embeddings ``[N, D]``, L2-normalised, of texts, by the tokenizer it keeps."""
-        ids = self.tokenizer(texts, self.context)
-        return self.encode_text(_cut(ids).to(self.logit_scale.device), normalize=True)
+        return self.encode_text(self.text_ids(texts).to(self.logit_scale.device), normalize=True)
+
+    def text_ids(self, texts: Sequence[str]) -> Tensor:
+        """Return the ids ``[N, L]`` of texts by the tokenizer it keeps, L of the longest."""
+        return _cut(self.tokenizer(texts, self.context))
+
+    def text_words(self, ids: Tensor) -> tuple[TowerOutput, Tensor]:
+        """Return the embeddings of texts and of their words, and where words are, ``[N, L]`` bool.
+
+        Args:
+            ids: ``[N, L]``, see ``text_ids``.
+        """
+        out, end = self.text_tokens(ids.to(self.logit_scale.device))
+        return out, torch.arange(ids.shape[1], device=end.device) <= end[:, None]
 
     def words(self) -> Tensor:
         """Return the embeddings ``[M, D]``, L2-normalised, of the values of all attributes in order.
@@ -243,9 +255,33 @@ class RafClip(Clip, Model):
 
         Returns:
             Queries ``[B, D]``, L2-normalised, by the model's composition; their sum where it has none.
+
+        Raises:
+            ValueError: the composition reads positions of images, and there are segmented views.
         """
-        composition = self.composition or Composition("sum", self.embedding_dim).to(images.device)
-        return cast(Composed, composition(self.embed_views(images, segmented), self.embed_texts(texts)))
+        if self.reads_tokens and segmented is not None and segmented.numel():
+            raise ValueError(
+                "raf_clip: segmented must be absent with a composition that reads positions of images, got "
+                f"shape {list(segmented.shape)}"
+            )
+        if not self.reads_tokens:
+            return cast(Composed, self.composer(self.embed_views(images, segmented), self.embed_texts(texts)))
+        image = self.image_tokens(images)
+        text, words = self.text_words(self.text_ids(texts))
+        return cast(
+            Composed,
+            self.composer(image.embedding, text.embedding, image.tokens[:, 1:], text.tokens, words),
+        )
+
+    @property
+    def composer(self) -> Composition:
+        """What composes: its own composition, or the sum where it has none."""
+        return self.composition or Composition("sum", self.embedding_dim).to(self.logit_scale.device)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether its composition reads positions of images and words of texts beside the embeddings."""
+        return self.composer.reads_tokens
 
     def system(
         self,
