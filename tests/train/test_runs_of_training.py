@@ -304,6 +304,10 @@ def test_two_processes_equal_one(drawn: AsenDataset, tmp_path: Path) -> None:
             # turns into whole steps.
             if key == "patch.head.attn.k.bias":
                 continue
+            other = found[0][key]
+            if key.endswith("attn.in_proj_bias"):  # of queries, keys and values
+                (query, _, value), (other_query, _, other_value) = tensor.chunk(3), other.chunk(3)
+                tensor, other = torch.cat([query, value]), torch.cat([other_query, other_value])
             # Sums over two halves are added in another order, which Adam's division may enlarge, here to a
             # tenth of one of its steps of 1e-3.
-            torch.testing.assert_close(found[0][key], tensor, rtol=1e-4, atol=1e-4, msg=f"{name} {key}")
+            torch.testing.assert_close(other, tensor, rtol=1e-4, atol=1e-4, msg=f"{name} {key}")

@@ -13,7 +13,8 @@ from small_training import BOTH, STAGE, TRUNK
 
 import placket
 from placket.data import AsenDataset
-from placket.nn import AttributeNetwork
+from placket.nn import Model
+from placket.text import Tokenizer
 from placket.train import Trainer
 
 # Statistics of a rank's half would differ from those of the whole, and dropout is drawn on each rank.
@@ -53,10 +54,31 @@ STAGES = {
             "region_contrast": 1.0,
         },
     ),
+    # Every loss takes the joined batch: each region is compared with the other rank's words too.
+    "raf_clip": dataclasses.replace(
+        STAGE,
+        branches=("image", "text"),
+        batch_norm="frozen",
+        sampler="images",
+        batch=8,
+        losses={"category_text": 1.0, "attribute_text": 1.0, "attribute_absent": 1.0},
+    ),
 }
 
 
-def make(data: AsenDataset, stage: str) -> AttributeNetwork:
+def make(data: AsenDataset, stage: str) -> Model:
+    if stage == "raf_clip":
+        tokenizer = Tokenizer.from_bytes(b"a merge a line\nt h</w>\n", clean="basic")
+        return placket.create_model(
+            "raf_clip",
+            schema=data.schema,
+            trunk=f"{TRUNK},embedding_dim=16",
+            text=f"clip_text,width=16,depth=1,heads=2,embedding_dim=16,vocabulary={len(tokenizer)}",
+            vocabulary=tokenizer,
+            category="place",
+            preprocess={"size": 48},
+            generator=torch.Generator().manual_seed(0),
+        )
     options = {"m3net": {"name": "m3net"}, "centres": {"name": "modc", "head": "rpf_region"}}
     if stage in options:
         return placket.create_model(
