@@ -37,7 +37,8 @@ METHODS: dict[str, type[Model]] = {
 
 
 def create_model(name: str, *, schema: AttributeSchema, **options: Any) -> Model:
-    """Make a model with initial weights.
+    """Make a model with initial weights. (A plain CLIP knows no attributes, and is made by its own class,
+    ``placket.nn.Clip``.)
 
     Example:
         ``create_model("rpf", schema=data.schema, trunk="resnet50", patch="vit_base_patch16_224")``

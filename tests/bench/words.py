@@ -1,4 +1,4 @@
-"""Figures of the models with words: garment names of regions, composed queries, and values known by words alone.
+"""Figures of the models with words: names of garments, composed queries, values known by words alone.
 
     python tests/bench/words.py parsing --out DIR     Clothing Co-Parsing: names of real regions
     python tests/bench/words.py composed --out DIR    H&M: "replace A with B", by composition
@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,21 @@ from photographs import folder
 from torch import Tensor
 
 import placket
-from placket import baselines
+from placket import AttributeSchema, baselines
 from placket.config import TrainConfig, load_config
-from placket.data import Dataset, Loader, Preprocess, Split
-from placket.protocols import Result, compare, recognition, recognition_targets
+from placket.data import Dataset, Loader, Preprocess, Split, garments
+from placket.protocols import (
+    Result,
+    attention_peaks,
+    input_window,
+    pointing,
+    recognition,
+    recognition_targets,
+)
 from placket.rivals import make_trunk
 from placket.runs import write_json
 from placket.tables import render
+from placket.words import score_values
 
 TRUNK = "efficientnet_lite0"
 
@@ -109,7 +116,9 @@ def parsing(out: Path, epochs: int) -> None:
             say(f"frozen features, {views}")
             torch.save({name: region_maps(data.region_split(name), views) for name in data.splits}, file)
         maps[views] = torch.load(file)
-    maps["both"] = {name: torch.cat([maps[v][name] for v in ("crop", "segmented")], 1) for name in data.splits}
+    maps["both"] = {
+        name: torch.cat([maps[v][name] for v in ("crop", "segmented")], 1) for name in data.splits
+    }
     for views, own in maps.items():
         say(f"ridge, {views}")
         results[f"ridge on frozen features, {views}"] = ridge(data, own)
@@ -121,6 +130,176 @@ def parsing(out: Path, epochs: int) -> None:
         say(f"{time.process_time() - start:.0f} s of processor time")
         results[f"RaF-CLIP, {views}"] = placket.evaluate(model, data, "test", "recognition/v1", regions=True)
         show("parsing", results, out)
+
+
+# Values known by their words alone
+
+LOOKS = ("pattern", "sleeve")
+WITHHELD_PATTERNS = ("striped", "dotted", "checked", "floral")
+WITHHELD_SLEEVES = ("short", "long")
+PROMPTS = """
+language: English
+garment: garment
+forms: {a: {'[aeiou].*': 'an {}', '.*': 'a {}'}}
+words: {}
+category: ['{category:a}']
+attribute: ['{category:a} with {value} {attribute}', 'a photo of {category:a} with {value} {attribute}']
+attributes:
+  look: &look ['{category:a} with {value}', 'a photo of {category:a} with {value}']
+  further look: *look
+replace: ['replace {old} with {new}']
+"""
+
+
+def look(pattern: str, sleeve: str) -> str:
+    return f"{pattern} pattern and {sleeve} sleeve"
+
+
+def is_withheld(pattern: str, sleeve: str) -> bool:
+    return pattern in WITHHELD_PATTERNS and sleeve in WITHHELD_SLEEVES
+
+
+def looks_table(drawn: Dataset, out: Path) -> Path:
+    """Write generated garments as a table whose "look" joins two attributes, without those withheld."""
+    names = drawn.schema.names
+    lines = ["\t".join(["file", "split", *names, "look"])]
+    for name in ("train", "valid"):
+        for record in drawn.split(name).records:
+            said = [record.labels[attribute][0] for attribute in names]
+            pair = [record.labels[attribute][0] for attribute in LOOKS]
+            if not is_withheld(*pair):
+                lines.append("\t".join([record.filename, name, *said, look(*pair)]))
+    (out / "looks.tsv").write_text("\n".join(lines) + "\n")
+    attributes = ", ".join(f"{name}: {name}" for name in [*names, "look"])
+    (out / "looks.yaml").write_text(
+        f"table: {out.resolve() / 'looks.tsv'}\nroot: {drawn.root}\nimage: '{{file}}'\nsplit: split\n"
+        f"attributes: {{{attributes}}}\n"
+    )
+    return out / "looks.yaml"
+
+
+def unseen_config(table: Path, prompts: Path, seed: int) -> TrainConfig:
+    """Return a RaF-CLIP on whole pictures of 96 pixels that is trained from nothing."""
+    config = load_config("raf_clip_lite")
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model,
+            trunk="resnet18,width=0.375,stage=2,embedding_dim=128",
+            trunk_weights=None,
+            text="clip_text,width=128,depth=2,heads=4,embedding_dim=128,context=32",
+            vocabulary=vocabulary(),
+            prompts=str(prompts),
+            category=None,
+            views="crop",
+        ),
+        data=dataclasses.replace(config.data, root=str(table), regions=False, size=96, box_margin=0.0),
+        stages=(
+            dataclasses.replace(
+                config.stages[0],
+                losses={"attribute_text": 1.0},
+                rates={"": 1e-3},
+                epochs=24,
+                batch=32,
+                batch_norm="merged",
+                flip=0.0,
+            ),
+        ),
+        trainer=dataclasses.replace(config.trainer, seed=seed, checkpoint_every=200),
+    )
+
+
+def look_rows(split: Split) -> list[tuple[str, str]]:
+    """Return pattern and sleeve of each image."""
+    labels = [record.labels for record in split.records]
+    return [(own["pattern"][0], own["sleeve"][0]) for own in labels]
+
+
+def of_looks(model: placket.nn.RafClip, drawn: Dataset, names: Sequence[str]) -> Result:
+    """Recognise the withheld looks of images, among some looks that the model is told of by their words."""
+    further = placket.extend(model, {"further look": names})
+    assert isinstance(further, placket.nn.RafClip)
+    given: dict[str, tuple[Tensor, Any]] = {}
+    for name in ("test", "valid"):
+        split = drawn.split(name)
+        pairs = look_rows(split)
+        asked = [row for row, pair in enumerate(pairs) if is_withheld(*pair)]
+        scores = score_values(further, split)[asked, -len(names) :]
+        targets = np.zeros(scores.shape, dtype=np.int8)
+        targets[np.arange(len(asked)), [names.index(look(*pairs[row])) for row in asked]] = 1
+        given[name] = scores, targets
+    return recognition(*given["test"], *given["valid"], AttributeSchema.of({"look": names}))
+
+
+def points(model: placket.nn.RafClip, drawn: Dataset) -> dict[str, tuple[float, float]]:
+    """Return, by attribute, in per cent how often the position most like the words of an image's value lies
+    in the true region, and how often any position does."""
+    split, regions = drawn.split("test"), drawn.regions("test")
+    assert regions is not None
+    boxes: dict[tuple[int, int], list[list[int]]] = {}
+    for image, attribute, *box in regions.tolist():
+        boxes.setdefault((image, attribute), []).append(box)
+    size = model.preprocess["size"]
+    loader = Loader(
+        split, batch=64, shuffle=False, drop_last=False, preprocess=Preprocess(**model.preprocess)
+    )
+    inside: dict[str, list[bool]] = {}
+    anywhere: dict[str, list[float]] = {}
+    first = np.cumsum([0, *model.schema.value_counts])
+    done = 0
+    with torch.inference_mode():
+        words = model.eval().words()
+        for batch in loader:
+            tokens = model.image_tokens(batch.images).tokens[:, 1:]
+            side = round(tokens.shape[1] ** 0.5)
+            for row in range(len(tokens)):
+                labels = dict(split.labels[done + row])
+                picture = placket.data.read_image(split.paths[done + row]).shape
+                window = input_window(picture[1], picture[0], size=size, fit="pad")
+                for a, name in enumerate(drawn.schema.names):
+                    if (done + row, a) not in boxes:
+                        continue
+                    word = words[first[model.schema.index(name)] + labels[a]]
+                    heat = (F.normalize(tokens[row], dim=1) @ word).view(1, side, side)
+                    own = boxes[done + row, a]
+                    hit = pointing(attention_peaks(heat), [window], [own])
+                    inside.setdefault(name, []).append(bool(hit[0]))
+                    each = torch.eye(side * side).view(-1, side, side)
+                    cells = pointing(attention_peaks(each), [window] * side**2, [own] * side**2)
+                    anywhere.setdefault(name, []).append(float(cells.mean()))
+            done += len(tokens)
+    return {
+        name: (100 * float(np.mean(inside[name])), 100 * float(np.mean(anywhere[name]))) for name in inside
+    }
+
+
+def unseen(out: Path, seeds: int) -> None:
+    root = out / "garments"
+    if not root.exists():
+        say("drawing garments")
+        garments.generate(root, items=3000, size=96, seed=0)
+    drawn = placket.data.open(root)
+    prompts = out / "prompts.yaml"
+    prompts.write_text(PROMPTS)
+    table = looks_table(drawn, out)
+    known = placket.data.open(table).schema[len(drawn.schema)].values
+    withheld = [look(p, s) for p in WITHHELD_PATTERNS for s in WITHHELD_SLEEVES]
+    results: dict[str, Result] = {}
+    pointed: dict[str, Any] = {}
+    for seed in range(seeds):
+        say(f"training, seed {seed}")
+        model = trained(unseen_config(table, prompts, seed), out / f"unseen-{seed}")
+        results[f"among the {len(withheld)} withheld, seed {seed}"] = of_looks(model, drawn, withheld)
+        every = [*withheld, *known]
+        results[f"among all {len(every)}, seed {seed}"] = of_looks(model, drawn, every)
+        pointed[f"seed {seed}"] = points(model, drawn)
+        show("unseen", results, out, pointing=pointed)
+        rows = [
+            {"seed": s, "attribute": a, "%": p, "any position": c}
+            for s, f in pointed.items()
+            for a, (p, c) in f.items()
+        ]
+        print(render(rows), flush=True)
 
 
 def show(name: str, results: Mapping[str, Result], out: Path, **more: Any) -> None:
@@ -141,15 +320,20 @@ def show(name: str, results: Mapping[str, Result], out: Path, **more: Any) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("which", choices=("parsing", "composed", "unseen"))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3, help="of composed and unseen")
     parser.add_argument("--epochs", type=int, default=10, help="of parsing")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
     if options.which == "parsing":
         parsing(options.out, options.epochs)
+    if options.which == "unseen":
+        unseen(options.out, options.seeds)
 
 
 if __name__ == "__main__":
