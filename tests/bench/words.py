@@ -16,21 +16,26 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from photographs import folder
-from torch import Tensor
+from torch import Tensor, nn
 
 import placket
 from placket import AttributeSchema, baselines
+from placket.composed import CachedFeatures, compose_queries, masked_cross_entropy
 from placket.config import TrainConfig, load_config
 from placket.data import Dataset, Loader, Preprocess, Split, garments
+from placket.data.compositions import joined_captions
+from placket.nn import Clip, Composition
 from placket.protocols import (
     Result,
     attention_peaks,
+    bootstrap_interval,
+    composed_recall,
     input_window,
     pointing,
     recognition,
@@ -39,6 +44,7 @@ from placket.protocols import (
 from placket.rivals import make_trunk
 from placket.runs import write_json
 from placket.tables import render
+from placket.text import Tokenizer
 from placket.words import score_values
 
 TRUNK = "efficientnet_lite0"
@@ -130,6 +136,235 @@ def parsing(out: Path, epochs: int) -> None:
         say(f"{time.process_time() - start:.0f} s of processor time")
         results[f"RaF-CLIP, {views}"] = placket.evaluate(model, data, "test", "recognition/v1", regions=True)
         show("parsing", results, out)
+
+
+# Composed queries of H&M
+
+HM = """
+table: articles.csv
+root: {root}
+image: images/{{article_id:.3}}/{{article_id}}.jpg
+attributes: {{colour: colour_group_name}}
+split: split
+identity: product_code
+compositions: {{attribute: colour}}
+"""
+DIMS = 256
+COMPOSITIONS = {
+    "AGCN": "agcn,layers=1,heads=4,hidden=512,dropout=0.1",
+    "Combiner": f"combiner,projection={DIMS},hidden={2 * DIMS}",
+    "TIRG": "tirg",
+    "sum": "sum",
+    "image alone": "image",
+    "text alone": "text",
+}
+STEPS, BATCH, RATE, DECAY, SCALE, DROPOUT = 600, 256, 1e-3, 1e-2, 30.0, 0.2
+
+
+class Queries(NamedTuple):
+    """Composed queries of a split on features of its images."""
+
+    features: Tensor  # [N, 5, F] of the whole image, then of its quarters
+    reference: Tensor  # [m]
+    text: Tensor  # [m] row of ids
+    target: Tensor  # [m]
+    groups: Tensor  # [N] the images that answer alike
+    ids: Tensor  # [T, L]
+
+
+class Learner(nn.Module):
+    """What every method trains alike, an image projection and a text tower, and a composition."""
+
+    def __init__(self, name: str, features: int, vocabulary: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        # The text tower of a CLIP, whose image tower nothing uses.
+        text = f"clip_text,width=128,depth=1,heads=4,embedding_dim={DIMS},context=32,vocabulary={vocabulary}"
+        self.clip = Clip(f"resnet18,width=0.125,embedding_dim={DIMS}", text, generator=generator)
+        self.project = nn.Linear(features, DIMS, bias=False)
+        with torch.no_grad():
+            self.project.weight.normal_(0, features**-0.5, generator=generator)
+        self.composition = Composition(name, DIMS, generator)
+
+    def images(self, features: Tensor) -> CachedFeatures:
+        """Embed images from features ``[N, 5, F]``, or ``[N, 1, F]`` where no composition reads tokens."""
+        found = self.project(F.dropout(features, DROPOUT, self.training))
+        return CachedFeatures(found[:, 0], found[:, 1:] if found.shape[1] > 1 else None)
+
+    def texts(self, ids: Tensor) -> CachedFeatures:
+        out, end = self.clip.text_tokens(ids)
+        return CachedFeatures(out.embedding, out.tokens, torch.arange(ids.shape[1]) <= end[:, None])
+
+    def seen(self, features: Tensor) -> Tensor:
+        return features if self.composition.reads_tokens else features[:, :1]
+
+
+def hm_features(data: Dataset, name: str, file: Path) -> Tensor:
+    """Return, of the whole of each image and of its quarters, a frozen trunk's mean and 8 x 8 pixels."""
+    if not file.exists():
+        say(f"frozen features of {name}")
+        trunk = make_trunk(f"{TRUNK},stage=head", "imagenet", torch.Generator().manual_seed(0)).eval()
+        inputs = Preprocess(size=128, fit="pad", mean=trunk.mean, std=trunk.std)
+        loader = Loader(data.split(name), batch=64, shuffle=False, drop_last=False, preprocess=inputs)
+        parts = []
+        with torch.inference_mode():
+            for batch in loader:
+                maps = F.adaptive_avg_pool2d(trunk(batch.images), 2).half()
+                parts.append({"head": maps, "pixels": F.adaptive_avg_pool2d(batch.images, 16).half()})
+        torch.save({key: torch.cat([part[key] for part in parts]) for key in ("head", "pixels")}, file)
+    saved = torch.load(file)
+    maps, pixels = saved["head"].float(), saved["pixels"].float()
+    whole = torch.cat([maps.mean((2, 3)), F.adaptive_avg_pool2d(pixels, 8).flatten(1)], 1)
+    quarters = [
+        torch.cat([maps[:, :, y, x], pixels[:, :, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8].flatten(1)], 1)
+        for y in (0, 1)
+        for x in (0, 1)
+    ]
+    return torch.stack([whole, *quarters], 1)
+
+
+def hm_queries(data: Dataset, out: Path) -> dict[str, Queries]:
+    tokenizer = Tokenizer.load(vocabulary())
+    features = {name: hm_features(data, name, out / f"hm-128-{name}.pt") for name in data.splits}
+    whole = features["train"][:, 0]
+    mean, deviation = whole.mean(0), whole.std(0).clamp_min(1e-3)
+    found = {}
+    for name in data.splits:
+        asked = data.compositions(name)
+        assert asked is not None
+        assert asked.groups is not None
+        texts = joined_captions(asked)
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        found[name] = Queries(
+            (features[name] - mean) / deviation,
+            torch.from_numpy(asked.reference.astype(np.int64)),
+            torch.tensor([rows[text] for text in texts]),
+            torch.from_numpy(asked.target.astype(np.int64)),
+            torch.from_numpy(asked.groups.astype(np.int64)),
+            tokenizer(list(rows), 32),
+        )
+    # Of the vocabulary's 49,408 words a few dozen occur; their order, by which a text ends, is kept.
+    used = torch.cat([queries.ids.flatten() for queries in found.values()]).unique()
+    return {
+        name: queries._replace(ids=torch.searchsorted(used, cut(queries.ids).contiguous()))
+        for name, queries in found.items()
+    }
+
+
+def cut(ids: Tensor) -> Tensor:
+    return ids[:, : int((ids != 0).any(0).sum())]
+
+
+def learn(name: str, train: Queries, words: int, seed: int) -> Learner:
+    """Train a composition, with a projection of its own and words of its own, for STEPS steps."""
+    learner = Learner(name, train.features.shape[2], words, seed)
+    used = [*learner.project.parameters(), *learner.clip.text_parameters(), *learner.composition.parameters()]
+    optimizer = torch.optim.AdamW(used, weight_decay=DECAY)
+    draws = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # of dropout
+    features = learner.seen(train.features)
+    learner.train()
+    for step in range(STEPS):
+        factor = min(1.0, (step + 1) / 50) * (1 + np.cos(np.pi * step / STEPS)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * factor
+        rows = torch.randint(len(train.target), (BATCH,), generator=draws)
+        said, place = train.text[rows].unique(return_inverse=True)
+        words_of, images = learner.texts(train.ids[said]), learner.images(features[train.reference[rows]])
+        assert words_of.tokens is not None
+        assert words_of.mask is not None
+        query = learner.composition(
+            images.embedding,
+            words_of.embedding[place],
+            images.tokens,
+            words_of.tokens[place],
+            words_of.mask[place],
+        ).query
+        wanted = learner.images(train.features[train.target[rows], :1]).embedding
+        same = train.groups[train.target[rows]]
+        loss = masked_cross_entropy(query, F.normalize(wanted, dim=1), same, SCALE)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return learner.eval()
+
+
+@torch.no_grad()
+def composed_result(learner: Learner, queries: Queries, data: Dataset, split: str) -> Result:
+    images, texts = learner.images(learner.seen(queries.features)), learner.texts(queries.ids)
+    found = compose_queries(learner.composition, images, texts, queries.reference, queries.text)
+    asked = data.compositions(split)
+    assert asked is not None
+    gallery = F.normalize(images.embedding, dim=1)
+    return composed_recall(asked, data.split(split), found.query, gallery, reference="kept")
+
+
+def product_interval(values: np.ndarray, products: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a mean over queries that are drawn product by product."""
+    _, place = np.unique(products, return_inverse=True)
+    sums, counts = np.bincount(place, values), np.bincount(place)
+    drawn = np.random.Generator(np.random.Philox(0)).integers(len(sums), size=(2000, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def composed(out: Path, seeds: int, split: str) -> None:
+    place = out / "hm.yaml"
+    place.write_text(HM.format(root=folder("hm")))
+    data = placket.data.open(place)
+    queries = hm_queries(data, out)
+    words = 1 + max(int(each.ids.max()) for each in queries.values())
+    asked, images = data.compositions(split), data.split(split)
+    assert asked is not None
+    assert images.identities is not None
+    products = images.identities[asked.reference]
+    hits: dict[str, dict[str, list[np.ndarray]]] = {}
+    saved: dict[str, Any] = {}
+    for method, name in COMPOSITIONS.items():
+        hits[method] = {}
+        for seed in range(seeds):
+            file = out / f"composed-{split}-{method.replace(' ', '-')}-{seed}.json"
+            if file.exists():
+                result = Result.load(file)
+            else:
+                start = time.process_time()
+                learner = learn(name, queries["train"], words, seed)
+                result = composed_result(learner, queries[split], data, split)
+                result.save(file)
+                seconds = time.process_time() - start
+                say(f"{method}, seed {seed}: {result.overall:.1f}, {seconds:.0f} s of a core")
+            for metric, found in result.metrics.items():
+                hits[method].setdefault(metric, []).append(100 * found.values["all"])
+        for metric, columns in hits[method].items():
+            mean = np.mean(columns, axis=0)
+            entry = saved.setdefault(method, {})[metric] = {
+                "mean": float(mean.mean()),
+                "interval over queries": bootstrap_interval(mean),
+                "interval over products": product_interval(mean, products),
+                "seeds": [float(column.mean()) for column in columns],
+            }
+            if method != "AGCN":
+                better = np.mean(hits["AGCN"][metric], axis=0) - mean
+                entry["AGCN minus it"] = float(better.mean())
+                entry["of which over queries"] = bootstrap_interval(better)
+                entry["of which over products"] = product_interval(better, products)
+        print(render(composed_rows(saved), digits=1), flush=True)
+        write_json(out / f"composed-{split}.json", {"split": split, "seeds": seeds, "methods": saved})
+
+
+def composed_rows(saved: Mapping[str, Any]) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for method, metrics in saved.items():
+        row: dict[str, object] = {"method": method}
+        for metric, entry in metrics.items():
+            row[metric] = entry["mean"]
+            row[f"{metric}, 95 %"] = tuple(entry["interval over queries"])
+            row[f"{metric}, AGCN minus it"] = entry.get("AGCN minus it")
+            interval = entry.get("of which over products")
+            row[f"{metric}, 95 % by products"] = None if interval is None else tuple(interval)
+        rows.append(row)
+    return rows
 
 
 # Values known by their words alone
@@ -325,6 +560,7 @@ def main() -> None:
     )
     parser.add_argument("which", choices=("parsing", "composed", "unseen"))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--split", choices=("valid", "test"), default="test", help="of composed")
     parser.add_argument("--seeds", type=int, default=3, help="of composed and unseen")
     parser.add_argument("--epochs", type=int, default=10, help="of parsing")
     options = parser.parse_args()
@@ -332,6 +568,8 @@ def main() -> None:
     torch.set_num_threads(2)
     if options.which == "parsing":
         parsing(options.out, options.epochs)
+    if options.which == "composed":
+        composed(options.out, options.seeds, options.split)
     if options.which == "unseen":
         unseen(options.out, options.seeds)
 
