@@ -173,8 +173,8 @@ void bind_systems(py::module_& m) {
       [](const std::string& trunk, const std::string& head, int64_t products, int64_t domains,
          const ProductOptions& options, const std::map<std::string, at::Tensor>& tensors,
          const std::vector<int64_t>& values, uint64_t seed) {
-        return std::shared_ptr<System>(make_product_system({trunk, head, products, domains},
-                                                           options, tensors, values, seed));
+        return std::shared_ptr<System>(
+            make_product_system({trunk, head, products, domains}, options, tensors, values, seed));
       },
       py::arg("trunk"), py::arg("head"), py::arg("products"), py::arg("domains"),
       py::arg("options"), py::arg("tensors"), py::arg("values"), py::arg("seed") = 0);

@@ -135,9 +135,8 @@ class ProductHead {
     neck.running_var = w.next();
     const Tensor rows = batch_norm_rows(out.features.flatten(1), neck, mode);
     out.necks = rows.unflatten(1, {int64_t(features_.size()), embedding_dim_});
-    out.attributes = attributes_ > 0
-                         ? linear(rows, w.next_affine())
-                         : at::empty_symint({rows.sym_size(0), 0}, rows.options());
+    out.attributes = attributes_ > 0 ? linear(rows, w.next_affine())
+                                     : at::empty_symint({rows.sym_size(0), 0}, rows.options());
     return out;
   }
 
@@ -230,8 +229,7 @@ class ProductHead {
   Tensor without_active_rows(const Tensor& map) const {
     const Tensor activity = map.detach().square().mean({1, 3});  // [B, h]
     // Of each row the share of rows that are more active.
-    const Tensor ahead =
-        activity.unsqueeze(1).gt(activity.unsqueeze(2)).to(at::kFloat).mean(2);
+    const Tensor ahead = activity.unsqueeze(1).gt(activity.unsqueeze(2)).to(at::kFloat).mean(2);
     const Tensor kept = ahead.ge(drop_).to(map.scalar_type());
     return map * kept.unsqueeze(1).unsqueeze(3);
   }

@@ -36,10 +36,10 @@ struct ProductFeature {
 std::vector<ProductFeature> product_features(const std::string& head);
 
 struct ProductOutput {
-  at::Tensor features;   // [B, G, E] before the BNNeck, which distances are taken between
-  at::Tensor necks;      // [B, G, E] behind it, which classify and search (Luo et al., "Bag of
-                         // Tricks", CVPR Workshops 2019)
-  at::Tensor attributes; // [B, M] logits, M may be 0
+  at::Tensor features;    // [B, G, E] before the BNNeck, which distances are taken between
+  at::Tensor necks;       // [B, G, E] behind it, which classify and search (Luo et al., "Bag of
+                          // Tricks", CVPR Workshops 2019)
+  at::Tensor attributes;  // [B, M] logits, M may be 0
 };
 
 // How many of the trunk's levels it reads, and its tensors for such a trunk.

@@ -47,8 +47,7 @@ struct ResidualBlock {
     };
     const Conv spatial{.stride = stride, .padding = 1};
     const Conv first = bottleneck ? Conv{} : spatial;
-    Tensor y =
-        ibn ? half_by_instance(x, weights, first, mode) : layer(x, first, Activation::kRelu);
+    Tensor y = ibn ? half_by_instance(x, weights, first, mode) : layer(x, first, Activation::kRelu);
     if (bottleneck) y = layer(y, spatial, Activation::kRelu);
     const NormedConv last = weights.next_normed_conv();
     const Tensor shortcut = projects() ? layer(x, {.stride = stride}, Activation::kNone) : x;
@@ -103,8 +102,8 @@ class ResNet : public TrunkModel {
       const int64_t stride = layer == 0 ? 1 : layer == 3 ? last_stride : 2;
       for (size_t i = 0; i < depths[layer]; ++i) {
         const std::string name = "layer" + std::to_string(layer + 1) + "." + std::to_string(i);
-        blocks_.push_back({name, channels_, inner, out, i == 0 ? stride : 1, bottleneck,
-                           ibn && layer < 3});
+        blocks_.push_back(
+            {name, channels_, inner, out, i == 0 ? stride : 1, bottleneck, ibn && layer < 3});
         channels_ = out;
       }
       levels_.push_back({channels_, (layer == 0 ? 4 : levels_.back().stride) * stride});

@@ -117,7 +117,7 @@ HardPairs batch_hard_cpu_op(const Tensor& embeddings, const Tensor& labels,
 #ifdef PLACKET_CUDA
 HardPairs batch_hard_cuda(const Tensor& embeddings, const Tensor& labels,
                           const std::optional<Tensor>& groups, bool semi_hard,
-                            const std::optional<Tensor>& domains) {
+                          const std::optional<Tensor>& domains) {
   check(embeddings, labels, groups, domains);
   const at::OptionalDeviceGuard guard(at::device_of(embeddings));
   HardPairs out = no_pairs(embeddings, labels);
@@ -140,7 +140,7 @@ HardPairs batch_hard_cuda(const Tensor& embeddings, const Tensor& labels,
 
 HardPairs batch_hard_autocast(const Tensor& embeddings, const Tensor& labels,
                               const std::optional<Tensor>& groups, bool semi_hard,
-                            const std::optional<Tensor>& domains) {
+                              const std::optional<Tensor>& domains) {
   const BelowAutocast below;
   return batch_hard(at_least_float32(embeddings), labels, groups, semi_hard, domains);
 }
@@ -150,7 +150,8 @@ HardPairs batch_hard_autocast(const Tensor& embeddings, const Tensor& labels,
 TORCH_LIBRARY_FRAGMENT(placket, m) {
   m.def(
       "batch_hard(Tensor embeddings, Tensor labels, Tensor? groups=None, bool semi_hard=False, "
-      "Tensor? domains=None) -> (Tensor positive, Tensor negative, Tensor positive_similarity, Tensor negative_similarity)",
+      "Tensor? domains=None) -> (Tensor positive, Tensor negative, Tensor positive_similarity, "
+      "Tensor negative_similarity)",
       {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(placket, CPU, m) { m.impl("batch_hard", batch_hard_cpu_op); }

@@ -188,13 +188,12 @@ def evaluate(
         )
     if protocol == "recognition/v1":
         return _recognition(model, data, split, regions, flip, allow_missing, batch, threads, bfloat16)
-    options = {"reference": reference} if protocol == "composed-recall/v1" else {}
-    protocols = {
-        "composed-recall/v1": composed_recall,
+    protocols: dict[str, Callable[..., Result]] = {
+        "composed-recall/v1": partial(composed_recall, reference=reference),
         "fashioniq-original/v1": fashioniq_original,
         "fashioniq-val/v1": fashioniq_val,
     }
-    ranked = partial(protocols[protocol], **options)
+    ranked = protocols[protocol]
     return _composed(model, data, split, protocol, ranked, allow_missing, batch, threads, bfloat16)
 
 

@@ -145,8 +145,8 @@ class BatchHardTripletLoss(nn.Module):
 class TriHardLoss(nn.Module):
     """Batch-hard triplet loss in Euclidean distances of unit rows, with MMFL-Net's improvements.
 
-    Hermans et al., 2017; MMFL-Net (arXiv 2210.15128) as reconstructed: with ``domains`` the hardest positive and
-    negative of a consumer's photo are shops' photos and the other way round, and an absolute term draws a
+    Hermans et al., 2017; MMFL-Net (arXiv 2210.15128) as reconstructed: with ``domains`` the hardest positive
+    and negative of a consumer's photo are shops' photos and the other way round, and an absolute term draws a
     product's rows together. By ``ops.tri_hard``, without a B x B matrix.
 
     Args:

@@ -1212,13 +1212,14 @@ def tri_hard(
 
     Args:
         embeddings: ``[B, D]``; rows are normalised inside.
-        labels, domains: as ``batch_hard`` takes them; with domains both partners are of another one (MMFL-Net,
-            arXiv 2210.15128, as reconstructed).
-        margin: of the hinge ``max(0, d(i, p) - d(i, n) + margin)``; None for ``log(1 + e^(d(i, p) - d(i, n)))``.
+        labels, domains: as ``batch_hard`` takes them; with domains both partners are of another one
+            (MMFL-Net, arXiv 2210.15128, as reconstructed).
+        margin: of the hinge ``max(0, d(i, p) - d(i, n) + margin)``; None for
+            ``log(1 + e^(d(i, p) - d(i, n)))``.
 
     Returns:
-        The mean over rows with a positive and a negative, and the absolute term, the mean distance to the hardest
-        positive over rows with one; float32 (float64 for float64 rows), 0 where no row counts.
+        The mean over rows with a positive and a negative, and the absolute term, the mean distance to the
+        hardest positive over rows with one; float32 (float64 for float64 rows), 0 where no row counts.
     """
     return torch.ops.placket.tri_hard(embeddings, labels, domains, margin)
 

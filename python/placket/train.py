@@ -347,8 +347,8 @@ def _evaluate_every(trainer: TrainerConfig, stage: StageConfig, images: Split) -
 
 def _evaluation_set(split: Split, model: Model, resident: _C.ResidentPixels | None) -> _C.EvaluationSet:
     if model.learns_products:
-        lists = _product_lists(split)
-        return _C.EvaluationSet(split.image_list(resident), *lists, len(model.spaces))
+        asked, offered = _product_lists(split)
+        return _C.EvaluationSet(split.image_list(resident), asked, offered, len(model.spaces))
     if not len(split.queries) or not len(split.candidates):
         raise ValueError(
             f"{split.root}: split '{split.name}' must have query and candidate lists to be evaluated, "
@@ -375,9 +375,7 @@ def _product_lists(split: Split) -> list[tuple[list[int], list[int], list[int]]]
     if np.isin(asked, offered).any():
         asked = asked[np.unique(split.identities[asked], return_index=True)[1]]
         offered = np.setdiff1d(offered, asked)
-    return [
-        (rows.tolist(), [0] * len(rows), split.identities[rows].tolist()) for rows in (asked, offered)
-    ]
+    return [(rows.tolist(), [0] * len(rows), split.identities[rows].tolist()) for rows in (asked, offered)]
 
 
 def _begin(folder: RunFolder, config: TrainConfig) -> None:

@@ -30,6 +30,7 @@ from placket.composed import CachedFeatures, FitConfig, Triplets, digest_of, fit
 from placket.data import Compositions, Dataset, Loader, Split
 from placket.data.compositions import joined_captions
 from placket.nn import Composition, RafClip
+from placket.nn.model import Views
 
 __all__ = [
     "ComposedSplit",
@@ -57,7 +58,7 @@ def score_values(
         RuntimeError: an image cannot be read.
     """
     device = model.logit_scale.device
-    views = "crop" if model.views == "both" and split.masks is None else model.views
+    views: Views = "crop" if model.views == "both" and split.masks is None else model.views
     parts = []
     with _evaluating(model, bfloat16):
         for loaded in _batches(model, split, batch, threads, views):
@@ -257,7 +258,7 @@ def _distinct(columns: Sequence[Sequence[str]]) -> tuple[list[str], Tensor]:
     return list(places), torch.tensor(rows).T.contiguous()
 
 
-def _batches(model: RafClip, split: Split, batch: int, threads: int, views: str) -> Iterator[_C.Batch]:
+def _batches(model: RafClip, split: Split, batch: int, threads: int, views: Views) -> Iterator[_C.Batch]:
     """Return the images of a split in order, as the model takes them."""
     yield from Loader(
         split,

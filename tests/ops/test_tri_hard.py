@@ -25,7 +25,9 @@ def test_matches_reference(across: bool, margin: float | None, device: torch.dev
 def test_by_hand(device: torch.device) -> None:
     """Rows at 0, 60 and 90, 180 degrees: distances are chords."""
     angles = torch.tensor([0.0, 60.0, 90.0, 180.0], device=device).deg2rad()
-    rows = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[1.0], [2.0], [3.0], [4.0]], device=device)
+    rows = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor(
+        [[1.0], [2.0], [3.0], [4.0]], device=device
+    )
     labels = torch.tensor([0, 0, 1, 1], device=device)
     root = 2**0.5
     near = (1 - root) + (1 - 2 * torch.tensor(15.0).deg2rad().sin())  # rows 0 and 1
@@ -64,7 +66,8 @@ def test_as_a_module(device: torch.device) -> None:
     triplet, distance = ops.tri_hard(rows, labels, domains, 0.3)
     torch.testing.assert_close(TriHardLoss()(rows, labels, domains), triplet + 0.1 * distance)
     torch.testing.assert_close(
-        TriHardLoss(absolute=0.0)(rows, relation=labels[:, None] == labels), ops.tri_hard(rows, labels, None, 0.3)[0]
+        TriHardLoss(absolute=0.0)(rows, relation=labels[:, None] == labels),
+        ops.tri_hard(rows, labels, None, 0.3)[0],
     )
     # The pairs are the cosine's, whatever the distance.
     pairs = ops.batch_hard(rows, labels)

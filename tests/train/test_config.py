@@ -91,7 +91,7 @@ def test_recipe_is_the_published_one() -> None:
         ({"stages": [{}, {"epoch": 1}]}, r"stages\.1\.epoch .*closest is stages\.1\.epochs"),
         (
             {"stages": [{"schedule": {"kind": "steps"}}]},
-            "schedule.kind must be one of step, cosine, got 'steps'",
+            "schedule.kind must be one of step, milestones, cosine, got 'steps'",
         ),
         ({"stages": [{"epochs": 1.5}]}, r"config: stages\.0\.epochs must be an integer, got 1\.5"),
         ({"trainer": {"seed": True}}, r"config: trainer\.seed must be an integer, got True"),

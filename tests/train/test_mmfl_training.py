@@ -97,7 +97,9 @@ def training_tensor(trainer: placket.Trainer, name: str) -> Tensor:
     return trainer.state().trainer[name]
 
 
-def hardest(rows: Tensor, labels: Tensor, domains: Tensor | None, margin: float | None) -> tuple[float, float]:
+def hardest(
+    rows: Tensor, labels: Tensor, domains: Tensor | None, margin: float | None
+) -> tuple[float, float]:
     """The triplet loss and its absolute term, pair by pair."""
     unit = F.normalize(rows, dim=1)
     terms, farthest = [], []
@@ -177,7 +179,6 @@ def test_training_finds_products(drawn: Dataset) -> None:
     trainer = placket.Trainer(model, drawn, stage(epochs=30, batch=32, rates={"": 2e-3}))
     trainer.run()
     after = placket.evaluate(model, drawn, protocol="c2s-topk/v1")
-    print(before.table(), after.table())
     assert after.metrics["mAP"].overall > before.metrics["mAP"].overall
 
 
@@ -216,7 +217,8 @@ def test_products_of_one_kind(one_kind: Dataset) -> None:
 
 def test_attributes_that_nothing_is_known_of(drawn: Dataset) -> None:
     """Rows without any label take no part: the loss is 0, and moves nothing."""
-    bare = replace(drawn.split("train"), labels=placket.data.Labels.of([[]] * len(drawn.split("train")), drawn.schema.value_counts))
+    train = drawn.split("train")
+    bare = replace(train, labels=placket.data.Labels.of([[]] * len(train), drawn.schema.value_counts))
     drawn_without = _With(drawn, bare)
     model = make(drawn)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -238,7 +240,10 @@ class _With(Dataset):
     ("options", "message"),
     [
         ({"branches": ("region",)}, "stage: branch must be one of product, got 'region'"),
-        ({"losses": {"triplet_region": 1.0}}, "stage: loss must be one of identity, .*, got 'triplet_region'"),
+        (
+            {"losses": {"triplet_region": 1.0}},
+            "stage: loss must be one of identity, .*, got 'triplet_region'",
+        ),
         ({"batch_norm": "grouped"}, "stage: batch_norm must be one of merged, frozen, got 'grouped'"),
         ({"sampler": "triplets"}, "stage: sampler must be one of products, images, got 'triplets'"),
         ({"images_of_class": 5}, "stage: batch must be a multiple of images_of_class 5, got 12"),

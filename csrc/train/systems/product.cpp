@@ -21,8 +21,7 @@ using at::Tensor;
 
 const std::vector<std::string> kProductBranches = {"product"};
 const std::vector<std::string> kProductLosses = {
-    "identity",          "triplet_hard", "triplet_cross_domain",
-    "positive_distance", "centre",       "attribute"};
+    "identity", "triplet_hard", "triplet_cross_domain", "positive_distance", "centre", "attribute"};
 const std::string kClassifiers = "identity_classifiers";
 const std::string kProductCentres = "product_centres";
 constexpr double kClassifierDeviation = 1e-3;

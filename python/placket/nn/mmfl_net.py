@@ -192,8 +192,8 @@ class MmflNet(Model):
     ) -> list[Tensor]:
         """Return for each attribute the softmax ``[B, values]`` of its logits.
 
-        The training takes each value by itself, so that a product may have several: the probability of that is
-        the sigmoid of its logit.
+        The training takes each value by itself, so that a product may have several: the probability that it
+        has a value is the sigmoid of its logit.
 
         Args:
             images: ``[B, 3, H, W]``, normalised.
