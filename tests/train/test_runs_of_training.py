@@ -288,12 +288,12 @@ def test_two_processes_equal_one(drawn: AsenDataset, tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    from two_processes import STAGES, make
+    from two_processes import STAGES, data_for, make
 
     expected = {}
     for name, stage in STAGES.items():
         model = make(drawn, name)
-        Trainer(model, drawn, stage).run(3)
+        Trainer(model, data_for(drawn, name), stage).run(3)
         expected[name] = model.state_dict()
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     for name, tensors in expected.items():
