@@ -15,7 +15,6 @@ from torch import Tensor
 
 from placket import _C
 from placket.agreement import WEIGHTS, Labelled, centre_probabilities, class_agreement, class_means
-from placket.config import LossConfig
 from placket.data import Augment, Dataset, Loader, Split, Street2ShopDataset, Texts, read_image
 from placket.data.columns import Ints, Labels, Masks
 from placket.data.compositions import joined_captions
@@ -407,7 +406,7 @@ def embed_pairs(
         return mean_direction([plain, mirrored], model.blocks)
     if not model.is_native:
         return _embed_in_python(model, split, images, attributes, batch, threads, bfloat16)
-    system = model.system(LossConfig())
+    system = model.system()
     system.begin_encoding(list(model.branches))
     return _C.encode_rows(
         system,

@@ -34,7 +34,7 @@ from placket.data.loader import causes_by_path, skips_unreadable
 from placket.data.resident import resident_pixels
 from placket.extension import extend
 from placket.models import METHODS, as_network, create_model, load, takes_patch
-from placket.nn import ExtraLoss, MmflNet, Model, RafClip
+from placket.nn import ExtraLoss, Learning, MmflNet, Model, RafClip
 from placket.runs import RunFolder
 
 __all__ = ["ExtraLoss", "TrainResult", "Trainer", "train"]
@@ -132,7 +132,7 @@ class Trainer:
         products, domains = labels.values[-2:] if model.learns_products else (0, 1)
         self._native = _C.Trainer(
             model.system(
-                loss or LossConfig(), settings.seed, extra_losses, products=products, domains=domains
+                Learning(loss or LossConfig(), settings.seed, extra_losses or {}, products, domains)
             ),
             images.image_list(pixels),
             labels.to_native(),
@@ -433,10 +433,8 @@ def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> Mo
     """Make the model of a stage with the weights it begins with."""
     settings = config.model
     generator = torch.Generator().manual_seed(config.trainer.seed)
-    if METHODS.get(settings.name) is RafClip:
-        return _region_text_model(config, data, index, run, generator)
-    if METHODS.get(settings.name) is MmflNet:
-        return _product_model(config, data, index, run, generator)
+    if METHODS.get(settings.name) in (RafClip, MmflNet):
+        return _whole_model(config, data, index, run, generator)
     if config.stages[index].new_attributes:
         return _extended_model(config, data, index, run, generator)
     with_patch = any("patch" in stage.branches for stage in config.stages[: index + 1])
@@ -467,33 +465,23 @@ def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> Mo
     return model.to(config.trainer.device)
 
 
-def _region_text_model(
+def _whole_model(
     config: TrainConfig, data: Dataset, index: int, run: Path, generator: torch.Generator
 ) -> Model:
+    """Make a model that is the same in every stage."""
     settings = config.model
-    if settings.vocabulary is None:
+    if METHODS[settings.name] is RafClip and settings.vocabulary is None:
         raise ValueError("config: model.vocabulary must be CLIP's vocabulary file for raf_clip, got none")
     model = _make_model(config, data, generator, with_patch=False)
-    assert isinstance(model, RafClip)
     start = settings.start if index == 0 else run / "stages" / config.stages[index - 1].name
     if start is not None:
         checkpoint.fill(model, checkpoint.read_tensors(start), str(start))
     elif settings.trunk_weights is not None:
-        weights.load_towers(model, settings.trunk_weights)
-    return model.to(config.trainer.device)
-
-
-def _product_model(
-    config: TrainConfig, data: Dataset, index: int, run: Path, generator: torch.Generator
-) -> Model:
-    settings = config.model
-    model = _make_model(config, data, generator, with_patch=False)
-    assert isinstance(model, MmflNet)
-    start = settings.start if index == 0 else run / "stages" / config.stages[index - 1].name
-    if start is not None:
-        checkpoint.fill(model, checkpoint.read_tensors(start), str(start))
-    elif settings.trunk_weights is not None:
-        weights.load_trunk(model.trunk, settings.trunk_weights)
+        if isinstance(model, RafClip):
+            weights.load_towers(model, settings.trunk_weights)
+        else:
+            assert isinstance(model, MmflNet)
+            weights.load_trunk(model.trunk, settings.trunk_weights)
     return model.to(config.trainer.device)
 
 

@@ -42,19 +42,8 @@ def make(**options: Any) -> MmflNet:
 
 
 def plain_of(model: MmflNet) -> torch.nn.Module:
-    c = model.config
-    module = plain_mmfl.PlainMmfl(
-        plain_trunks.ResNet([3, 4, 6, 3], 4, last_stride=1),
-        [512, 1024, 2048],
-        dim=c.map_dim,
-        fusion=c.fusion_dim,
-        embedding=c.embedding_dim,
-        stripes=c.stripes,
-        local=c.local,
-        drop=c.drop,
-        values=c.attributes,
-    )
-    module.load_state_dict(model.state_dict(), strict=False)
+    trunk = plain_trunks.ResNet([3, 4, 6, 3], 4, last_stride=1)
+    module = plain_mmfl.PlainMmfl.of(model, trunk, [512, 1024, 2048])
     return module.to(DEVICE, memory_format=torch.channels_last)
 
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from plain_trunks import ResNet
 from torch import Tensor, nn
 
+from placket.nn import MmflNet
+
 
 class Normed(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, groups: int = 1) -> None:
@@ -142,6 +144,26 @@ class PlainMmfl(nn.Module):
         if values:
             head.attributes = nn.Linear(count * embedding, values)
         self.head = head
+
+    @classmethod
+    def of(cls, model: MmflNet, trunk: ResNet, channels: list[int]) -> PlainMmfl:
+        """Return plain modules with the weights of a model, whose trunk has maps of these channels."""
+        c = model.config
+        module = cls(
+            trunk,
+            channels,
+            dim=c.map_dim,
+            fusion=c.fusion_dim,
+            embedding=c.embedding_dim,
+            stripes=c.stripes,
+            local=c.local,
+            drop=c.drop,
+            values=c.attributes,
+        )
+        missing, unexpected = module.load_state_dict(model.state_dict(), strict=False)
+        assert all(name.endswith("num_batches_tracked") for name in missing)
+        assert unexpected == []
+        return module
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         head = self.head

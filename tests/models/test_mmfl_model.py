@@ -46,21 +46,7 @@ def plain_of(model: MmflNet) -> plain_mmfl.PlainMmfl:
         [3, 4, 6, 3] if expansion == 4 else [2] * 4, expansion, width, last_stride=last
     )
     channels = [2 * width * expansion, 4 * width * expansion, 8 * width * expansion]
-    module = plain_mmfl.PlainMmfl(
-        trunk,
-        channels,
-        dim=c.map_dim,
-        fusion=c.fusion_dim,
-        embedding=c.embedding_dim,
-        stripes=c.stripes,
-        local=c.local,
-        drop=c.drop,
-        values=c.attributes,
-    )
-    missing, unexpected = module.load_state_dict(model.state_dict(), strict=False)
-    assert all(name.endswith("num_batches_tracked") for name in missing)
-    assert unexpected == []
-    return module
+    return plain_mmfl.PlainMmfl.of(model, trunk, channels)
 
 
 def assert_equal_outputs(ours: ProductOutput, expected: tuple[Tensor, Tensor, Tensor | None]) -> None:

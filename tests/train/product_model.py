@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from placket import checkpoint
 from placket.data import Preprocess
-from placket.nn import Model, Pictures
+from placket.nn import Learning, Model, Pictures
 from placket.schema import AttributeSchema
 
 SCHEMA = AttributeSchema.of({"colour": COLOURS, "place": PLACES, "fit": ("slim", "wide")})
@@ -70,7 +70,7 @@ class Products(Model):
         every = [(20 * bar).softmax(1), (20 * halves).softmax(1), torch.zeros(len(images), 2)]
         return [every[number] for number in self.schema.indices(attributes)]
 
-    def system(self, loss: Any, seed: int = 0, extra_losses: Any = None) -> Any:
+    def system(self, learning: Learning | None = None) -> Any:
         raise AssertionError("it has no C++ side")
 
     def config_dict(self, preprocess: Mapping[str, Any] | None = None) -> dict[str, Any]:

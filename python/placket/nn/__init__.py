@@ -19,7 +19,7 @@ from placket.nn.composition import Composed, Composition
 from placket.nn.m3net import M3Net, M3NetConfig
 from placket.nn.mmfl_net import MmflConfig, MmflNet, ProductOutput
 from placket.nn.modc import Modc, ModcConfig
-from placket.nn.model import ExtraLoss, Model, Pictures
+from placket.nn.model import ExtraLoss, Learning, Model, Pictures
 from placket.nn.network import (
     AttributeNetwork,
     NetworkConfig,
@@ -49,6 +49,7 @@ __all__ = [
     "Csn",
     "CsnConfig",
     "ExtraLoss",
+    "Learning",
     "M3Net",
     "M3NetConfig",
     "MmflConfig",

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from placket import _C, checkpoint
-from placket.config import LossConfig
-from placket.nn.model import ExtraLoss, Model, Pictures, full_preprocess, take_options
+from placket.nn.model import Learning, Model, Pictures, full_preprocess, take_options
 from placket.nn.network import describe
 from placket.nn.spec_module import SpecModule, TensorSpec
 from placket.nn.trunk import Trunk
@@ -208,31 +207,23 @@ class MmflNet(Model):
         logits = self(images).attribute_logits.float().split(self.schema.value_counts, 1)
         return [logits[i].softmax(1) for i in self.schema.indices(attributes)]
 
-    def system(
-        self,
-        loss: LossConfig,
-        seed: int = 0,
-        extra_losses: Mapping[str, ExtraLoss] | None = None,
-        *,
-        products: int = 0,
-        domains: int = 1,
-    ) -> _C.System:
+    def system(self, learning: Learning | None = None) -> _C.System:
         """Return the C++ side; see ``Model.system``.
 
         Raises:
             ValueError: there are extra losses, which it does not take.
         """
-        if extra_losses:
-            raise ValueError(f"Trainer: extra_losses must be none for mmfl, got {', '.join(extra_losses)}")
+        learning = learning or Learning()
+        learning.no_extra_losses(self.name)
         return _C.product_system(
             self.config.trunk,
             self.config.head,
-            products,
-            domains,
-            take_options(_C.ProductOptions(), loss),
+            learning.products,
+            learning.domains,
+            take_options(_C.ProductOptions(), learning.loss),
             {**dict(self.named_parameters()), **dict(self.named_buffers())},
             list(self.schema.value_counts),
-            seed,
+            learning.seed,
         )
 
     def config_dict(self, preprocess: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -18,6 +19,30 @@ from placket.schema import AttributeSchema, index_of, weights_of
 Views = Literal["crop", "segmented", "both"]
 ExtraLoss = Callable[[Tensor, Tensor], Tensor]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What a model's C++ side is told of a training.
+
+    Attributes:
+        loss, seed, extra_losses: see ``placket.Trainer``.
+        products: how many there are, for a model that ``learns_products``.
+        domains: 2 where their photographs are shops' and consumers', otherwise 1.
+    """
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    seed: int = 0
+    extra_losses: Mapping[str, ExtraLoss] = field(default_factory=dict)
+    products: int = 0
+    domains: int = 1
+
+    def no_extra_losses(self, model: str) -> None:
+        """Raise ValueError where there are extra losses, which a model does not take."""
+        if self.extra_losses:
+            raise ValueError(
+                f"Trainer: extra_losses must be none for {model}, got {', '.join(self.extra_losses)}"
+            )
 
 
 class Pictures(NamedTuple):
@@ -155,21 +180,11 @@ class Model(nn.Module, ABC):
         raise ValueError(f"class_probabilities: model must predict attributes, got {self.name}")
 
     @abstractmethod
-    def system(
-        self,
-        loss: LossConfig,
-        seed: int = 0,
-        extra_losses: Mapping[str, ExtraLoss] | None = None,
-        *,
-        products: int = 0,
-        domains: int = 1,
-    ) -> _C.System:
+    def system(self, learning: Learning | None = None) -> _C.System:
         """Return the C++ side, which trains it and embeds with it; it holds the model's own tensors.
 
         Args:
-            loss, seed, extra_losses: of a training, see ``placket.Trainer``.
-            products: to learn, for a model that ``learns_products``; 0 to embed alone.
-            domains: 2 where their photographs are shops' and consumers', otherwise 1.
+            learning: of a training; None to embed alone.
         """
 
     @abstractmethod

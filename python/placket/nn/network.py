@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from placket import _C, checkpoint, ops
-from placket.config import LossConfig
-from placket.nn.model import ExtraLoss, Model, Pictures, full_preprocess, take_options
+from placket.nn.model import Learning, Model, Pictures, full_preprocess, take_options
 from placket.nn.spec_module import SpecModule, TensorSpec
 from placket.nn.trunk import IMAGENET_MEAN, IMAGENET_STD, Trunk, channels_of
 from placket.schema import AttributeSchema
@@ -322,15 +321,7 @@ class AttributeNetwork(Model):
         AttributeNetwork.__init__(model, schema, config, trunk, patch, preprocess, generator)
         return model
 
-    def system(
-        self,
-        loss: LossConfig,
-        seed: int = 0,
-        extra_losses: Mapping[str, ExtraLoss] | None = None,
-        *,
-        products: int = 0,
-        domains: int = 1,
-    ) -> _C.System:
+    def system(self, learning: Learning | None = None) -> _C.System:
         """Return the C++ side; see ``Model.system``.
 
         Raises:
@@ -341,7 +332,8 @@ class AttributeNetwork(Model):
                 "Trainer: trunks must be built-in ones, got a module of the caller's; train it in a "
                 "Python loop"
             )
-        options = take_options(_C.AttributeOptions(), loss)
+        learning = learning or Learning()
+        options = take_options(_C.AttributeOptions(), learning.loss)
         for key in ("region_weight", "box_threshold", "patch_size"):
             setattr(options, key, getattr(self.config, key))
         tensors: dict[str, Tensor] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
@@ -351,8 +343,8 @@ class AttributeNetwork(Model):
             tensors,
             list(self.schema.value_counts),
             _C.Preprocess(**self.preprocess),
-            seed,
-            dict(extra_losses or {}),
+            learning.seed,
+            dict(learning.extra_losses),
         )
 
     def _ids(self, attributes: Tensor | str | int | Sequence[str | int], images: Tensor) -> Tensor:

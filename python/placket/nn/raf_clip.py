@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from placket import _C, checkpoint
-from placket.config import LossConfig
 from placket.nn.clip import Clip, TowerOutput
 from placket.nn.composition import Composed, Composition
-from placket.nn.model import ExtraLoss, Model, Pictures, Views
+from placket.nn.model import Learning, Model, Pictures, Views
 from placket.schema import Attribute, AttributeSchema
 from placket.text import Prompts, Tokenizer
 
@@ -283,24 +282,13 @@ class RafClip(Clip, Model):
         """Whether its composition reads positions of images and words of texts beside the embeddings."""
         return self.composer.reads_tokens
 
-    def system(
-        self,
-        loss: LossConfig,
-        seed: int = 0,
-        extra_losses: Mapping[str, ExtraLoss] | None = None,
-        *,
-        products: int = 0,
-        domains: int = 1,
-    ) -> _C.System:
+    def system(self, learning: Learning | None = None) -> _C.System:
         """Return the C++ side; see ``Model.system``.
 
         Raises:
             ValueError: there are extra losses, which it does not take.
         """
-        if extra_losses:
-            raise ValueError(
-                f"Trainer: extra_losses must be none for raf_clip, got {', '.join(extra_losses)}"
-            )
+        (learning or Learning()).no_extra_losses(self.name)
         ids, rows = self.value_prompts()
         return _C.region_text_system(
             image=self.image,
