@@ -187,12 +187,12 @@ def evaluate(
         )
     if protocol == "recognition/v1":
         return _recognition(model, data, split, regions, flip, allow_missing, batch, threads, bfloat16)
-    protocols: dict[str, Callable[..., Result]] = {
+    composing: dict[str, Callable[..., Result]] = {
         "composed-recall/v1": partial(composed_recall, reference=reference),
         "fashioniq-original/v1": fashioniq_original,
         "fashioniq-val/v1": fashioniq_val,
     }
-    ranked = protocols[protocol]
+    ranked = composing[protocol]
     return _composed(model, data, split, protocol, ranked, allow_missing, batch, threads, bfloat16)
 
 
