@@ -517,8 +517,9 @@ def unseen(out: Path, seeds: int) -> None:
     for seed in range(seeds):
         say(f"training, seed {seed}")
         model = trained(unseen_config(table, prompts, seed), out / f"unseen-{seed}")
-        results[f"among the {len(withheld)} withheld, seed {seed}"] = of_looks(model, drawn, withheld)
+        say("recognising what was withheld")
         every = [*withheld, *known]
+        results[f"among the {len(withheld)} withheld, seed {seed}"] = of_looks(model, drawn, withheld)
         results[f"among all {len(every)}, seed {seed}"] = of_looks(model, drawn, every)
         pointed[f"seed {seed}"] = points(model, drawn)
         show("unseen", results, out, pointing=pointed)
@@ -532,17 +533,18 @@ def unseen(out: Path, seeds: int) -> None:
 
 def show(name: str, results: Mapping[str, Result], out: Path, **more: Any) -> None:
     """Print the figures of results, and write them."""
-    first = next(iter(results.values()))
     rows: list[dict[str, object]] = []
+    before: dict[str, str] = {}
     for method, result in results.items():
+        chance = {metric: f"{found.floor_overall:.1f}" for metric, found in result.metrics.items()}
+        if chance != before:
+            rows.append({"method": "chance", **chance})
+        before = chance
         row: dict[str, object] = {"method": method}
         for metric, found in result.metrics.items():
             low, high = found.interval
             row[metric] = f"{found.overall:.1f} ({low:.1f} - {high:.1f})"
         rows.append(row)
-    floors = {metric: f"{found.floor_overall:.1f}" for metric, found in first.metrics.items() if found.floor}
-    if floors:
-        rows.append({"method": "chance", **floors})
     print(render(rows), flush=True)
     write_json(out / f"{name}.json", {**more, "results": {k: r.to_dict() for k, r in results.items()}})
 
