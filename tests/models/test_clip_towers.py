@@ -387,7 +387,10 @@ def test_freezing_a_tower() -> None:
             lambda: Clip("clip_rn50,layers=1/1/1/1"),
             "image_tower: setting must be one of width, heads, image, embedding_dim, got 'layers'",
         ),
-        (lambda: Clip("resnet18,depth=3"), "trunk: setting must be one of width, stage, got 'depth'"),
+        (
+            lambda: Clip("resnet18,depth=3"),
+            "trunk: setting must be one of stage, ibn, width, last_stride, got 'depth'",
+        ),
         (lambda: Clip("clip_vit,depth=0"), "image_tower: depth must be an integer of at least 1, got '0'"),
         (
             lambda: Clip("clip_vit,activation=relu"),
