@@ -557,10 +557,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", choices=("valid", "test"), default="test", help="of composed")
     parser.add_argument("--seeds", type=int, default=3, help="of composed and unseen")
+    parser.add_argument("--threads", type=int, default=2, help="of torch; one where others use the cores")
     parser.add_argument("--epochs", type=int, default=10, help="of parsing")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     if options.which == "parsing":
         parsing(options.out, options.epochs)
     if options.which == "composed":
