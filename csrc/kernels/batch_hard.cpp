@@ -180,7 +180,8 @@ void products(const float* rows, const float* columns, int64_t row_count, int64_
   }                                                                                            \
   PLACKET_SIMD void leave_out_domain(const int64_t* domains, int64_t own, int64_t count,       \
                                      IntegerLike<A>* kinds) {                                  \
-    for (int64_t c = 0; c < count; ++c) kinds[c] = domains[c] == own ? kNeither : kinds[c];    \
+    const IntegerLike<A> neither = kNeither;                                                   \
+    for (int64_t c = 0; c < count; ++c) kinds[c] = domains[c] == own ? neither : kinds[c];     \
   }
 
 PLACKET_LEAVES(float)
