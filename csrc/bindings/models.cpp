@@ -97,16 +97,6 @@ void bind_models(py::module_& m) {
       py::arg("trunk"));
   m.def("trunk_channels", &trunk_channels, py::arg("trunk"));
   m.def(
-      "trunk_levels",
-      [](const std::string& trunk) {
-        std::vector<std::pair<int64_t, int64_t>> levels;
-        for (const auto& [channels, stride] : trunk_levels(trunk)) {
-          levels.emplace_back(channels, stride);
-        }
-        return levels;
-      },
-      py::arg("trunk"));
-  m.def(
       "trunk_normalization",
       [](const std::string& trunk) { return to_python(trunk_normalization(trunk)); },
       py::arg("trunk"));

@@ -76,10 +76,12 @@ class ProductHead {
       features_.insert(features_.end(), size_t(n), {"part", false});
     }
     if (local_) features_.push_back({"local", true});
+    tensors_ = spec(std::vector<MapLevel>(size_t(levels()), {1, 1})).size();
   }
 
   const std::vector<ProductFeature>& features() const { return features_; }
   int64_t levels() const { return fusion_dim_ > 0 ? kLevels : 1; }
+  size_t tensors() const { return tensors_; }  // of the spec, whatever the levels
 
   TensorSpecs spec(const std::vector<MapLevel>& levels) const {
     TensorSpecs specs;
@@ -242,6 +244,7 @@ class ProductHead {
   double drop_;
   int64_t attributes_;
   std::vector<ProductFeature> features_;
+  size_t tensors_ = 0;
 };
 
 ProductHead make_product_head(const std::string& description) {
@@ -300,7 +303,7 @@ ProductOutput product_head(at::TensorList maps, at::TensorList weights, const st
                       ": map ", i, " must have shape [B, ", levels[i].channels, ", h, w], got ",
                       maps[i].sym_sizes());
   }
-  Weights cursor(kName, weights, found.spec(levels).size());
+  Weights cursor(kName, weights, found.tensors());
   return found.embed(maps, levels, cursor, mode);
 }
 

@@ -600,7 +600,6 @@ def text_tower_vocabulary(tower: str) -> int: ...
 def trunk_channels(trunk: str) -> int:
     """Channels of a trunk's map."""
 
-def trunk_levels(trunk: str) -> list[tuple[int, int]]: ...
 def trunk_normalization(trunk: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of RGB in [0, 1] that a trunk's weights were made with."""
 
