@@ -21,7 +21,7 @@
 #include "ops/supervised_contrastive.h"
 #include "ops/unit_rows.h"
 #include "train/autocast.h"
-#include "train/model_tensors.h"
+#include "train/model_system.h"
 
 namespace placket {
 namespace {
@@ -49,16 +49,16 @@ struct Views {
   Tensor values;      // [V] int64, -1 where the image has none of that attribute
 };
 
-class AttributeSystem : public System {
+class AttributeSystem : public ModelSystem {
  public:
   AttributeSystem(const NetworkConfig& config, const AttributeOptions& options,
                   const std::map<std::string, Tensor>& tensors, const std::vector<int64_t>& values,
                   const Preprocess& preprocess, uint64_t seed, const ExtraLosses& extra_losses)
-      : config_(config),
+      : ModelSystem("AttributeSystem", network_spec(config), tensors),
+        config_(config),
         options_(options),
         values_(values),
-        extra_losses_(extra_losses),
-        tensors_("AttributeSystem", network_spec(config), tensors) {
+        extra_losses_(extra_losses) {
     for (const auto& [name, loss] : extra_losses_) {
       TORCH_CHECK_VALUE(!contains(kLosses, name),
                         "AttributeSystem: extra_losses must have names of their own, got '", name,
@@ -81,15 +81,9 @@ class AttributeSystem : public System {
     TORCH_CHECK_VALUE(config.classes == 0 || config.classes == classes,
                       "AttributeSystem: values must be the model's ", config.classes,
                       " classes in all, got ", classes);
-    device_ = tensors_.device();
     make_classes();
     make_centres(seed);
   }
-
-  at::Device device() const override { return device_; }
-  NamedTensors parameters() const override { return tensors_.parameters(); }
-  NamedTensors buffers() const override { return tensors_.buffers(); }
-  NamedTensors training_only() const override { return tensors_.training_only(); }
 
   NamedTensors begin(const StageConfig& stage) override {
     check(stage);
@@ -587,9 +581,7 @@ class AttributeSystem : public System {
   std::vector<int64_t> values_;
   ExtraLosses extra_losses_;
   std::array<double, 3> mean_, std_;
-  at::Device device_ = at::kCPU;
   StageConfig stage_;
-  ModelTensors tensors_;
   std::map<std::string, int64_t> attribute_axes_;  // of the parameters that have one
   Tensor class_centres_;   // [classes, head_centre_dim]; undefined where the network keeps none
   Tensor class_offsets_;   // [A]

@@ -12,7 +12,7 @@
 #include "ops/tri_hard.h"
 #include "ops/unit_rows.h"
 #include "train/autocast.h"
-#include "train/model_tensors.h"
+#include "train/model_system.h"
 
 namespace placket {
 namespace {
@@ -33,16 +33,15 @@ TensorSpecs product_specs(const ProductConfig& config) {
   return specs;
 }
 
-class ProductSystem : public System {
+class ProductSystem : public ModelSystem {
  public:
   ProductSystem(const ProductConfig& config, const ProductOptions& options,
                 const std::map<std::string, Tensor>& tensors, const std::vector<int64_t>& values,
                 uint64_t seed)
-      : config_(config),
+      : ModelSystem("ProductSystem", product_specs(config), tensors),
+        config_(config),
         options_(options),
-        attributes_(int64_t(values.size())),
-        tensors_("ProductSystem", product_specs(config), tensors),
-        device_(tensors_.device()) {
+        attributes_(int64_t(values.size())) {
     std::vector<int64_t> owners;
     for (size_t a = 0; a < values.size(); ++a) {
       owners.insert(owners.end(), size_t(values[a]), int64_t(a));
@@ -58,10 +57,6 @@ class ProductSystem : public System {
     gather_weights();
   }
 
-  at::Device device() const override { return device_; }
-  NamedTensors parameters() const override { return tensors_.parameters(); }
-  NamedTensors buffers() const override { return tensors_.buffers(); }
-  NamedTensors training_only() const override { return tensors_.training_only(); }
   bool needs_pixels() const override { return false; }
 
   NamedTensors begin(const StageConfig& stage) override {
@@ -239,8 +234,6 @@ class ProductSystem : public System {
   int64_t attributes_;  // A
   Tensor owners_;       // [M] the attribute of each value
   Tensor whole_;        // [W] features of whole maps
-  ModelTensors tensors_;
-  at::Device device_;
   StageConfig stage_;
   std::vector<Tensor> trunk_, head_;
   Tensor classifiers_;  // [G, P, E]

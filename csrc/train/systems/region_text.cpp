@@ -12,7 +12,7 @@
 #include "models/word_spaces.h"
 #include "ops/pair_contrast.h"
 #include "ops/unit_rows.h"
-#include "train/model_tensors.h"
+#include "train/model_system.h"
 #include "train/recompute.h"
 
 namespace placket {
@@ -35,15 +35,14 @@ struct Prompts {
   Tensor known;              // [N, U] bool: it is labelled to be, or not to be
 };
 
-class RegionTextSystem : public System {
+class RegionTextSystem : public ModelSystem {
  public:
   RegionTextSystem(const RegionTextConfig& config, const std::map<std::string, Tensor>& tensors,
                    const std::vector<int64_t>& values, const ValuePrompts& prompts)
-      : config_(config),
+      : ModelSystem("RegionTextSystem", clip_spec(config.image, config.text), tensors),
+        config_(config),
         values_(values),
-        prompts_(prompts),
-        tensors_("RegionTextSystem", clip_spec(config.image, config.text), tensors),
-        device_(tensors_.device()) {
+        prompts_(prompts) {
     TORCH_CHECK_VALUE(config.category >= -1 && config.category < int64_t(values.size()),
                       "RegionTextSystem: category must be one of the ", values.size(),
                       " attributes or -1, got ", config.category);
@@ -65,10 +64,6 @@ class RegionTextSystem : public System {
     gather_weights();
   }
 
-  at::Device device() const override { return device_; }
-  NamedTensors parameters() const override { return tensors_.parameters(); }
-  NamedTensors buffers() const override { return tensors_.buffers(); }
-  NamedTensors training_only() const override { return tensors_.training_only(); }
   bool needs_pixels() const override { return false; }
 
   NamedTensors begin(const StageConfig& stage) override {
@@ -333,8 +328,6 @@ class RegionTextSystem : public System {
   std::vector<int64_t> values_;  // [A]
   std::vector<int64_t> owners_;  // [M] the attribute of each value
   ValuePrompts prompts_;
-  ModelTensors tensors_;
-  at::Device device_;
   StageConfig stage_;
   std::vector<Tensor> image_weights_, text_weights_;
   Tensor words_;  // see words()
