@@ -21,7 +21,13 @@ from placket.data import Dataset, Loader, Preprocess, garments
 from placket.data.compositions import joined_captions
 from placket.evaluate import classify_split
 from placket.nn import Composition, RafClip
-from placket.protocols import composed_recall, recognition, recognition_targets
+from placket.protocols import (
+    composed_recall,
+    fashioniq_original,
+    fashioniq_val,
+    recognition,
+    recognition_targets,
+)
 from placket.text import Tokenizer
 from placket.words import train_composition
 
@@ -137,6 +143,45 @@ def test_composed_recall_is_of_the_models_own_queries(name: str | None, catalogu
     # Queries of one image lie in two batches of five.
     found = placket.evaluate(model, catalogue, "test", "composed-recall/v1", reference="removed", batch=5)
     assert found.to_dict() == expected.to_dict()
+
+
+def test_fashioniq_by_either_gallery(tmp_path: Path) -> None:
+    """Categories with images that no query names: the galleries of the two protocols differ."""
+    random = np.random.default_rng(0)
+    for folder in ("images", "image_splits", "captions"):
+        (tmp_path / folder).mkdir()
+    for category in ("dress", "shirt", "toptee"):
+        names = [f"{category}{i}" for i in range(30)]
+        for name in names:
+            picture = random.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / "images" / f"{name}.png")
+        queries = [
+            {"candidate": names[i], "target": names[i + 1], "captions": ["is red", "and longer"]}
+            for i in range(0, 16, 2)
+        ]
+        (tmp_path / "image_splits" / f"split.{category}.val.json").write_text(json.dumps(names))
+        (tmp_path / "captions" / f"cap.{category}.val.json").write_text(json.dumps(queries))
+    data = placket.data.open(tmp_path)
+    model, split, queries = make(data), data.split("valid"), data.compositions("valid")
+    assert queries is not None
+    shown = Loader(
+        split, batch=len(split), shuffle=False, drop_last=False, preprocess=Preprocess(**model.preprocess)
+    )
+    images = next(iter(shown)).images
+    with torch.no_grad():
+        gallery = model.encode_image(images, normalize=True)
+        reference = images[torch.from_numpy(queries.reference.astype(np.int64))]
+        asked = model.compose(reference, joined_captions(queries)).query
+    sizes = {}
+    for protocol in (fashioniq_original, fashioniq_val):
+        name = protocol.__name__.replace("_", "-") + "/v1"
+        found = placket.evaluate(model, data, "valid", name, batch=len(split))
+        assert found.to_dict() == protocol(queries, split, asked, gallery).to_dict()
+        sizes[name] = found.candidates
+    assert sizes == {
+        "fashioniq-original/v1": dict.fromkeys(("dress", "shirt", "toptee"), 30),
+        "fashioniq-val/v1": dict.fromkeys(("dress", "shirt", "toptee"), 16),
+    }
 
 
 def test_images_that_are_missing_leave_queries_and_gallery(catalogue: Dataset, tmp_path: Path) -> None:

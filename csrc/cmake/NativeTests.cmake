@@ -5,6 +5,7 @@ if(GTest_FOUND)
     tests/cpp/bpe_tokenizer_test.cpp
     tests/cpp/dot_scores_test.cpp
     tests/cpp/host_memory_test.cpp
+    tests/cpp/panel_scores_test.cpp
     tests/cpp/parallel_test.cpp
     tests/cpp/random_test.cpp
     tests/cpp/resample_test.cpp
@@ -12,7 +13,10 @@ if(GTest_FOUND)
   # SIMDe emulates the instructions that the machine may not have.
   find_path(SIMDE_INCLUDE_DIR simde/x86/avx512.h)
   if(SIMDE_INCLUDE_DIR AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-    set(emulated_tests tests/cpp/dot_scores_emulated_test.cpp tests/cpp/resample_emulated_test.cpp)
+    set(emulated_tests
+      tests/cpp/dot_scores_emulated_test.cpp
+      tests/cpp/panel_scores_emulated_test.cpp
+      tests/cpp/resample_emulated_test.cpp)
     target_sources(core_tests PRIVATE ${emulated_tests})
     # GCC notes that the ABI of 64-byte vectors has changed in GCC 4.6.
     set_source_files_properties(${emulated_tests} PROPERTIES COMPILE_OPTIONS -Wno-psabi)

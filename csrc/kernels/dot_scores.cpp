@@ -1,7 +1,6 @@
 #include "kernels/dot_scores.h"
 
 #include <algorithm>
-#include <iterator>
 #include <memory>
 
 #ifdef __x86_64__
@@ -18,11 +17,13 @@
 namespace placket {
 namespace {
 
-constexpr int64_t kQueryChunk = 240;
+constexpr int64_t kQueryChunk = 256;
+constexpr int64_t kMostFew = 4;  // queries
 
 struct Kernel : DotKernel<float> {
   // For 1, 2, ... queries and a multiple of eight items, or null: reads the items where they lie.
-  void (*few[4])(const DotRows& in, float* scores, int64_t stride);
+  using Few = void (*)(const DotRows& in, float* scores, int64_t stride);
+  Few few[kMostFew];
 };
 
 template <class A, int Q>
@@ -190,6 +191,23 @@ struct Rest {
   float scores[kMostTileQueries * kMostTileItems];
 };
 
+void few_queries(Kernel::Few few, const DotRows& in, float* scores, int64_t stride) {
+  const int64_t rest = in.item_count % 8, eights = in.item_count - rest;
+  DotRows part = in;
+  part.item_count = eights;
+  few(part, scores, stride);
+  if (rest == 0) return;
+  const auto rows = std::make_unique<float[]>(8 * in.dims);
+  std::copy_n(in.items + eights * in.dims, rest * in.dims, rows.get());
+  part.items = rows.get();
+  part.item_count = 8;
+  float eight[kMostFew][8];
+  few(part, eight[0], 8);
+  for (int64_t q = 0; q < in.query_count; ++q) {
+    std::copy_n(eight[q], rest, scores + q * stride + eights);
+  }
+}
+
 class Product {
  public:
   Product(const Kernel& kernel, const DotRows& in, float* scores, int64_t stride)
@@ -290,16 +308,10 @@ void dot_scores_cpu(const DotRows& in, float* scores, int64_t stride) {
     return;
   }
   if (in.query_count == 0) return;
-  DotRows rest = in;
-  if (in.query_count <= int64_t(std::size(kernel.few)) && kernel.few[in.query_count - 1]) {
-    DotRows eights = in;
-    eights.item_count -= in.item_count % 8;
-    kernel.few[in.query_count - 1](eights, scores, stride);
-    rest.items += eights.item_count * in.dims;
-    rest.item_count -= eights.item_count;
-    scores += eights.item_count;
+  if (in.query_count <= kMostFew && kernel.few[in.query_count - 1]) {
+    return few_queries(kernel.few[in.query_count - 1], in, scores, stride);
   }
-  if (rest.item_count > 0) Product(kernel, rest, scores, stride).run();
+  if (in.item_count > 0) Product(kernel, in, scores, stride).run();
 }
 
 }  // namespace placket

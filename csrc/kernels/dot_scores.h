@@ -26,7 +26,7 @@ struct DotRows {
 };
 
 // On the calling thread alone; callers divide queries or items among threads. Each call reads the
-// items once for every 240 queries.
+// items once for every 256 queries.
 void dot_scores_cpu(const DotRows& in, float* scores, int64_t stride);
 
 }  // namespace placket

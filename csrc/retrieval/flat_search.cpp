@@ -12,13 +12,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "base/checks.h"
 #include "base/parallel.h"
-#include "kernels/int8_scores.h"
+#include "kernels/panel_scores.h"
 #include "ops/autocast.h"
 #include "retrieval/ranking.h"
 #include "retrieval/row_scorer.h"
@@ -134,9 +135,11 @@ std::vector<uint32_t> kept_rows(const Tensor& keep) {
   return rows;
 }
 
-// Rows that are scored at a time. Every tile costs a copy of the queries, and the tile's scores are
-// to stay in the second-level cache.
-int64_t tile_rows(int64_t queries) { return std::clamp<int64_t>((1 << 16) / queries, 240, 960); }
+// Rows that are scored at a time, whole panels of them. Every tile costs a copy of the queries, and
+// the tile's scores are to stay in the second-level cache.
+int64_t tile_rows(int64_t queries) {
+  return std::clamp<int64_t>((1 << 17) / queries, 256, 960) / 32 * 32;
+}
 
 // Shows rows to the queries [begin, end); best is one for each.
 void scan(const RowScorer& scorer, int64_t begin, int64_t end, const RowSpan& rows, TopK* best) {
@@ -160,66 +163,72 @@ class Settling {
       : scorer_(scorer),
         screen_(screen),
         query_(query),
-        most_(std::max<int64_t>(64, 2 * k)),
+        most_(std::max<int64_t>(256, 4 * k)),
         best_(best) {}
 
   void show(const float* upper, const RowSpan& rows, RowScorer::Scratch& scratch) {
     for_each_reaching(
         upper, rows.count, [this] { return best_.least(); },
-        [&](int64_t i) { wait(upper[i], rows[i]); });
+        [&](int64_t i) { waiting_.push_back(upper_key(upper[i], rows[i])); });
     if (int64_t(waiting_.size()) >= most_) settle(scratch);
   }
 
   void settle(RowScorer::Scratch& scratch) {
-    std::sort(waiting_.begin(), waiting_.end());
-    size_t done = 0;
+    make_heap(waiting_);
     // The first rows of all are scored at once, so that there is something to reach.
     constexpr float kNothing = -std::numeric_limits<float>::infinity();
-    while (done < waiting_.size() && best_.least() == kNothing) done = score(done, scratch);
-    std::vector<uint64_t> rest(waiting_.begin() + done, waiting_.end());
+    while (!waiting_.empty() && best_.least() == kNothing) score(scratch);
     if (screen_.refines()) {
-      waiting_.clear();
-      for (const uint64_t key : rest) {
-        if (score_of(key) < best_.least()) break;
-        const float upper = screen_.refined(query_, row_of(key));
-        if (!(upper < best_.least())) wait(upper, row_of(key));
+      refined_.clear();
+      while (reaches()) {
+        const int64_t row = row_of(next());
+        const float upper = screen_.refined(query_, row);
+        if (!(upper < best_.least())) refined_.push_back(upper_key(upper, row));
       }
-      rest.swap(waiting_);
-      std::sort(rest.begin(), rest.end());
+      waiting_.swap(refined_);
+      make_heap(waiting_);
     }
-    waiting_.swap(rest);
-    for (done = 0; done < waiting_.size();) {
-      if (score_of(waiting_[done]) < best_.least()) break;
-      done = score(done, scratch);
-    }
+    while (reaches()) score(scratch);
     waiting_.clear();
   }
 
  private:
   // Bounds that are no numbers, as only strange codes have them, exclude nothing.
-  void wait(float upper, int64_t row) {
-    waiting_.push_back(
-        rank_key(std::isnan(upper) ? std::numeric_limits<float>::infinity() : upper, row));
+  static uint64_t upper_key(float upper, int64_t row) {
+    return rank_key(std::isnan(upper) ? std::numeric_limits<float>::infinity() : upper, row);
   }
 
-  // Scores some of the waiting rows, and returns the next.
-  size_t score(size_t first, RowScorer::Scratch& scratch) {
-    constexpr size_t kAtOnce = 8;
-    const size_t last = std::min(first + kAtOnce, waiting_.size());
+  // With the highest bound on top: of most rows the place among the others is never asked for.
+  static void make_heap(std::vector<uint64_t>& keys) {
+    std::make_heap(keys.begin(), keys.end(), std::greater<>());
+  }
+
+  bool reaches() const { return !waiting_.empty() && !(score_of(waiting_[0]) < best_.least()); }
+
+  uint64_t next() {
+    std::pop_heap(waiting_.begin(), waiting_.end(), std::greater<>());
+    const uint64_t key = waiting_.back();
+    waiting_.pop_back();
+    return key;
+  }
+
+  // Scores some of the waiting rows.
+  void score(RowScorer::Scratch& scratch) {
+    constexpr int64_t kAtOnce = 8;
     uint32_t rows[kAtOnce];
     float scores[kAtOnce];
-    for (size_t i = first; i < last; ++i) rows[i - first] = uint32_t(row_of(waiting_[i]));
-    const RowSpan span = {rows, 0, int64_t(last - first)};
+    int64_t count = 0;
+    while (count < kAtOnce && reaches()) rows[count++] = uint32_t(row_of(next()));
+    const RowSpan span = {rows, 0, count};
     scorer_.score(query_, query_ + 1, span, scratch, scores);
     TORCH_CHECK_VALUE(best_.take(scores, span), kNan);
-    return last;
   }
 
   const RowScorer& scorer_;
   const Screen& screen_;
   int64_t query_, most_;
   TopK& best_;
-  std::vector<uint64_t> waiting_;  // keys of upper bounds
+  std::vector<uint64_t> waiting_, refined_;  // keys of upper bounds
 };
 
 // The same as `scan`.
@@ -244,10 +253,11 @@ void screened_scan(const RowScorer& scorer, const Screen& screen, int64_t begin,
 }
 
 // Calls find(begin, end, rows, best) for blocks of queries and parts of the rows, in threads, and
-// collects what it found.
+// collects what it found. Threads that share a block read the rows once; with blocks of their own
+// they each rank all rows, which sets the highest bar for the next ones.
 template <class Find>
 Hits search(const Tensor& queries, const RowScorer& scorer, const RowSpan& rows, int64_t k,
-            const Find& find) {
+            bool apart, const Find& find) {
   k = std::min(k, rows.count);
   const int64_t count = queries.size(0), spaces = scorer.spaces();
   Hits hits = empty_hits(queries, k, spaces);
@@ -256,20 +266,24 @@ Hits search(const Tensor& queries, const RowScorer& scorer, const RowSpan& rows,
   auto* found = mutable_data<int64_t>(std::get<1>(hits));
   auto* parts = mutable_data<float>(std::get<2>(hits));
 
-  // Threads share a block's rows; where these are few, they take several blocks.
-  constexpr int64_t kPart = 1024, kBlock = Screen::kBlock;
+  constexpr int64_t kPart = 1024, kLeastApart = 64, kMostBlock = 256;
   const int64_t threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-  const int64_t pieces = std::clamp<int64_t>(rows.count / kPart, 1, threads);
-  const int64_t group = (threads + pieces - 1) / pieces * kBlock;
+  const int64_t pieces = apart && count >= kLeastApart * threads
+                             ? 1
+                             : std::clamp<int64_t>(rows.count / kPart, 1, threads);
+  const int64_t at_once = (threads + pieces - 1) / pieces;
+  const int64_t rounds = (count + at_once * kMostBlock - 1) / (at_once * kMostBlock);
+  const int64_t size = (count + at_once * rounds - 1) / (at_once * rounds);
+  const int64_t group = at_once * size;
   for (int64_t first = 0; first < count; first += group) {
     const int64_t last = std::min(first + group, count);
-    const int64_t blocks = (last - first + kBlock - 1) / kBlock;
+    const int64_t blocks = (last - first + size - 1) / size;
     std::vector<std::vector<TopK>> best(blocks * pieces);
     parallel_for(0, blocks * pieces, 1, [&](int64_t from, int64_t to) {
       for (int64_t task = from; task < to; ++task) {
         const int64_t piece = task % pieces;
-        const int64_t begin = first + task / pieces * kBlock;
-        const int64_t end = std::min(begin + kBlock, last);
+        const int64_t begin = first + task / pieces * size;
+        const int64_t end = std::min(begin + size, last);
         best[task].assign(end - begin, TopK(k));
         find(begin, end, rows.part(rows.count * piece / pieces, rows.count * (piece + 1) / pieces),
              best[task].data());
@@ -279,7 +293,7 @@ Hits search(const Tensor& queries, const RowScorer& scorer, const RowSpan& rows,
       RowScorer::Scratch scratch;
       std::vector<uint32_t> ranked(k);
       for (int64_t q = from; q < to; ++q) {
-        const int64_t block = (q - first) / kBlock * pieces, i = (q - first) % kBlock;
+        const int64_t block = (q - first) / size * pieces, i = (q - first) % size;
         TopK& all = best[block][i];
         for (int64_t piece = 1; piece < pieces; ++piece) all.take(best[block + piece][i]);
         int64_t at = 0;
@@ -312,7 +326,7 @@ Hits flat_search_cpu(TensorList queries, TensorList database, Weights weights, c
   const std::vector<Tensor> originals = contiguous(database);
   const RowScorer scorer(queries, originals, weights);
   const Rows rows(database[0], keep);
-  return search(queries[0], scorer, rows.span, k,
+  return search(queries[0], scorer, rows.span, k, /*apart=*/false,
                 [&](int64_t begin, int64_t end, const RowSpan& part, TopK* best) {
                   scan(scorer, begin, end, part, best);
                 });
@@ -328,7 +342,7 @@ Hits flat_search_compressed_cpu(TensorList queries, TensorList database, TensorL
   const std::vector<Tensor> originals = contiguous(database);
   const RowScorer scorer(queries, originals, weights);
   const Rows rows(database[0], keep);
-  return search(queries[0], scorer, rows.span, k,
+  return search(queries[0], scorer, rows.span, k, /*apart=*/true,
                 [&](int64_t begin, int64_t end, const RowSpan& part, TopK* best) {
                   screened_scan(scorer, screen, begin, end, part, k, best);
                 });

@@ -11,17 +11,14 @@ namespace placket {
 
 // Upper bounds of the scores of RowScorer from rows in fewer bits (`quantize`).
 //
-// Of one space, with q^ the query in 7 bits (q itself where rows are bfloat16) and x^ the row's
-// codes times their scale, by Cauchy-Schwarz
+// Of one space, with q^ the query in 7 or 14 bits (for bfloat16 rows in bfloat16, or q itself) and
+// x^ the row's codes times their scale, by Cauchy-Schwarz
 //
 //   <q, x> = <q^, x^> + <q, x - x^> + <q - q^, x^> <= <q^, x^> + |q| residual + |q - q^| norm,
 //
 // and what float32 loses in either sum is at most (D + a few) 2^-24 |q| norm, whatever the order.
 class Screen {
  public:
-  // Queries of a block share the sums of the rows' codes.
-  static constexpr int64_t kBlock = 240;
-
   Screen(at::TensorList queries,         // [S] of [Q, D_s] float32
          at::TensorList codes,           // [S] of [N, D_s] int8 or bfloat16, contiguous
          at::TensorList bounds,          // [S] of [N, 3] float32, contiguous
@@ -31,17 +28,21 @@ class Screen {
   // of moderate size.
   bool holds() const { return holds_; }
 
+  struct alignas(64) Line {
+    int8_t bytes[64];
+  };
   struct Scratch {
-    std::vector<int8_t> panel;
+    std::vector<Line> panel;
     std::vector<int32_t> sums;
     std::vector<float> rows, dots, bounds;
   };
 
-  // Of the queries [begin, end) of one block, to upper [end - begin, rows.count].
+  // Of the queries [begin, end), to upper [end - begin, rows.count].
   void upper_bounds(int64_t begin, int64_t end, const RowSpan& rows, Scratch& scratch,
                     float* upper) const;
 
-  // A smaller bound for more work, from more bits of the query. Only where all codes are int8.
+  // A smaller bound for more work, from more bits of the query. Only where all codes are int8, and
+  // more than 7 bits of every query would make the others too slow.
   bool refines() const { return refines_; }
   float refined(int64_t query, int64_t row) const;
 
@@ -52,11 +53,13 @@ class Screen {
   };
   struct Space {
     at::Tensor codes, bounds;
-    int64_t padded;
-    std::vector<Terms> terms;     // [Q]
-    at::Tensor queries;           // [Q, padded] float32, for bfloat16 rows; for int8 rows:
-    std::vector<uint8_t> packed;  // [Q, padded], a row of ones after each block
-    std::vector<int16_t> fine;    // [Q, D]
+    std::vector<Terms> terms;  // [Q]
+    at::Tensor queries;        // of float32, for bfloat16 rows: [Q, a multiple of kDotLanes]
+    // Where panels are used, [Q, digits, padded] bytes; for int8 digits of base kBase, the highest
+    // first, and ones beside them [1, padded].
+    at::Tensor packed, ones;
+    int64_t digits = 1, padded = 0;
+    std::vector<int16_t> fine;  // [Q, D], where the screen refines
     std::vector<Terms> fine_terms;
   };
 
@@ -66,6 +69,8 @@ class Screen {
   void add_bfloat16(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
                     Scratch& scratch, float* upper) const;
 
+  static void dots_of_few(const Space& space, int64_t begin, int64_t queries, const RowSpan& rows,
+                          float* dots);
   static void widened_dots(const Space& space, int64_t begin, int64_t queries, const RowSpan& rows,
                            Scratch& scratch);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import placket
 from placket.data import Split, Texts
 from placket.evaluate import embed_pairs
 from placket.index import AttributeIndex, add_images, build, load_model, search_image
+from placket.index.model import keep_model, replace_model, verify_model
 from placket.nn import Rpf
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
@@ -191,3 +193,39 @@ def test_damaged_model_is_found_and_refused(data: placket.data.Dataset, model: R
             file.write_bytes(content)
         files[1].unlink()
         assert index.verify()[0].endswith("got no such file")
+
+
+def test_replaced_model_is_never_lost(
+    data: placket.data.Dataset, model: Rpf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off before each of its steps, the index has a whole model, and another call ends well."""
+    index = tmp_path / "index"
+    keep_model(model, index, flip=False)
+    other = small(data)
+    torch.nn.init.normal_(next(other.parameters()))
+
+    class CutOff(Exception):
+        pass
+
+    rename = Path.rename
+    for steps in range(3):
+        left = [steps]
+
+        def stop(path: Path, target: Path, left: list[int] = left) -> Path:
+            if left[0] == 0:
+                raise CutOff
+            left[0] -= 1
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", stop)
+            # The second call finds what the first has left.
+            for wanted in (other, model):
+                with contextlib.suppress(CutOff):
+                    replace_model(wanted, index)
+                assert verify_model(index) == []
+                load_model(index)
+        replace_model(other, index)
+        kept = load_model(index).state_dict()
+        assert all(torch.equal(kept[name], tensor) for name, tensor in other.state_dict().items())
+        assert sorted(path.name for path in index.iterdir()) == ["model"]

@@ -172,7 +172,7 @@ def test_flat_search_compressed_extreme_sizes(dtype: torch.dtype):
                 same(compressed(dtype, [q], [x], [weight], None, 7), expected)
 
 
-def test_flat_search_compressed_reads_few_rows():
+def test_flat_search_compressed_reads_few_rows(one_thread: None):
     """Rows whose bound does not reach the best are not scored: their float32 values are not looked at."""
     x = torch.nn.functional.normalize(torch.randn(20_000, 64))
     q = torch.nn.functional.normalize(torch.randn(1, 64))

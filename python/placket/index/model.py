@@ -51,13 +51,16 @@ def keep_model(model: Model, index: Path, flip: bool) -> None:
 
 def replace_model(model: Model, index: Path) -> None:
     """Write a model to ``<index>/model`` in the place of the one there, at once and whole."""
-    new, old, flip = index / _NEW, index / "model.old", embeds_flipped(index)
+    place, new, old = index / "model", index / _NEW, index / "model.old"
+    flip = embeds_flipped(index)
+    if _folder(index) == new:
+        new.rename(place)
     for folder in (new, old):
         shutil.rmtree(folder, ignore_errors=True)
     _write(model, new, flip)
     # Between the two a reader finds the new one where it is.
-    (index / "model").rename(old)
-    new.rename(index / "model")
+    place.rename(old)
+    new.rename(place)
     shutil.rmtree(old)
 
 
