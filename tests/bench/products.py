@@ -159,7 +159,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), help="all by default")
+    parser.add_argument("--threads", type=int, default=2, help="of torch; one where others use the cores")
     asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
     out = asked.out / asked.set
     out.mkdir(parents=True, exist_ok=True)
     data = opened(asked.set, asked.out)
