@@ -24,6 +24,8 @@ struct Kernel : DotKernel<float> {
   // For 1, 2, ... queries and a multiple of eight items, or null: reads the items where they lie.
   using Few = void (*)(const DotRows& in, float* scores, int64_t stride);
   Few few[kMostFew];
+  // For eight items wherever they lie, or null.
+  void (*listed)(const float* query, int64_t dims, const float* const* items, float* scores);
 };
 
 template <class A, int Q>
@@ -58,14 +60,27 @@ constexpr DotKernel<A> kPortable = {
 #ifdef __x86_64__
 #define PLACKET_AVX2 __attribute__((target("avx2,fma")))
 
-// columns[d] holds value d of eight rows.
-PLACKET_AVX2 inline void transpose_8x8(const float* rows, int64_t stride, __m256* columns) {
+// Rows one after another, and wherever they lie.
+struct Strided {
+  const float* first;
+  int64_t stride;
+  const float* operator[](int64_t i) const { return first + i * stride; }
+};
+struct Listed {
+  const float* const* rows;
+  int64_t first;
+  const float* operator[](int64_t i) const { return rows[i] + first; }
+};
+
+// columns[e] holds value d + e of eight rows.
+template <class Rows>
+PLACKET_AVX2 inline void transpose_8x8(const Rows& rows, int64_t d, __m256* columns) {
   __m256 half[8];  // rows i and i + 4 beside each other, values 0 to 3 and 4 to 7
   for (int i = 0; i < 4; ++i) {
     for (int h = 0; h < 2; ++h) {
       half[4 * h + i] =
-          _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows + i * stride + 4 * h)),
-                               _mm_loadu_ps(rows + (i + 4) * stride + 4 * h), 1);
+          _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[i] + d + 4 * h)),
+                               _mm_loadu_ps(rows[i + 4] + d + 4 * h), 1);
     }
   }
   for (int h = 0; h < 2; ++h) {
@@ -84,7 +99,7 @@ PLACKET_AVX2 void transpose_avx2(const float* rows, int64_t stride, int64_t dept
                                  int64_t width) {
   for (int64_t d = 0; d < depth; d += 8) {
     __m256 columns[8];
-    transpose_8x8(rows + d, stride, columns);
+    transpose_8x8(Strided{rows, stride}, d, columns);
     for (int i = 0; i < 8; ++i) _mm256_store_ps(panel + (d + i) * width, columns[i]);
   }
 }
@@ -117,40 +132,52 @@ PLACKET_AVX2 void tile_avx2(const float* queries, const float* panel, int64_t de
   }
 }
 
-// Not limited by arithmetic, so that a register of eight items at a time is enough.
+// Scores of eight rows. Not limited by arithmetic, so that a register of them at a time is enough;
+// the processor does not foresee the jump to the next eight.
+template <int Q, class Rows>
+PLACKET_AVX2 inline void eight_avx2(const float* queries, int64_t dims, const Rows& rows,
+                                    const Rows& next, float* scores, int64_t stride) {
+  for (int64_t begin = 0; begin < dims; begin += kDotBlock) {
+    const int64_t end = std::min(begin + kDotBlock, dims);
+    __m256 sums[Q];
+    PLACKET_UNROLL
+    for (int q = 0; q < Q; ++q) sums[q] = _mm256_setzero_ps();
+    for (int64_t d = begin; d < end; d += 8) {
+      for (int r = 0; r < 8; ++r) {
+        _mm_prefetch(reinterpret_cast<const char*>(next[r] + d), _MM_HINT_T0);
+      }
+      __m256 columns[8];
+      transpose_8x8(rows, d, columns);
+      PLACKET_UNROLL
+      for (int e = 0; e < 8; ++e) {
+        PLACKET_UNROLL
+        for (int q = 0; q < Q; ++q) {
+          const __m256 value = _mm256_broadcast_ss(queries + q * dims + d + e);
+          sums[q] = _mm256_fmadd_ps(value, columns[e], sums[q]);
+        }
+      }
+    }
+    PLACKET_UNROLL
+    for (int q = 0; q < Q; ++q) {
+      float* score = scores + q * stride;
+      const bool add = begin > 0;
+      _mm256_storeu_ps(score, add ? _mm256_add_ps(_mm256_loadu_ps(score), sums[q]) : sums[q]);
+    }
+  }
+}
+
 template <int Q>
 PLACKET_AVX2 void few_avx2(const DotRows& in, float* scores, int64_t stride) {
   for (int64_t i = 0; i < in.item_count; i += 8) {
-    const float* items = in.items + i * in.dims;
-    for (int64_t begin = 0; begin < in.dims; begin += kDotBlock) {
-      const int64_t end = std::min(begin + kDotBlock, in.dims);
-      __m256 sums[Q];
-      PLACKET_UNROLL
-      for (int q = 0; q < Q; ++q) sums[q] = _mm256_setzero_ps();
-      for (int64_t d = begin; d < end; d += 8) {
-        // The processor does not foresee the jump to the next eight rows.
-        for (int r = 0; r < 8; ++r) {
-          _mm_prefetch(reinterpret_cast<const char*>(items + (8 + r) * in.dims + d), _MM_HINT_T0);
-        }
-        __m256 columns[8];
-        transpose_8x8(items + d, in.dims, columns);
-        PLACKET_UNROLL
-        for (int e = 0; e < 8; ++e) {
-          PLACKET_UNROLL
-          for (int q = 0; q < Q; ++q) {
-            const __m256 value = _mm256_broadcast_ss(in.queries + q * in.dims + d + e);
-            sums[q] = _mm256_fmadd_ps(value, columns[e], sums[q]);
-          }
-        }
-      }
-      PLACKET_UNROLL
-      for (int q = 0; q < Q; ++q) {
-        float* score = scores + q * stride + i;
-        const bool add = begin > 0;
-        _mm256_storeu_ps(score, add ? _mm256_add_ps(_mm256_loadu_ps(score), sums[q]) : sums[q]);
-      }
-    }
+    const Strided rows = {in.items + i * in.dims, in.dims};
+    eight_avx2<Q>(in.queries, in.dims, rows, Strided{rows[8], in.dims}, scores + i, stride);
   }
+}
+
+PLACKET_AVX2 void listed_avx2(const float* query, int64_t dims, const float* const* items,
+                              float* scores) {
+  constexpr int64_t kAhead = 128;
+  eight_avx2<1>(query, dims, Listed{items, 0}, Listed{items, kAhead}, scores, 8);
 }
 
 constexpr Kernel kAvx2 = {
@@ -158,22 +185,24 @@ constexpr Kernel kAvx2 = {
      16,
      {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>, tile_avx2<5>, tile_avx2<6>},
      transpose_avx2},
-    {few_avx2<1>, few_avx2<2>, few_avx2<3>, few_avx2<4>}};
+    {few_avx2<1>, few_avx2<2>, few_avx2<3>, few_avx2<4>},
+    listed_avx2};
 
 constexpr Kernel kAvx512 = {{8,
                              32,
                              {tile_avx512<1>, tile_avx512<2>, tile_avx512<3>, tile_avx512<4>,
                               tile_avx512<5>, tile_avx512<6>, tile_avx512<7>, tile_avx512<8>},
                              transpose_avx2},
-                            {few_avx2<1>, few_avx2<2>, few_avx2<3>, few_avx2<4>}};
+                            {few_avx2<1>, few_avx2<2>, few_avx2<3>, few_avx2<4>},
+                            listed_avx2};
 
 Kernel best_kernel() {
   const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (fma && __builtin_cpu_supports("avx512f")) return kAvx512;
-  return fma ? kAvx2 : Kernel{kPortable<float>, {}};
+  return fma ? kAvx2 : Kernel{kPortable<float>, {}, nullptr};
 }
 #else
-Kernel best_kernel() { return {kPortable<float>, {}}; }
+Kernel best_kernel() { return {kPortable<float>, {}, nullptr}; }
 #endif
 
 const Kernel& kernel_here() {
@@ -312,6 +341,25 @@ void dot_scores_cpu(const DotRows& in, float* scores, int64_t stride) {
     return few_queries(kernel.few[in.query_count - 1], in, scores, stride);
   }
   if (in.item_count > 0) Product(kernel, in, scores, stride).run();
+}
+
+void listed_scores_cpu(const float* query, const float* const* items, int64_t item_count,
+                       int64_t dims, float* scores) {
+  const Kernel& kernel = kernel_here();
+  if (kernel.listed == nullptr) {
+    for (int64_t i = 0; i < item_count; ++i) {
+      dot_scores_cpu({query, items[i], 1, 1, dims}, scores + i, 1);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < item_count; i += 8) {
+    const int64_t count = std::min<int64_t>(8, item_count - i);
+    const float* rows[8];
+    float eight[8] = {};
+    for (int64_t r = 0; r < 8; ++r) rows[r] = items[i + std::min(r, count - 1)];
+    kernel.listed(query, dims, rows, eight);
+    std::copy_n(eight, count, scores + i);
+  }
 }
 
 }  // namespace placket

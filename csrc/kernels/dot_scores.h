@@ -29,4 +29,8 @@ struct DotRows {
 // items once for every 256 queries.
 void dot_scores_cpu(const DotRows& in, float* scores, int64_t stride);
 
+// The same scores of one query and a few items wherever they lie.
+void listed_scores_cpu(const float* query, const float* const* items, int64_t item_count,
+                       int64_t dims, float* scores);
+
 }  // namespace placket

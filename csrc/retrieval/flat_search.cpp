@@ -254,7 +254,7 @@ void screened_scan(const RowScorer& scorer, const Screen& screen, int64_t begin,
 
 // Calls find(begin, end, rows, best) for blocks of queries and parts of the rows, in threads, and
 // collects what it found. Threads that share a block read the rows once; with blocks of their own
-// they each rank all rows, which sets the highest bar for the next ones.
+// they each rank all rows, which sets the highest bar for the next ones: worth it for short lists.
 template <class Find>
 Hits search(const Tensor& queries, const RowScorer& scorer, const RowSpan& rows, int64_t k,
             bool apart, const Find& find) {
@@ -266,9 +266,9 @@ Hits search(const Tensor& queries, const RowScorer& scorer, const RowSpan& rows,
   auto* found = mutable_data<int64_t>(std::get<1>(hits));
   auto* parts = mutable_data<float>(std::get<2>(hits));
 
-  constexpr int64_t kPart = 1024, kLeastApart = 64, kMostBlock = 256;
+  constexpr int64_t kPart = 1024, kLeastApart = 64, kMostApart = 1 << 17, kMostBlock = 256;
   const int64_t threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-  const int64_t pieces = apart && count >= kLeastApart * threads
+  const int64_t pieces = apart && count >= kLeastApart * threads && rows.count <= kMostApart
                              ? 1
                              : std::clamp<int64_t>(rows.count / kPart, 1, threads);
   const int64_t at_once = (threads + pieces - 1) / pieces;

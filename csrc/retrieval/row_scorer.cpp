@@ -32,6 +32,12 @@ RowScorer::RowScorer(at::TensorList queries, at::TensorList database,
 void RowScorer::dots(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
                      Scratch& scratch, float* scores) {
   const int64_t dims = space.dims, padded = space.padded;
+  const float* queries = data<float>(space.queries) + begin * padded;
+  if (end - begin == 1 && rows.listed != nullptr && dims == padded) {
+    scratch.listed.resize(rows.count);
+    for (int64_t i = 0; i < rows.count; ++i) scratch.listed[i] = space.rows + rows[i] * dims;
+    return listed_scores_cpu(queries, scratch.listed.data(), rows.count, dims, scores);
+  }
   const float* items = space.rows + rows.first * dims;
   if (rows.listed != nullptr || dims != padded) {
     scratch.rows.resize(rows.count * padded);
@@ -42,7 +48,6 @@ void RowScorer::dots(const Space& space, int64_t begin, int64_t end, const RowSp
     }
     items = scratch.rows.data();
   }
-  const float* queries = data<float>(space.queries) + begin * padded;
   dot_scores_cpu({queries, items, end - begin, rows.count, padded}, scores, rows.count);
 }
 

@@ -21,6 +21,7 @@ class RowScorer {
   // What a thread needs to work in.
   struct Scratch {
     std::vector<float> rows, dots;
+    std::vector<const float*> listed;
   };
 
   int64_t spaces() const { return int64_t(spaces_.size()); }

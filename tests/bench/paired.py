@@ -25,6 +25,7 @@ import torch
 Run = Callable[[], object]
 Record = dict[str, Any]
 
+PAUSE = 0.02  # seconds; the threads of an OpenMP runtime look for more work for a while after its last call
 MIN_SECONDS = 2e-3  # of one timing; shorter calls are repeated
 BOOTSTRAPS = 2000
 
@@ -95,6 +96,7 @@ def _pairs(arms: tuple[Run, Run], pairs: int, warmup: int) -> Record:
     switches = [0, 0]
     for pair in range(pairs):
         for arm in (0, 1) if pair % 2 == 0 else (1, 0):
+            time.sleep(PAUSE)
             seconds, cpu_seconds, switched = _time(arms[arm], repeats[arm])
             wall[arm].append(seconds / repeats[arm])
             cpu[arm].append(cpu_seconds / repeats[arm])

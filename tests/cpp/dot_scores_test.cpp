@@ -61,6 +61,25 @@ TEST(DotScores, AreTheChainsOfTheContract) {
   }
 }
 
+TEST(DotScores, OfListedItemsAreTheSame) {
+  std::mt19937 random(6);
+  std::normal_distribution<float> normal;
+  for (const int64_t dims : {8, 256, 264, 1000}) {
+    for (const int64_t count : {1, 7, 8, 19}) {
+      std::vector<float> query(dims), items(count * dims), expected(count), scores(count + 1, 5);
+      for (float& value : query) value = normal(random);
+      for (float& value : items) value = normal(random);
+      dot_scores_cpu({query.data(), items.data(), 1, count, dims}, expected.data(), count);
+      std::vector<const float*> listed;
+      for (int64_t i = count - 1; i >= 0; --i) listed.push_back(items.data() + i * dims);
+      std::reverse(expected.begin(), expected.end());
+      expected.push_back(5);
+      listed_scores_cpu(query.data(), listed.data(), count, dims, scores.data());
+      EXPECT_EQ(scores, expected) << count << " x " << dims;
+    }
+  }
+}
+
 TEST(DotScores, OfNoDimensionsAreZero) {
   const float value = 1;
   std::vector<float> scores(6, value);
