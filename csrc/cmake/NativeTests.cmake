@@ -10,6 +10,22 @@ if(GTest_FOUND)
     tests/cpp/random_test.cpp
     tests/cpp/resample_test.cpp
   )
+  # The CUDA kernels, run by the processor; a core with true ones has functions of the same names.
+  if(NOT _cuda)
+    set(emulation ${PROJECT_SOURCE_DIR}/tests/cpp/emulated_cuda)
+    target_sources(core_tests PRIVATE ${emulation}/emulation.cpp)
+    foreach(kernel IN LISTS cuda_kernels)
+      set(emulated ${PROJECT_BINARY_DIR}/emulated_cuda/${kernel}.cpp)
+      add_custom_command(OUTPUT ${emulated}
+        COMMAND ${Python_EXECUTABLE} ${emulation}/launches.py
+                ${PROJECT_SOURCE_DIR}/csrc/kernels/${kernel}.cu ${emulated}
+        DEPENDS ${emulation}/launches.py csrc/kernels/${kernel}.cu)
+      target_sources(core_tests PRIVATE ${emulated} tests/cpp/emulated_cuda/${kernel}_test.cpp)
+      # nvcc's pragmas.
+      set_source_files_properties(${emulated} PROPERTIES COMPILE_OPTIONS "-Wno-unknown-pragmas")
+    endforeach()
+    target_include_directories(core_tests PRIVATE ${emulation})
+  endif()
   # SIMDe emulates the instructions that the machine may not have.
   find_path(SIMDE_INCLUDE_DIR simde/x86/avx512.h)
   if(SIMDE_INCLUDE_DIR AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
