@@ -27,6 +27,7 @@ from photographs import folder
 import placket
 from placket.config import TrainConfig, load_config
 from placket.data import Dataset, Loader, Preprocess, TableLayout, garments
+from placket.data.dataset import SPLITS
 from placket.data.table import TableDataset
 from placket.nn import MmflNet
 from placket.protocols import Photos, Result, c2s_topk, compare, inshop_recall
@@ -143,8 +144,10 @@ def frozen(data: Dataset, split: str, protocol: str) -> Result:
     loader = Loader(part, batch=64, shuffle=False, drop_last=False, preprocess=settings)
     with torch.inference_mode():
         rows = torch.cat([F.normalize(trunk(batch.images).mean((2, 3)), dim=1) for batch in loader])
-    lists = [Photos(images, part.identities[images]) for images in (part.query_images, part.gallery_images)]
-    given = (*lists, *(rows[torch.from_numpy(photos.images.astype("int64"))] for photos in lists))
+    asked = [images.astype("int64") for images in (part.query_images, part.gallery_images)]
+    # Numbered as placket.evaluate does, so that results can be compared.
+    lists = [Photos(images + (SPLITS.index(split) << 32), part.identities[images]) for images in asked]
+    given = (*lists, *(rows[torch.from_numpy(images)] for images in asked))
     if protocol == "inshop-recall/v1":
         return inshop_recall(*given)
     return c2s_topk(*given, gallery_kind="per-subset")
