@@ -13,11 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 import placket
 from placket.cli import main
 from placket.composed import FitConfig
-from placket.data import Dataset, Loader, Preprocess, garments
+from placket.data import Dataset, Loader, Preprocess, Split, garments
 from placket.data.compositions import joined_captions
 from placket.evaluate import classify_split
 from placket.nn import Composition, RafClip
@@ -81,6 +82,12 @@ def make(data: Dataset, **options: object) -> RafClip:
     return model.eval()
 
 
+def all_images(model: RafClip, split: Split) -> Tensor:
+    settings = Preprocess(**model.preprocess)
+    loader = Loader(split, batch=len(split), shuffle=False, drop_last=False, preprocess=settings)
+    return next(iter(loader)).images
+
+
 @pytest.mark.parametrize("views", ["crop", "segmented", "both"])
 def test_recognition_of_regions_by_words(views: str, drawn: Dataset) -> None:
     model = make(drawn, views=views)
@@ -130,10 +137,7 @@ def test_composed_recall_is_of_the_models_own_queries(name: str | None, catalogu
             torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(2))
     split, queries = catalogue.split("test"), catalogue.compositions("test")
     assert queries is not None
-    shown = Loader(
-        split, batch=len(split), shuffle=False, drop_last=False, preprocess=Preprocess(**model.preprocess)
-    )
-    images = next(iter(shown)).images
+    images = all_images(model, split)
     with torch.no_grad():
         gallery = model.encode_image(images, normalize=True)
         asked = model.compose(
@@ -164,10 +168,7 @@ def test_fashioniq_by_either_gallery(tmp_path: Path) -> None:
     data = placket.data.open(tmp_path)
     model, split, queries = make(data), data.split("valid"), data.compositions("valid")
     assert queries is not None
-    shown = Loader(
-        split, batch=len(split), shuffle=False, drop_last=False, preprocess=Preprocess(**model.preprocess)
-    )
-    images = next(iter(shown)).images
+    images = all_images(model, split)
     with torch.no_grad():
         gallery = model.encode_image(images, normalize=True)
         reference = images[torch.from_numpy(queries.reference.astype(np.int64))]
