@@ -132,11 +132,12 @@ PLACKET_AVX2 void tile_avx2(const float* queries, const float* panel, int64_t de
   }
 }
 
-// Scores of eight rows. Not limited by arithmetic, so that a register of them at a time is enough;
-// the processor does not foresee the jump to the next eight.
+// Scores of eight rows. Not limited by arithmetic, so that a register of them at a time is enough.
+// The processor foresees neither the jump to the next eight nor eight rows apart: `ahead` is where
+// values lie that will be wanted soon.
 template <int Q, class Rows>
 PLACKET_AVX2 inline void eight_avx2(const float* queries, int64_t dims, const Rows& rows,
-                                    const Rows& next, float* scores, int64_t stride) {
+                                    const Rows& ahead, float* scores, int64_t stride) {
   for (int64_t begin = 0; begin < dims; begin += kDotBlock) {
     const int64_t end = std::min(begin + kDotBlock, dims);
     __m256 sums[Q];
@@ -144,7 +145,7 @@ PLACKET_AVX2 inline void eight_avx2(const float* queries, int64_t dims, const Ro
     for (int q = 0; q < Q; ++q) sums[q] = _mm256_setzero_ps();
     for (int64_t d = begin; d < end; d += 8) {
       for (int r = 0; r < 8; ++r) {
-        _mm_prefetch(reinterpret_cast<const char*>(next[r] + d), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(ahead[r] + d), _MM_HINT_T0);
       }
       __m256 columns[8];
       transpose_8x8(rows, d, columns);
@@ -176,7 +177,7 @@ PLACKET_AVX2 void few_avx2(const DotRows& in, float* scores, int64_t stride) {
 
 PLACKET_AVX2 void listed_avx2(const float* query, int64_t dims, const float* const* items,
                               float* scores) {
-  constexpr int64_t kAhead = 128;
+  constexpr int64_t kAhead = 128;  // values
   eight_avx2<1>(query, dims, Listed{items, 0}, Listed{items, kAhead}, scores, 8);
 }
 

@@ -138,7 +138,7 @@ std::vector<uint32_t> kept_rows(const Tensor& keep) {
 // Rows that are scored at a time, whole panels of them. Every tile costs a copy of the queries, and
 // the tile's scores are to stay in the second-level cache.
 int64_t tile_rows(int64_t queries) {
-  return std::clamp<int64_t>((1 << 17) / queries, 256, 960) / 32 * 32;
+  return std::clamp<int64_t>((1 << 17) / queries, 256, 960) / kPanelItems * kPanelItems;
 }
 
 // Shows rows to the queries [begin, end); best is one for each.

@@ -127,6 +127,11 @@ Rounded round_query(const float* query, int64_t dims, BFloat16* rounded) {
   return {1, std::sqrt(square)};
 }
 
+// How far apart the scores of two queries stand: whole panels.
+int64_t panel_stride(const RowSpan& rows) {
+  return (rows.count + kPanelItems - 1) / kPanelItems * kPanelItems;
+}
+
 // Calls scores(first, panel) for the rows kPanelItems at a time.
 template <class Scores>
 void each_panel(const at::Tensor& codes, const RowSpan& rows, std::vector<Screen::Line>& panel,
@@ -248,7 +253,7 @@ void Screen::upper_bounds(int64_t begin, int64_t end, const RowSpan& rows, Scrat
 void Screen::add_int8(const Space& space, int64_t begin, int64_t end, const RowSpan& rows,
                       Scratch& scratch, float* upper) const {
   const int64_t padded = space.padded, queries = end - begin, sets = queries * space.digits;
-  const int64_t stride = (rows.count + kPanelItems - 1) / kPanelItems * kPanelItems;
+  const int64_t stride = panel_stride(rows);
   scratch.sums.resize((sets + 1) * stride);
   int32_t* sums = scratch.sums.data();
   int32_t* ones = sums + sets * stride;
@@ -317,7 +322,7 @@ void Screen::add_bfloat16(const Space& space, int64_t begin, int64_t end, const 
   const int64_t padded = space.padded, queries = end - begin;
   int64_t stride = rows.count;
   if (space.packed.defined()) {
-    stride = (rows.count + kPanelItems - 1) / kPanelItems * kPanelItems;
+    stride = panel_stride(rows);
     scratch.dots.resize(queries * stride);
     const auto* packed = data<uint8_t>(space.packed) + begin * padded;
     each_panel(space.codes, rows, scratch.panel, [&](int64_t first, const void* panel) {

@@ -25,7 +25,6 @@ struct Mined {
     in.negative_similarity = negative_similarity.data();
     return in;
   }
-  bool operator==(const Mined&) const = default;
 };
 
 template <class A>

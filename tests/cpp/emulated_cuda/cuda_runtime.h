@@ -1,8 +1,8 @@
 // As much of CUDA as csrc/kernels uses, on the CPU and without a GPU: the kernels' own source is
 // compiled as C++, launches made calls by launches.py. The threads of a block take turns on one
-// processor and change where CUDA makes them wait for each other, so that a barrier that not all
-// reach is found, and sanitizers see every access. What they don't see: races between barriers, and
-// rounding that differs on a GPU.
+// processor and change where CUDA makes them wait for each other, so that threads that wait for
+// each other in vain are found, and sanitizers see every access. What they don't see: races between
+// barriers, and rounding that differs on a GPU.
 #pragma once
 
 #include <math.h>

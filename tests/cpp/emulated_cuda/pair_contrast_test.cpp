@@ -43,7 +43,6 @@ struct Given {
   std::mt19937 random{6};
   std::vector<A> products = normal_values<A>(kRows * kColumns, random);
   A scale = A(kScale), bias = A(kBias);
-  std::vector<A> row_lse, row_sum, row_count, column_lse, column_sum, column_count;
 
   double logit(int64_t i, int64_t j) const {
     return double(products[i * kColumns + j]) * kScale + kBias;
