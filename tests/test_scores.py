@@ -256,12 +256,16 @@ def test_ramps_keep_their_share_of_the_epochs() -> None:
     assert [stage.epochs for stage in stages] == [5, 2, 2]
 
 
+SINGLE_LABEL = {"class_recognition": "class_cross_entropy"}
+
+
 @pytest.mark.parametrize(("name", "stage"), [("modc", 1), ("m3net", 0)])
 def test_our_recipe_has_a_methods_own_losses(name: str, stage: int) -> None:
     entry = Entry(f"{name}-ours", name, name, "demo", ours=True)
     (ours,) = small_config(entry, SMALL, "data", images=60, seed=0).stages
     own = placket.load_config(name).stages[stage].losses
-    added = {key: weight for key, weight in own.items() if key not in ("triplet_region", "region_contrast")}
+    shared = ("triplet_region", "region_contrast")
+    added = {SINGLE_LABEL.get(key, key): weight for key, weight in own.items() if key not in shared}
     assert ours.losses == {"region_classify": 1.0, **added}
 
 

@@ -104,6 +104,7 @@ void bind_configs(py::module_& m) {
       .def_readwrite("views_per_image", &StageConfig::views_per_image)
       .def_readwrite("new_attributes", &StageConfig::new_attributes)
       .def_readwrite("recompute", &StageConfig::recompute)
+      .def_readwrite("size", &StageConfig::size)
       .def_readwrite("augment", &StageConfig::augment);
 
   py::class_<TrainerConfig>(m, "TrainerConfig")

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -49,6 +50,7 @@ struct StageConfig {
   // Images whose graph of the forward pass is kept at a time, the others' being computed again in
   // the backward pass; 0: all. Systems of regions and words only.
   int64_t recompute = 0;
+  std::optional<int64_t> size;  // side of the inputs, other than the preprocessing's
   Augment augment;
 
   // Of a loss by its name; 0 where it is none of the stage's.

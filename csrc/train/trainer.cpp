@@ -256,6 +256,7 @@ Trainer::Trainer(std::shared_ptr<System> system, std::shared_ptr<const ImageList
   rate_factor(stage.schedule, 0, source_->steps_per_epoch(), steps_);  // checks it
   LoaderConfig loader;
   loader.preprocess = config_.preprocess;
+  loader.preprocess.size = stage.size.value_or(config_.preprocess.size);
   loader.augment = stage.augment;
   loader.seed = seed;
   loader.keep_pixels = system_->needs_pixels();

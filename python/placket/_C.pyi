@@ -352,6 +352,7 @@ class StageConfig(metaclass=_Type):
     recompute: int
     images_of_class: int
     copies: int
+    size: int | None
     augment: Augment
     def __init__(self) -> None: ...
 

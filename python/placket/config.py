@@ -265,6 +265,9 @@ class StageConfig:
         recompute: images whose intermediate results are kept at a time, the others' being computed again in
             the backward pass, so that a large batch needs the memory of this many; 0 keeps all. Of RaF-CLIP,
             with ``batch_norm`` "frozen".
+        size: side in pixels of the inputs to learn from; ``data.size`` by default. Smaller ones take less
+            time, and as random crops show a garment larger than evaluation does, about 0.8 of ``data.size``
+            also ranks better (Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019).
         flip: probability of a horizontal flip.
         crop_scale: least share of the area that a random resized crop keeps; 1 switches it off.
         color_jitter, grayscale, blur, erasing, random_crop: further random changes, all off by default;
@@ -291,6 +294,7 @@ class StageConfig:
     views_per_image: int = 1
     new_attributes: int = 0
     recompute: int = 0
+    size: int | None = None
     flip: float = 0.0
     crop_scale: float = 1.0
     color_jitter: ColorJitterConfig = field(default_factory=ColorJitterConfig)

@@ -331,6 +331,21 @@ def test_evaluation_equals_the_protocol(drawn: AsenDataset, make_model: MakeMode
             assert 100 * per_attribute[name] == pytest.approx(value, abs=1e-9)
 
 
+def test_learns_from_inputs_of_the_stage_s_size(drawn: AsenDataset, make_model: MakeModel) -> None:
+    half, models = SIZE // 2, [make_model(TRUNK) for _ in range(2)]
+    models[1].preprocess["size"] = half
+    trainers = [
+        Trainer(model, drawn, dataclasses.replace(BOTH, size=size), trainer=QUIET, evaluation="valid")
+        for model, size in zip(models, (half, None), strict=True)
+    ]
+    for trainer in trainers:
+        trainer.run(3)
+    assert equal(*models)
+    large, small = (placket.evaluate(model, drawn, "valid").overall for model in models)
+    assert large != small
+    assert 100 * trainers[0].evaluate().overall == pytest.approx(large, abs=1e-9)
+
+
 def test_embeddings_equal_the_module(drawn: AsenDataset, make_model: MakeModel) -> None:
     model = make_model(TRUNK).eval()
     split = drawn.split("valid")
@@ -400,6 +415,7 @@ def test_images_sampler_and_other_losses(drawn: AsenDataset, make_model: MakeMod
         ({"rates": {"": 1e-3, "regoin.": 1e-4}}, "stage: no parameter begins with 'regoin.'"),
         ({"batch": 100}, "triplet sampler: triplets must be at least one batch of 100, got 16"),
         ({"epochs": 0}, "Trainer: epochs must be at least 1, got 0"),
+        ({"size": 0}, r"size must be in \[1, 8192\], got 0"),
         ({"sampler": "images"}, "stage: batch_norm must be merged or frozen with sampler images"),
         (
             {"sampler": "classes", "batch": 10, "batch_norm": "merged", "losses": {"region_contrast": 1.0}},

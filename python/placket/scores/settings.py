@@ -41,6 +41,8 @@ class Bench:
     trunk: str
     trunk_weights: str | None
     size: int
+    train_size: int
+    """Side of the inputs to learn from."""
     patch_size: int
     feature_size: int
     """Side in pixels of the input of frozen features."""
@@ -88,10 +90,11 @@ TITLES = {
 
 _ANY_METHOD = ("name", "trunk", "patch", "trunk_weights", "patch_weights", "start")  # of ModelConfig
 # Without these, weighted as in the method's own recipe, MODC would be ASEN++'s global branch, and nothing
-# would teach M3-Net's classifiers.
+# would teach M3-Net's classifiers. Images of these sets have one value of an attribute each, for which
+# cross-entropy is M3-Net's loss of classes.
 _OWN_LOSSES = {
     "modc": {"region_prototype": 1.0, "region_centre_triplet": 1.0},
-    "m3net": {"class_recognition": 1.0, "class_instance_triplet": 1.0, "class_centre_triplet": 1.0},
+    "m3net": {"class_cross_entropy": 1.0, "class_instance_triplet": 1.0, "class_centre_triplet": 1.0},
 }
 
 _GARMENTS = Bench(
@@ -101,6 +104,7 @@ _GARMENTS = Bench(
     trunk="resnet18,width=0.375,stage=2",
     trunk_weights=None,
     size=96,
+    train_size=96,
     patch_size=64,
     feature_size=96,
     attribute_dim=128,
@@ -117,9 +121,10 @@ _PHOTOGRAPHS = Bench(
     name="deepfashion-fine6",
     items=0,
     ours="lite",
-    trunk="efficientnet_lite0",
+    trunk="efficientnet_lite0,stage=head",
     trunk_weights="efficientnet_lite0",
-    size=128,
+    size=160,
+    train_size=128,
     patch_size=96,
     feature_size=224,
     attribute_dim=256,
@@ -220,6 +225,7 @@ def _small_stage(stage: StageConfig, bench: Bench, entry: Entry, images: int) ->
     common = replace(
         stage,
         losses=losses,
+        size=bench.train_size,
         batch=bench.batch // stage.copies // (3 if stage.sampler == "triplets" else 1),
         triplets=images // 3,
         batch_norm=bench.batch_norm,

@@ -222,7 +222,7 @@ def _classifier(bench: Bench, data: Dataset, seed: int) -> tuple[baselines.Multi
     loader = Loader(
         data.split("train"),
         batch=bench.batch,
-        preprocess=_inputs(bench, bench.size),
+        preprocess=_inputs(bench, bench.train_size),
         augment=Augment(flip=bench.flip, crop_scale=bench.crop_scale),
         seed=seed,
     )
