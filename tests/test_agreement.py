@@ -20,7 +20,7 @@ from placket.agreement import (
     class_means,
     tune_agreement,
 )
-from placket.nn.modc import assignment
+from placket.nn.network import assignment
 from placket.protocols import Result, asfr_map_all, embed_from
 from placket.schema import AttributeSchema
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from placket.data import Dataset
 from placket.evaluate import classify_split, embed_split
 from placket.models import METHODS
 from placket.nn import AttributeNetwork
-from placket.nn.modc import assignment
+from placket.nn.network import assignment
 from placket.schema import AttributeSchema
 from placket.scores import training
 from placket.scores.settings import SETTINGS, TITLES, Entry, Setting, small_config
@@ -89,8 +90,14 @@ def test_the_table_is_complete(found: scores.Scores, data: Dataset, out: Path) -
     assert [row.chosen for row in rows[2:5]] == [{}] * 3
     assert {name for each in rows[5].chosen["agreement"] for name in each.values()} == {"classifier"}
     text = found.tables()
-    note = f"{titles[0]} / {titles[1]}: class means; plain classifier: classifier"
-    assert f"class agreement by what is best on valid for each attribute and seed, {note}" in text
+    assert "class agreement by what is best on valid for each attribute and seed, " in text
+    kinds = {row.title: row.probabilities() for row in (*rows[:2], rows[5])}
+    assert kinds["RPF"] == "class means"  # no loss of its paper's recipe learns classes
+    assert set(re.sub(r" \(\d+ of \d+\)", "", kinds["RPF, our recipe"]).split(", ")) <= {
+        "class means", "learned centres",
+    }  # fmt: skip
+    for said in kinds.values():
+        assert f": {said}" in text
     for said in (*titles, "chance", "neckline", "β by attribute", "p by random changes of sign", "2 seeds"):
         assert said in text
     assert (out / "scores.md").read_text() == found.tables("markdown") + "\n"
@@ -287,13 +294,15 @@ def test_own_class_probabilities_take_part(
     record = training.run_method(config, entry.title, SMALL, data, tmp_path / "run")
     assert list(record.rankings) == list(record.valid) == EVERY
     means = [f"class means, temperature {t:g}" for t in TEMPERATURES]
+    learned = [f"learned centres, temperature {t:g}" for t in TEMPERATURES] if entry.ours else []
     own = ["class logits"]
     if entry.method == "modc":
         own = [f"centres of the training, temperature {t:g}" for t in TEMPERATURES]
     model = placket.load(tmp_path / "run" / "best")
     for flip, splits in zip((False, True), offered, strict=True):
         for split, name in zip(splits, ("valid", "test"), strict=True):
-            assert list(split.probabilities) == means + own
+            offers = [*means, *own, *learned] if entry.method == "modc" else [*means, *learned, *own]
+            assert list(split.probabilities) == offers
             images = np.arange(len(data.split(name)))
             if entry.method == "m3net":
                 expected = classify_split(model, data.split(name), flip=flip)

@@ -62,7 +62,8 @@ void bind_models(py::module_& m) {
       .def_readwrite("head", &NetworkConfig::head)
       .def_readwrite("patch_trunk", &NetworkConfig::patch_trunk)
       .def_readwrite("patch_head", &NetworkConfig::patch_head)
-      .def_readwrite("classes", &NetworkConfig::classes);
+      .def_readwrite("classes", &NetworkConfig::classes)
+      .def_readwrite("learned_classes", &NetworkConfig::learned_classes);
   m.def(
       "network_spec", [](const NetworkConfig& config) { return to_python(network_spec(config)); },
       py::arg("config"));

@@ -15,6 +15,8 @@ void check(const NetworkConfig& config) {
                     config.attributes);
   TORCH_CHECK_VALUE(config.classes >= 0, "network: classes must be at least 0, got ",
                     config.classes);
+  TORCH_CHECK_VALUE(config.learned_classes >= 0,
+                    "network: learned_classes must be at least 0, got ", config.learned_classes);
   TORCH_CHECK_VALUE(config.patch_trunk.empty() == config.patch_head.empty(),
                     "network: patch_trunk and patch_head must be given together, got '",
                     config.patch_trunk, "' and '", config.patch_head, "'");
@@ -45,6 +47,10 @@ TensorSpecs network_spec(const NetworkConfig& config) {
                               const std::string& head) {
     add_specs(specs, name + ".trunk.", trunk_spec(trunk));
     add_specs(specs, name + ".head.", head_spec(head, {trunk_channels(trunk), config.attributes}));
+    if (config.learned_classes > 0) {
+      specs.push_back({name + ".centres", {config.learned_classes, head_embedding_dim(head)}});
+      specs.back().attribute_axis = 0;
+    }
   };
   add_branch("region", config.trunk, config.head);
   if (!config.patch_trunk.empty()) add_branch("patch", config.patch_trunk, config.patch_head);

@@ -26,8 +26,8 @@ struct TensorSpec {
   double scale = 1.0;
   bool buffer = false;  // not trained: BatchNorm's running statistics
   double mean = 0.0;
-  // The dimension whose rows belong to one attribute each, in their order; -1: all share the
-  // tensor.
+  // The dimension whose rows belong to one attribute each, in their order, or of centres to one
+  // value each; -1: all share the tensor.
   int64_t attribute_axis = -1;
 };
 

@@ -294,6 +294,7 @@ class NetworkConfig(metaclass=_Type):
     patch_trunk: str
     patch_head: str
     classes: int
+    learned_classes: int
     def __init__(self) -> None: ...
 
 # Name, shape, initializer, scale, whether it is a buffer.

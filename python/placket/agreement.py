@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from placket import ops
-from placket.nn.modc import assignment
+from placket.nn.network import assignment
 from placket.protocols import Embed, Result, Similarity, asfr_map_all
 from placket.protocols._ranking import Reals, rank
 from placket.protocols.asfr import single_label_lists, triples
@@ -259,7 +259,7 @@ def centre_probabilities(
     Args:
         embed: the embeddings of a split.
         centres: of each attribute ``[values, D]``: ``class_means`` of any embeddings, or a ``Modc``'s.
-        temperatures: of the softmax of the cosines, see ``placket.nn.modc.assignment``.
+        temperatures: of the softmax of the cosines, see ``placket.nn.network.assignment``.
         name: what the centres are; begins the names of the probabilities.
 
     Returns:

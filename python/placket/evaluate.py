@@ -19,7 +19,7 @@ from placket.data import Augment, Dataset, Loader, Split, Street2ShopDataset, Te
 from placket.data.columns import Ints, Labels, Masks
 from placket.data.compositions import joined_captions
 from placket.data.dataset import SPLITS
-from placket.nn import Modc, Model, Pictures, RafClip
+from placket.nn import AttributeNetwork, Modc, Model, Pictures, RafClip
 from placket.nn.model import Views
 from placket.protocols import (
     PROTOCOLS,
@@ -527,7 +527,8 @@ def class_estimates(
     """Return what the class probabilities of a split may be, for ``placket.agreement.Labelled``.
 
     Args:
-        model: whose own they are, where it has any: a MODC's by its centres, an M3-Net's by its class logits.
+        model: whose own they are, where it has any: by the centres that it learned, a MODC's also by those it
+            keeps online, an M3-Net's also by its class logits.
         split: the split.
         embed: its embeddings.
         means: of each attribute ``[values, D]``, see ``placket.agreement.class_means``.
@@ -544,6 +545,9 @@ def class_estimates(
     if isinstance(model, Modc):
         own = [model.centres(attribute) for attribute in split.schema.names]
         found |= centre_probabilities(embed, own, name="centres of the training")
+    if isinstance(model, AttributeNetwork) and model.config.learned_classes:
+        learned = [model.learned_centres(attribute).detach() for attribute in split.schema.names]
+        found |= centre_probabilities(embed, learned, name="learned centres")
     if model.has_classes:
         asked = np.arange(len(split)) if images is None else images
         classes = classify_split(

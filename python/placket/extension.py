@@ -105,6 +105,8 @@ def extends(longer: Model, model: Model) -> bool:
         longer.config.for_schema(model.schema),
         adapters_from=model.config.adapters_from,
         adapter_rank=model.config.adapter_rank,
+        learned_classes=model.config.learned_classes,
+        class_temperature=model.config.class_temperature,
     )
     if config != model.config or longer.preprocess != model.preprocess:
         return False

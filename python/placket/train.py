@@ -34,7 +34,7 @@ from placket.data.loader import causes_by_path, skips_unreadable
 from placket.data.resident import resident_pixels
 from placket.extension import extend
 from placket.models import METHODS, as_network, create_model, load, takes_patch
-from placket.nn import ExtraLoss, Learning, MmflNet, Model, RafClip
+from placket.nn import AttributeNetwork, ExtraLoss, Learning, MmflNet, Model, RafClip
 from placket.runs import RunFolder
 
 __all__ = ["ExtraLoss", "TrainResult", "Trainer", "train"]
@@ -108,6 +108,9 @@ class Trainer:
         _check_extra_losses(extra_losses or {})
         self.model = model
         self.stage = stage or StageConfig()
+        loss = loss or LossConfig()
+        if learns_classes(self.stage) and isinstance(model, AttributeNetwork):
+            model.learn_classes(1 / loss.classify_scale)
         self.first_step = first_step
         settings = trainer or TrainerConfig()
         first = len(model.schema) - self.stage.new_attributes if self.stage.new_attributes else 0
@@ -131,9 +134,7 @@ class Trainer:
         labels = images.with_products() if model.learns_products else images.labels
         products, domains = labels.values[-2:] if model.learns_products else (0, 1)
         self._native = _C.Trainer(
-            model.system(
-                Learning(loss or LossConfig(), settings.seed, extra_losses or {}, products, domains)
-            ),
+            model.system(Learning(loss, settings.seed, extra_losses or {}, products, domains)),
             images.image_list(pixels),
             labels.to_native(),
             None if held_out is None else _evaluation_set(held_out, model, pixels),
@@ -329,6 +330,11 @@ def _native_stage(stage: StageConfig) -> _C.StageConfig:
     return native
 
 
+def learns_classes(stage: StageConfig) -> bool:
+    """Whether a stage has a loss that learns a centre of each class."""
+    return any(name.endswith("_classify") for name in stage.losses)
+
+
 def _rows(data: Dataset, split: str, regions: bool) -> Split:
     if not regions:
         return data.split(split)
@@ -441,6 +447,8 @@ def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> Mo
     model = as_network(_make_model(config, data, generator, with_patch=with_patch), "config")
     start = settings.start if index == 0 else run / "stages" / config.stages[index - 1].name
     known = {} if start is None else checkpoint.read_tensors(start)
+    if "region.centres" in known or any(map(learns_classes, config.stages[: index + 1])):
+        model.learn_classes(1 / config.loss.classify_scale)
     if not known and settings.trunk_weights is not None:
         weights.load_trunk(model, settings.trunk_weights, branch="region")
     has_patch = any(name.startswith("patch.") for name in known)
@@ -449,8 +457,10 @@ def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> Mo
         weights.load_trunk(model, settings.patch_weights, branch="patch")
     if known:
         state = model.state_dict()
-        # The branch that begins with this stage keeps its initial weights.
-        begun = {name: tensor for name, tensor in state.items() if name.startswith("patch.")}
+        # What begins with this stage keeps its initial weights: a branch, or centres of classes.
+        begun = {
+            name: tensor for name, tensor in state.items() if name.startswith("patch.") or "centres" in name
+        }
         taken = {
             name: tensor for name, tensor in known.items() if name in state or not name.startswith("patch.")
         }

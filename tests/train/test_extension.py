@@ -117,13 +117,44 @@ def test_old_embeddings_stay_to_the_bit_and_the_new_ones_learn(
         assert extends(longer, model)
         with torch.no_grad():
             assert torch.equal(longer.eval().encode(images, ["colour"]), before)
-    changed = {name for name, tensor in longer.state_dict().items() if not torch.equal(tensor, state[name])}
+    after = longer.state_dict()
+    changed = {name for name, tensor in state.items() if not torch.equal(tensor, after[name])}
     own = {"attribute_embedding.weight", *(f"region.head.adapter.{part}" for part in ("query", "down", "up"))}
     if project_per_attribute:
         own |= {"region.head.pooled_proj.weight", "region.head.pooled_proj.bias"}
     if patch is not None:
         own |= {f"patch.head.adapter.{part}" for part in ("query", "down", "up")}
     assert changed == own
+    assert after.keys() - state.keys() == {f"{branch}.centres" for branch in longer.branches}
+    for branch in longer.branches:
+        centres = after[f"{branch}.centres"]
+        assert not centres[:3].any()  # nothing has learned the old attribute's
+        assert centres[3:].any(1).all()
+
+
+def test_old_class_centres_stay_to_the_bit(
+    alone: dict[str, placket.data.Dataset], both: placket.data.Dataset
+) -> None:
+    model = make(alone["colour"])
+    stage = dataclasses.replace(TEACH, new_attributes=0, epochs=4, rates={"": 1e-3})
+    Trainer(model, alone["colour"], stage).run()
+    images = photographs(both)
+    with torch.no_grad():
+        (before,) = model.eval().class_probabilities(images, ["colour"])
+    assert before.sum(1).allclose(torch.ones(len(before)))
+    longer = extend(model, {"place": PLACES}, adapter_rank=4)
+    with torch.no_grad():
+        assert not longer.eval().class_probabilities(images, ["place"])[0].any()
+    Trainer(longer, both, TEACH, trainer=TrainerConfig(seed=5)).run()
+    assert extends(longer, model)
+    with torch.no_grad():
+        (colours,) = longer.eval().class_probabilities(images, ["colour"])
+        (places,) = longer.class_probabilities(images, ["place"])
+    assert torch.equal(colours, before)
+    split = both.split("valid")
+    rows = split.labels.attribute == 1
+    right = places.argmax(1).numpy()[split.labels.images()[rows]] == split.labels.value[rows]
+    assert right.mean() > 0.9
 
 
 def test_a_second_extension_keeps_the_first(

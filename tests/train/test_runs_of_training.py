@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from small_training import STAGE, small_config
+from small_training import STAGE, TRUNK, small_config
 
 import placket
 from placket import _C
 from placket.config import TrainConfig, dump, load_config
 from placket.data import AsenDataset
+from placket.nn import Rpf
 from placket.runs import RunFolder
 from placket.train import Trainer
 
@@ -36,6 +37,45 @@ def finished(drawn: AsenDataset, tmp_path_factory: pytest.TempPathFactory) -> pl
     torch.set_num_threads(1)
     config = small_config(drawn.root)
     return placket.train(config, run=tmp_path_factory.mktemp("runs") / "whole", progress=False)
+
+
+def test_a_model_keeps_the_centres_of_classes_that_it_learns(drawn: AsenDataset, tmp_path: Path) -> None:
+    config = small_config(drawn.root)
+    region, patch = (
+        dataclasses.replace(
+            stage,
+            sampler="images",
+            batch_norm="merged",
+            batch=8,
+            epochs=2,
+            losses={f"{branch}_classify": 1.0},
+        )
+        for branch, stage in zip(("region", "patch"), config.stages, strict=True)
+    )
+    run = placket.train(
+        dataclasses.replace(config, stages=(region, patch)), run=tmp_path / "run", progress=False
+    ).folder
+    first, last = (placket.load(run / "stages" / name) for name in ("region", "patch"))
+    assert isinstance(first, Rpf)
+    assert isinstance(last, Rpf)
+    assert first.region.centres is not None
+    assert last.region.centres is not None
+    assert torch.equal(last.region.centres, first.region.centres)  # no loss of the second stage's moves them
+    weight = last.config.region_weight
+    with torch.no_grad():
+        own = torch.cat([last.learned_centres(name) for name in drawn.schema.names])
+        region_part, patch_part = own.chunk(2, dim=1)
+        torch.testing.assert_close(
+            region_part, weight**0.5 * torch.nn.functional.normalize(first.region.centres, dim=1)
+        )
+        torch.testing.assert_close(own.norm(dim=1), torch.ones(len(own)))
+        assert patch_part.any(1).all()
+        z = placket.embed_split(last, drawn.split("valid"))
+        for attribute, name in enumerate(drawn.schema.names):
+            expected = (16 * z[:, attribute] @ last.learned_centres(name).T).softmax(1)
+            torch.testing.assert_close(last.probabilities_of(z[:, attribute], name), expected)
+    assert last.predicts
+    assert not placket.create_model("rpf", schema=drawn.schema, trunk=TRUNK, patch=None).predicts
 
 
 def without_clocks(run: Path) -> list[dict[str, object]]:

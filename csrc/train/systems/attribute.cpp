@@ -40,7 +40,8 @@ const std::vector<std::string> kCentreLosses = {"region_prototype", "region_cent
 
 const std::string kTable = "attribute_embedding.weight";
 const std::string kCentres = "class_centres";
-constexpr int64_t kRegionView = 224;  // the published one, which boxes are counted in
+const std::string kLearned = ".centres";  // behind a branch
+constexpr int64_t kRegionView = 224;      // the published one, which boxes are counted in
 
 // Images under one attribute each: view v is row images[v] under attributes[v].
 struct Views {
@@ -58,6 +59,7 @@ class AttributeSystem : public ModelSystem {
         config_(config),
         options_(options),
         values_(values),
+        seed_(seed),
         extra_losses_(extra_losses) {
     for (const auto& [name, loss] : extra_losses_) {
       TORCH_CHECK_VALUE(!contains(kLosses, name),
@@ -81,13 +83,16 @@ class AttributeSystem : public ModelSystem {
     TORCH_CHECK_VALUE(config.classes == 0 || config.classes == classes,
                       "AttributeSystem: values must be the model's ", config.classes,
                       " classes in all, got ", classes);
+    TORCH_CHECK_VALUE(config.learned_classes == 0 || config.learned_classes == classes,
+                      "AttributeSystem: values must be the model's ", config.learned_classes,
+                      " learned classes in all, got ", classes);
     make_classes();
-    make_centres(seed);
   }
 
   NamedTensors begin(const StageConfig& stage) override {
     check(stage);
     stage_ = stage;
+    begin_centres();
     NamedTensors learning =
         tensors_.begin(stage.rates, [this](const std::string& name) { return learns(name); });
     gather_weights();
@@ -151,10 +156,8 @@ class AttributeSystem : public ModelSystem {
       return (options_.align_margin - cosine).clamp_min(0).mean();
     });
     add("patch_contrast", [&] { return contrast(patch, views.attributes, views.values, context); });
-    add("patch_classify", [&] {
-      return classify(patch, tensors_.training_only().back().second, views.attributes, views.values,
-                      context);
-    });
+    add("patch_classify",
+        [&] { return classify(patch, patch_centres_, views.attributes, views.values, context); });
     add_extra_losses(out, joint(region, patch), views.attributes, views.values, context);
     return out;
   }
@@ -187,7 +190,10 @@ class AttributeSystem : public ModelSystem {
     region_trunk_ = weights("region.trunk.", trunk_spec(config_.trunk));
     region_head_ = weights("region.head.", head_spec(config_.head, sizes(config_.trunk)));
     if (tensors_.contains(kTable)) table_ = weights("", {{kTable, {}}}).front();
+    const bool learns_classes = config_.learned_classes > 0;
+    if (learns_classes) region_centres_ = weights("region", {{kLearned, {}}}).front();
     if (!config_.patch_trunk.empty()) {
+      if (learns_classes) patch_centres_ = weights("patch", {{kLearned, {}}}).front();
       patch_trunk_ = weights("patch.trunk.", trunk_spec(config_.patch_trunk));
       patch_head_ =
           weights("patch.head.", head_spec(config_.patch_head, sizes(config_.patch_trunk)));
@@ -209,16 +215,23 @@ class AttributeSystem : public ModelSystem {
     all_attributes_ = at::arange(config_.attributes, at::dtype(at::kLong).device(device_));
   }
 
-  void make_centres(uint64_t seed) {
-    for (const auto& [name, head] : {std::pair("region_centres", config_.head),
-                                     std::pair("patch_centres", config_.patch_head)}) {
-      if (head.empty()) continue;
-      Tensor centres = at::empty({owners_.size(0), head_embedding_dim(head)}, at::kFloat);
-      RandomStream random(seed, kRandomInitialise, tensors_.training_only().size());
-      float* values = centres.mutable_data_ptr<float>();
-      // Only the direction of a centre counts, so a cube serves as well as a ball.
-      for (int64_t i = 0; i < centres.numel(); ++i) values[i] = random.uniform() - 0.5f;
-      tensors_.add_training_only(name, centres.to(device_).set_requires_grad(true));
+  // Gives centres that begin to learn a direction, since a zero one has none; those of old
+  // attributes stay zero where new ones alone learn. Only the direction counts, so a cube serves as
+  // well as a ball.
+  void begin_centres() {
+    const at::NoGradGuard no_grad;
+    for (size_t i = 0; i < kBranches.size(); ++i) {
+      if (stage_.weight(kBranches[i] + "_classify") == 0) continue;
+      Tensor centres = tensors_.at(kBranches[i] + kLearned);
+      const Tensor absent = centres.ne(0).any(1).logical_not().cpu();
+      Tensor initial = at::empty(centres.sizes(), at::kFloat);
+      RandomStream random(seed_, kRandomInitialise, i);
+      float* values = initial.mutable_data_ptr<float>();
+      for (int64_t k = 0; k < initial.numel(); ++k) values[k] = random.uniform() - 0.5f;
+      const int64_t known = stage_.new_attributes > 0 ? centres.size(0) - new_classes() : 0;
+      const Tensor rows = to_device(
+          absent.narrow(0, known, centres.size(0) - known).nonzero().squeeze(1).add(known));
+      centres.index_copy_(0, rows, to_device(initial).index_select(0, rows));
     }
   }
 
@@ -269,6 +282,9 @@ class AttributeSystem : public ModelSystem {
                         "' needs sampler triplets, got ", stage.sampler);
       TORCH_CHECK_VALUE(!contains(kCentreLosses, name) || config_.classes > 0, "stage: loss '",
                         name, "' needs a network that keeps class centres, got one without");
+      TORCH_CHECK_VALUE(!name.ends_with("_classify") || config_.learned_classes > 0,
+                        "stage: loss '", name,
+                        "' needs a network that learns class centres, got one without");
       TORCH_CHECK_VALUE(name != "region_consistency" || stage.copies == 2, "stage: loss '", name,
                         "' needs copies 2, got ", stage.copies);
       const std::string branch = name.find("patch") == std::string::npos ? "region" : "patch";
@@ -312,10 +328,10 @@ class AttributeSystem : public ModelSystem {
 
   // Whether a parameter learns in the stage. The attribute table belongs to the region branch.
   bool learns(const std::string& name) const {
-    if (name == "region_centres") return stage_.weight("region_classify") > 0;
-    if (name == "patch_centres") return stage_.weight("patch_classify") > 0;
+    const std::string branch = name.starts_with("patch.") ? "patch" : "region";
+    if (name == branch + kLearned) return stage_.weight(branch + "_classify") > 0;
     if (stage_.new_attributes > 0 && !attribute_axes_.contains(name)) return false;
-    return contains(stage_.branches, name.starts_with("patch.") ? "patch" : "region");
+    return contains(stage_.branches, branch);
   }
 
   std::vector<Tensor> weights(const std::string& prefix, const TensorSpecs& specs) const {
@@ -329,11 +345,15 @@ class AttributeSystem : public ModelSystem {
     const auto found = attribute_axes_.find(name);
     if (stage_.new_attributes == 0 || found == attribute_axes_.end()) return tensor;
     const int64_t dim = found->second;
-    const int64_t old = tensor.size(dim) - stage_.new_attributes;
+    const int64_t fresh = name.ends_with(kLearned) ? new_classes() : stage_.new_attributes;
+    const int64_t old = tensor.size(dim) - fresh;
     return old <= 0 ? tensor
-                    : at::cat({tensor.detach().narrow(dim, 0, old),
-                               tensor.narrow(dim, old, stage_.new_attributes)},
+                    : at::cat({tensor.detach().narrow(dim, 0, old), tensor.narrow(dim, old, fresh)},
                               dim);
+  }
+
+  int64_t new_classes() const {
+    return std::accumulate(values_.end() - stage_.new_attributes, values_.end(), int64_t{0});
   }
 
   Tensor to_device(const Tensor& tensor) const { return tensor.to(device_, /*non_blocking=*/true); }
@@ -442,7 +462,7 @@ class AttributeSystem : public ModelSystem {
 
   Tensor classify_all(const Tensor& embedding, const Tensor& labels,
                       const StepContext& context) const {
-    return classify(embedding.flatten(0, 1), tensors_.training_only().front().second,
+    return classify(embedding.flatten(0, 1), region_centres_,
                     all_attributes_.repeat(labels.size(0)), labels.flatten(), context);
   }
 
@@ -579,15 +599,18 @@ class AttributeSystem : public ModelSystem {
   NetworkConfig config_;
   AttributeOptions options_;
   std::vector<int64_t> values_;
+  uint64_t seed_;  // of the centres' initial values
   ExtraLosses extra_losses_;
   std::array<double, 3> mean_, std_;
   StageConfig stage_;
-  std::map<std::string, int64_t> attribute_axes_;  // of the parameters that have one
+  // Of the parameters that have one: rows of attributes, or of centres of their classes.
+  std::map<std::string, int64_t> attribute_axes_;
   Tensor class_centres_;   // [classes, head_centre_dim]; undefined where the network keeps none
   Tensor class_offsets_;   // [A]
   Tensor owners_;          // [classes] attribute of each
   Tensor all_attributes_;  // [A]
   Tensor table_;           // of attributes; undefined where no head reads one
+  Tensor region_centres_, patch_centres_;  // that it learns; undefined where it learns none
   std::vector<Tensor> region_trunk_, region_head_, patch_trunk_, patch_head_;
 };
 

@@ -37,8 +37,9 @@ struct AttributeOptions {
 //                                       version had margin 0.2
 //   region_contrast, patch_contrast     supervised_contrastive within each attribute; region: every
 //                                       attribute of every image
-//   region_classify, patch_classify     centre_cross_entropy with centres [classes, E] as further
-//                                       parameters "region_centres", "patch_centres"
+//   region_classify, patch_classify     centre_cross_entropy with the network's learned centres
+//                                       [classes, E] "region.centres", "patch.centres", of which
+//                                       zero ones start at random
 //   region_prototype, region_centre_triplet, region_pseudo_label, region_consistency
 //                                       prototype_cross_entropy, centre_triplet,
 //                                       pseudo_label_cross_entropy and assignment_consistency

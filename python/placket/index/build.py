@@ -157,7 +157,7 @@ def add_images(
             pairs = np.repeat(rows, len(spaces)), np.tile(np.arange(len(spaces)), len(rows))
             embedded = embed_pairs(model, split, *pairs, **how)
             vectors = embedded.view(len(rows), len(spaces), -1).numpy()
-            predicted = _predictions(model, split, rows, how)
+            predicted = _predictions(model, split, rows, embedded.view(len(rows), len(spaces), -1), how)
             index.add(
                 [id_of(row) for row in rows.tolist()],
                 {name: vectors[:, i, :dims] for i, (name, dims) in enumerate(spaces.items())},
@@ -362,12 +362,16 @@ def _own(index: AttributeIndex, model: Model | None) -> Model:
 
 
 def _predictions(
-    model: Model, split: Split, rows: NDArray[np.int64], how: Mapping[str, Any]
+    model: Model, split: Split, rows: NDArray[np.int64], embedded: torch.Tensor, how: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Return what the metadata of images say of a model's predictions: nothing where it makes none."""
     if not model.predicts:
         return [{} for _ in rows]
-    every = classify_split(model, split, rows, **how)
+    if model.predicts_by_embedding:
+        with torch.no_grad():
+            every = [model.probabilities_of(embedded[:, a], a).cpu() for a in range(len(model.schema))]
+    else:
+        every = classify_split(model, split, rows, **how)
     best = [probabilities.max(1) for probabilities in every]
     found = []
     for i in range(len(rows)):

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from placket import _C
-from placket.nn.model import Pictures
-from placket.nn.network import AttributeNetwork, NetworkConfig, describe, describe_trunk
+from placket.nn.network import AttributeNetwork, NetworkConfig, assignment, describe, describe_trunk
 from placket.schema import AttributeSchema
 
 Head = Literal["asen_plus_plus", "asen_v2", "rpf_region"]
@@ -146,8 +144,8 @@ class Modc(AttributeNetwork):
         super().__init__(schema, config, trunk, None, preprocess, generator)
 
     @property
-    def predicts(self) -> bool:
-        """Whether it estimates the values of attributes: by its centres."""
+    def predicts_by_embedding(self) -> bool:
+        """Whether it estimates values from embeddings: by its centres."""
         return True
 
     def centres(self, attribute: str | int) -> Tensor:
@@ -155,38 +153,7 @@ class Modc(AttributeNetwork):
         parts: Sequence[Tensor] = self.class_centres.split(self.schema.value_counts)
         return parts[self.schema.index(attribute)]
 
-    def class_probabilities(
-        self, images: Tensor, attributes: Sequence[str | int], pictures: Pictures | None = None
-    ) -> list[Tensor]:
-        """Estimate the value of each attribute by the nearest class centres.
-
-        Args:
-            images: ``[B, 3, H, W]``, normalised.
-            attributes: names or ids.
-            pictures: as for ``encode``.
-
-        Returns:
-            for each attribute ``[B, values]``: ``softmax(z . centres / temperature)`` over the values that
-            were seen, 0 for the others, and 0 for all where none was.
-        """
-        embeddings = self.encode(images, attributes, pictures)
-        return [
-            assignment(embeddings[:, i], self.centres(attribute), self.config.temperature)
-            for i, attribute in enumerate(attributes)
-        ]
-
-
-def assignment(embeddings: Tensor, centres: Tensor, temperature: float) -> Tensor:
-    """Return the softmax of ``cos(z, centre) / temperature`` over the classes that were seen.
-
-    Args:
-        embeddings: ``[n, E]``; normalised inside.
-        centres: ``[values, E]`` unit rows, zero for a class that was never seen.
-        temperature: above 0.
-
-    Returns:
-        ``[n, values]``, 0 for classes that were never seen, 0 for all where none was.
-    """
-    seen = centres.any(dim=1)
-    scores = F.normalize(embeddings, dim=1) @ centres.T.to(embeddings.dtype) / temperature
-    return scores.masked_fill(~seen, -torch.inf).softmax(1) if seen.any() else scores * 0
+    def probabilities_of(self, embeddings: Tensor, attribute: str | int) -> Tensor:
+        """Estimate values by the nearest class centres: ``softmax(z . centres / temperature)``."""
+        centres = self.centres(attribute).to(embeddings.device)
+        return assignment(embeddings, centres, self.config.temperature)

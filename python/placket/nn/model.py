@@ -131,6 +131,26 @@ class Model(nn.Module, ABC):
         return False
 
     @property
+    def predicts_by_embedding(self) -> bool:
+        """Whether it estimates them from embeddings alone (``probabilities_of``)."""
+        return False
+
+    def probabilities_of(self, embeddings: Tensor, attribute: str | int) -> Tensor:
+        """Estimate the value of an attribute from embeddings under it.
+
+        Args:
+            embeddings: ``[n, D]``.
+            attribute: name or id.
+
+        Returns:
+            ``[n, values]``; 0 for a value that the model never saw, and 0 for all where it saw none.
+
+        Raises:
+            ValueError: the model has no such estimate.
+        """
+        raise ValueError(f"{self.name}: model must predict by embeddings, got one that does not")
+
+    @property
     def needs_pictures(self) -> bool:
         """Whether embedding takes the images at full resolution beside the inputs."""
         return False

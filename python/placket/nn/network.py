@@ -31,6 +31,9 @@ class NetworkConfig:
         region_weight: share (beta) of the region branch in the joint similarity, 0 to 1.
         adapters_from: the first attribute that the model was extended by (``placket.extend``); 0: none.
         adapter_rank: of the adapters that these have.
+        learned_classes: values of all attributes, of each of which every branch learns a centre by the losses
+            ``region_classify`` and ``patch_classify``; 0: none.
+        class_temperature: of the probabilities of values by these centres.
     """
 
     attributes: int
@@ -41,6 +44,8 @@ class NetworkConfig:
     region_weight: float = 1.0
     adapters_from: int = 0
     adapter_rank: int = 64
+    learned_classes: int = 0
+    class_temperature: float = 1 / 16
 
     def __post_init__(self) -> None:
         if self.patch_size < 1:
@@ -49,6 +54,8 @@ class NetworkConfig:
             raise ValueError(f"network: box_threshold must be in [0, 1), got {self.box_threshold}")
         if not 0 <= self.region_weight <= 1:
             raise ValueError(f"network: region_weight must be from 0 to 1, got {self.region_weight}")
+        if not self.class_temperature > 0:
+            raise ValueError(f"network: class_temperature must be positive, got {self.class_temperature}")
 
     @property
     def head(self) -> str:
@@ -67,7 +74,8 @@ class NetworkConfig:
 
     def for_schema(self, schema: AttributeSchema) -> Self:
         """Return the same for other attributes."""
-        return dataclasses.replace(self, attributes=len(schema))
+        learned = sum(schema.value_counts) if self.learned_classes else 0
+        return dataclasses.replace(self, attributes=len(schema), learned_classes=learned)
 
     def native(self) -> _C.NetworkConfig:
         """Return the part that the C++ core knows."""
@@ -81,6 +89,7 @@ class NetworkConfig:
         config.patch_trunk = self.patch_trunk
         config.patch_head = self.patch_head + adapters if self.patch_trunk else ""
         config.classes = self.classes
+        config.learned_classes = self.learned_classes
         return config
 
 
@@ -104,12 +113,15 @@ class NetworkOutput(NamedTuple):
 
 
 class Branch(nn.Module):
-    """A trunk and the head on its map."""
+    """A trunk and the head on its map, and maybe ``centres [classes, E]`` that it learns."""
+
+    centres: nn.Parameter | None
 
     def __init__(self, trunk: nn.Module, head: SpecModule) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
+        self.register_parameter("centres", None)
 
 
 class AttributeNetwork(Model):
@@ -161,6 +173,8 @@ class AttributeNetwork(Model):
         self.region = Branch(_make_trunk(trunk, generator), part("region.head."))
         if patch is not None:
             self.patch = Branch(_make_trunk(patch, generator), part("patch.head."))
+        if config.learned_classes:
+            self.learn_classes(config.class_temperature)
         self.preprocess = full_preprocess(
             getattr(self.region.trunk, "mean", IMAGENET_MEAN),
             getattr(self.region.trunk, "std", IMAGENET_STD),
@@ -243,16 +257,69 @@ class AttributeNetwork(Model):
         ids = torch.tensor(self.schema.indices(attributes), device=images.device)
         return self._embed(images, ids, pictures, True, False, 1).embedding
 
+    def learn_classes(self, temperature: float = NetworkConfig.class_temperature) -> None:
+        """Give each branch a centre of every class, which the losses ``..._classify`` learn.
+
+        A ``Trainer`` does so for a stage with such a loss. The centres are parameters ``region.centres`` and
+        ``patch.centres [classes, E]``, the values of all attributes in the schema's order, zero before a loss
+        has learned them; those that are there already stay.
+
+        Args:
+            temperature: of ``class_probabilities``; the loss's is ``1 / LossConfig.classify_scale``.
+        """
+        count = sum(self.schema.value_counts)
+        self.config = dataclasses.replace(self.config, learned_classes=count, class_temperature=temperature)
+        for name, head in zip(self.branches, self._heads, strict=False):
+            branch: Branch = getattr(self, name)
+            if branch.centres is None:
+                like = next(self.parameters())
+                branch.centres = nn.Parameter(like.new_zeros(count, _C.head_embedding_dim(head)))
+
+    def learned_centres(self, attribute: str | int) -> Tensor:
+        """Return the centres ``[values, D]`` of an attribute's values in the space of embeddings.
+
+        Of unit length; zero for a value whose centre was never learned, and with two branches shorter for one
+        that only one of them has learned.
+
+        Raises:
+            ValueError: it learns none.
+        """
+        region = self.region.centres
+        if region is None:
+            raise ValueError(f"{self.name}: model must learn class centres, got one that does not")
+        patch = self.patch.centres if self.config.patch_trunk else None
+        parts: Sequence[Tensor] = joint_embedding(region, patch, self.config.region_weight).split(
+            self.schema.value_counts
+        )
+        return parts[self.schema.index(attribute)]
+
     @property
     def predicts(self) -> bool:
-        """Whether it estimates the values of attributes: where it has class logits."""
-        return self.has_classes
+        """Whether it estimates the values of attributes: by class logits, or by centres."""
+        return self.has_classes or self.predicts_by_embedding
+
+    @property
+    def predicts_by_embedding(self) -> bool:
+        """Whether it does so from embeddings alone: by centres."""
+        return self.config.learned_classes > 0 and not self.has_classes
+
+    def probabilities_of(self, embeddings: Tensor, attribute: str | int) -> Tensor:
+        """Estimate values by the softmax of ``cos(z, centre) / class_temperature``."""
+        centres = self.learned_centres(attribute).to(embeddings.device)
+        return assignment(embeddings, centres, self.config.class_temperature)
 
     def class_probabilities(
         self, images: Tensor, attributes: Sequence[str | int], pictures: Pictures | None = None
     ) -> list[Tensor]:
-        """Return the softmax of the logits of each attribute's classes; see ``Model.class_probabilities``."""
+        """Estimate the value of each attribute; see ``Model.class_probabilities``.
+
+        By the softmax of the logits of the attribute's classes, where the model has logits, otherwise from
+        the embedding (``probabilities_of``).
+        """
         ids = self.schema.indices(attributes)
+        if self.predicts_by_embedding:
+            embeddings = self.encode(images, attributes, pictures)
+            return [self.probabilities_of(embeddings[:, i], attribute) for i, attribute in enumerate(ids)]
         if not self.has_classes:
             return super().class_probabilities(images, attributes, pictures)
         # Logits are of all classes, whatever attribute is asked.
@@ -450,6 +517,22 @@ class AttributeNetwork(Model):
             self.preprocess["std"],
         )
         return box, crops.to(images.dtype)
+
+
+def assignment(embeddings: Tensor, centres: Tensor, temperature: float) -> Tensor:
+    """Return the softmax of ``cos(z, centre) / temperature`` over the classes that have a centre.
+
+    Args:
+        embeddings: ``[n, E]``; normalised inside.
+        centres: ``[values, E]`` unit rows, zero for a class without one.
+        temperature: above 0.
+
+    Returns:
+        ``[n, values]``, 0 for classes without a centre, 0 for all where none has one.
+    """
+    seen = centres.any(dim=1)
+    scores = F.normalize(embeddings, dim=1) @ centres.T.to(embeddings.dtype) / temperature
+    return scores.masked_fill(~seen, -torch.inf).softmax(1) if seen.any() else scores * 0
 
 
 def joint_embedding(region: Tensor, patch: Tensor | None, region_weight: float) -> Tensor:
