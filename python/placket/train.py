@@ -54,7 +54,8 @@ class Trainer:
     again.
 
     Args:
-        model: with trunks of this package; on the device to train on.
+        model: with trunks of this package; on the device to train on. A stage with one of the losses
+            ``..._classify`` gives it centres of its classes (``AttributeNetwork.learn_classes``).
         data: the data set; its attributes are some of the model's, with the same values.
         stage, loss, trainer: see ``placket.config``.
         split: to learn from.
