@@ -96,6 +96,8 @@ def test_the_table_is_complete(found: scores.Scores, data: Dataset, out: Path) -
     assert set(re.sub(r" \(\d+ of \d+\)", "", kinds["RPF, our recipe"]).split(", ")) <= {
         "class means", "learned centres",
     }  # fmt: skip
+    assert "; plain classifier: classifier" in text
+    assert re.search(r"RPF(, our recipe)?: class means", text)
     for said in kinds.values():
         assert f": {said}" in text
     for said in (*titles, "chance", "neckline", "β by attribute", "p by random changes of sign", "2 seeds"):

@@ -460,7 +460,9 @@ def stage_model(config: TrainConfig, data: Dataset, index: int, run: Path) -> Mo
         state = model.state_dict()
         # What begins with this stage keeps its initial weights: a branch, or centres of classes.
         begun = {
-            name: tensor for name, tensor in state.items() if name.startswith("patch.") or "centres" in name
+            name: tensor
+            for name, tensor in state.items()
+            if name.startswith("patch.") or name.endswith(".centres")
         }
         taken = {
             name: tensor for name, tensor in known.items() if name in state or not name.startswith("patch.")

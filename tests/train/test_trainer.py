@@ -392,7 +392,9 @@ def test_images_sampler_and_other_losses(drawn: AsenDataset, make_model: MakeMod
     trainer.run(4)
     state = trainer.state()
     trainer.run()
-    assert set(state.model) >= {"region.centres", "patch.centres"}
+    centres = {"region.centres", "patch.centres"}
+    assert centres <= set(state.model)
+    assert not centres & set(state.trainer)
     assert reports[-1].loss < 0.7 * reports[0].loss
     resumed = make_model(TRUNK, seed=3, project_per_attribute=own)
     other = Trainer(resumed, drawn, stage, trainer=QUIET)

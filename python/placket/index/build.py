@@ -155,9 +155,9 @@ def add_images(
         rows = part[~known]
         if len(rows):
             pairs = np.repeat(rows, len(spaces)), np.tile(np.arange(len(spaces)), len(rows))
-            embedded = embed_pairs(model, split, *pairs, **how)
-            vectors = embedded.view(len(rows), len(spaces), -1).numpy()
-            predicted = _predictions(model, split, rows, embedded.view(len(rows), len(spaces), -1), how)
+            embedded = embed_pairs(model, split, *pairs, **how).view(len(rows), len(spaces), -1)
+            vectors = embedded.numpy()
+            predicted = _predictions(model, split, rows, embedded, how)
             index.add(
                 [id_of(row) for row in rows.tolist()],
                 {name: vectors[:, i, :dims] for i, (name, dims) in enumerate(spaces.items())},
