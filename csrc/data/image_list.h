@@ -58,7 +58,8 @@ struct Preprocess {
   int64_t size = 224;  // side of the square input
   // "crop": short side to `size`, centre crop (the reference). "pad": the box grown to a square
   // about its centre, zeros outside the image, so that nothing is cut off. "target_pad": a box
-  // longer than target_ratio grown to that ratio, then as "crop" (CLIP4Cir's TargetPad).
+  // longer than target_ratio grown to that ratio, then as "crop" (CLIP4Cir's TargetPad). "squash":
+  // the whole box, each axis resized to `size` by itself.
   std::string fit = "crop";
   double target_ratio = 1.25;  // of the long to the short side; of "target_pad" alone
   // The filter of resizing, one of Pillow's by its name: "bilinear", "bicubic", "box", "lanczos".

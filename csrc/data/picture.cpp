@@ -46,6 +46,11 @@ const NamedFilter* find_filter(const std::string& name) {
   return found == std::end(kFilters) ? nullptr : found;
 }
 
+FitWindow window_in(int64_t height, int64_t width, const Preprocess& preprocess) {
+  if (preprocess.fit == "squash") return {preprocess.size, preprocess.size, 0, 0};
+  return fit_window(height, width, preprocess.size);
+}
+
 ResampleJob job_of(const ImageView& image, const Frame& frame, const Preprocess& preprocess) {
   const FitWindow window = source_window(frame, preprocess.size);
   return {.image = image.pixels,
@@ -78,9 +83,10 @@ Orientation orientation_of(const Preprocess& preprocess) {
 void check_preprocess(const char* user, const Preprocess& preprocess) {
   TORCH_CHECK_VALUE(preprocess.size >= 1 && preprocess.size <= 8192, user,
                     ": size must be in [1, 8192], got ", preprocess.size);
-  TORCH_CHECK_VALUE(
-      preprocess.fit == "crop" || preprocess.fit == "pad" || preprocess.fit == "target_pad", user,
-      ": fit must be 'crop', 'pad' or 'target_pad', got '", preprocess.fit, "'");
+  TORCH_CHECK_VALUE(preprocess.fit == "crop" || preprocess.fit == "pad" ||
+                        preprocess.fit == "target_pad" || preprocess.fit == "squash",
+                    user, ": fit must be 'crop', 'pad', 'target_pad' or 'squash', got '",
+                    preprocess.fit, "'");
   TORCH_CHECK_VALUE(preprocess.target_ratio >= 1 && preprocess.target_ratio <= 100, user,
                     ": target_ratio must be in [1, 100], got ", preprocess.target_ratio);
   TORCH_CHECK_VALUE(preprocess.arithmetic == "pillow" || preprocess.arithmetic == "float", user,
@@ -129,7 +135,7 @@ Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box
     x1 = x0 + kept_width;
     y1 = y0 + kept_height;
     if (augment.random_crop.padding > 0) {
-      const FitWindow fit = fit_window(y1 - y0, x1 - x0, preprocess.size);
+      const FitWindow fit = window_in(y1 - y0, x1 - x0, preprocess);
       const auto shift = [&](int64_t side, int64_t resized) {
         const int64_t padding = augment.random_crop.padding;
         const int64_t pixels = int64_t(random->below(uint32_t(2 * padding + 1))) - padding;
@@ -147,7 +153,7 @@ Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box
   frame.y0 = y0;
   frame.x1 = x1;
   frame.y1 = y1;
-  frame.fit = fit_window(y1 - y0, x1 - x0, preprocess.size);
+  frame.fit = window_in(y1 - y0, x1 - x0, preprocess);
   return frame;
 }
 

@@ -42,6 +42,7 @@ struct Frame {
 //    padding has zeros, and zeros beyond the image. The aspect ratio stays, so that what is found
 //    in the input maps back to the picture by the one rule of step 4.
 // 4. The short side is resized to `size` and the centre square kept (kernels/fit_window.h).
+//    "squash": both sides are resized to `size`.
 // Boxes and sides are those of the picture after its orientation was applied or ignored.
 Frame frame_picture(int64_t height, int64_t width, const std::optional<Box>& box,
                     const Preprocess& preprocess, const Augment& augment = {},

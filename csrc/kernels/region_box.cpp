@@ -67,7 +67,7 @@ class BoxFinder {
       span(row_greatest_, kept, top, bottom);
       span(extremes.greatest, kept, left, right);
     }
-    write_box(left, top, right, bottom, in_.view, size, box);
+    write_box(left, top, right, bottom, in_.view, in_.squashed, size, box);
   }
 
  private:

@@ -76,7 +76,8 @@ __global__ void region_box_kernel(RegionBox in, int64_t* boxes) {
     bottom = block_max(last_y) + 1;
   }
   if (threadIdx.x == 0 && threadIdx.y == 0) {
-    write_box(left, top, right, bottom, in.view, in.sizes + 2 * blockIdx.x, boxes + 4 * blockIdx.x);
+    write_box(left, top, right, bottom, in.view, in.squashed, in.sizes + 2 * blockIdx.x,
+              boxes + 4 * blockIdx.x);
   }
 }
 

@@ -13,6 +13,7 @@ struct RegionBox {
   int64_t maps, height, width;
   int64_t view;
   int threshold;  // an 8-bit value above it is kept; below 255
+  bool squashed;
 };
 
 void region_box_cpu(const RegionBox& in, int64_t* boxes);

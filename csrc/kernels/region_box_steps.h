@@ -57,25 +57,29 @@ PLACKET_HOST_DEVICE inline int64_t square_begin(int64_t begin, int64_t extent, i
 // From the kept area in the view, [left, right) x [top, bottom), to the box in the original's
 // pixels.
 PLACKET_HOST_DEVICE inline void write_box(int64_t left, int64_t top, int64_t right, int64_t bottom,
-                                          int64_t view, const int64_t* size, int64_t* box) {
+                                          int64_t view, bool squashed, const int64_t* size,
+                                          int64_t* box) {
   const int64_t extent_x = right - left, extent_y = bottom - top;
   const int64_t side = extent_x > extent_y ? extent_x : extent_y;
   const int64_t image_height = size[0] < 1 ? 1 : size[0];
   const int64_t image_width = size[1] < 1 ? 1 : size[1];
   const int64_t shorter = image_width < image_height ? image_width : image_height;
-  const auto original = [&](int64_t length) {
-    return int64_t(multiply_unfused(double(length) / double(view), double(shorter)));
+  const int64_t shown_height = squashed ? image_height : shorter;
+  const int64_t shown_width = squashed ? image_width : shorter;
+  const auto original = [&](int64_t length, int64_t shown) {
+    return int64_t(multiply_unfused(double(length) / double(view), double(shown)));
   };
-  int64_t x = original(square_begin(left, extent_x, side, view));
-  int64_t y = original(square_begin(top, extent_y, side, view));
-  x += (image_width - shorter) / 2;
-  y += (image_height - shorter) / 2;
+  int64_t x = original(square_begin(left, extent_x, side, view), shown_width);
+  int64_t y = original(square_begin(top, extent_y, side, view), shown_height);
+  x += (image_width - shown_width) / 2;
+  y += (image_height - shown_height) / 2;
   // A few pixels of the view may be less than one of a small original.
-  const int64_t length = original(side) < 1 ? 1 : original(side);
+  const int64_t box_width = original(side, shown_width);
+  const int64_t box_height = original(side, shown_height);
   box[0] = x;
   box[1] = y;
-  box[2] = x + length;
-  box[3] = y + length;
+  box[2] = x + (box_width < 1 ? 1 : box_width);
+  box[3] = y + (box_height < 1 ? 1 : box_height);
 }
 
 }  // namespace placket

@@ -17,11 +17,12 @@ namespace placket {
 
 using at::Tensor;
 
-Tensor region_box(const Tensor& attention, const Tensor& sizes, double threshold, int64_t view) {
+Tensor region_box(const Tensor& attention, const Tensor& sizes, double threshold, int64_t view,
+                  bool squashed) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("placket::region_box", "")
                              .typed<decltype(region_box)>();
-  return op.call(attention, sizes, threshold, view);
+  return op.call(attention, sizes, threshold, view, squashed);
 }
 
 namespace {
@@ -35,7 +36,8 @@ struct Arguments {
   Tensor attention, sizes, boxes;
   RegionBox in;
 
-  Arguments(const Tensor& attention_, const Tensor& sizes_, double threshold, int64_t view) {
+  Arguments(const Tensor& attention_, const Tensor& sizes_, double threshold, int64_t view,
+            bool squashed) {
     check_shape(kName, "attention", attention_, {-1, -1, -1}, "[N, h, w]");
     check_shape(kName, "sizes", sizes_, {attention_.size(0), 2}, "[N, 2] like attention");
     check_dtype(kName, "attention", attention_, at::kFloat);
@@ -60,13 +62,14 @@ struct Arguments {
           height,
           width,
           view,
-          kept_above};
+          kept_above,
+          squashed};
   }
 };
 
 Tensor region_box_cpu_op(const Tensor& attention, const Tensor& sizes, double threshold,
-                         int64_t view) {
-  const Arguments arguments(attention, sizes, threshold, view);
+                         int64_t view, bool squashed) {
+  const Arguments arguments(attention, sizes, threshold, view, squashed);
   const int64_t* size = arguments.in.sizes;
   for (int64_t i = 0; i < arguments.in.maps; ++i, size += 2) {
     TORCH_CHECK_VALUE(size[0] > 0 && size[1] > 0, kName, ": sizes must be at least 1, got ",
@@ -77,10 +80,10 @@ Tensor region_box_cpu_op(const Tensor& attention, const Tensor& sizes, double th
 }
 
 #ifdef PLACKET_CUDA
-Tensor region_box_cuda(const Tensor& attention, const Tensor& sizes, double threshold,
-                       int64_t view) {
+Tensor region_box_cuda(const Tensor& attention, const Tensor& sizes, double threshold, int64_t view,
+                       bool squashed) {
   const at::OptionalDeviceGuard guard(at::device_of(attention));
-  const Arguments arguments(attention, sizes, threshold, view);
+  const Arguments arguments(attention, sizes, threshold, view, squashed);
   check_launch(kName, launch_region_box(arguments.in, mutable_data<int64_t>(arguments.boxes),
                                         current_stream(attention)));
   return arguments.boxes;
@@ -88,16 +91,18 @@ Tensor region_box_cuda(const Tensor& attention, const Tensor& sizes, double thre
 #endif
 
 Tensor region_box_autocast(const Tensor& attention, const Tensor& sizes, double threshold,
-                           int64_t view) {
+                           int64_t view, bool squashed) {
   const BelowAutocast below;
-  return region_box(at_least_float32(attention), sizes, threshold, view);
+  return region_box(at_least_float32(attention), sizes, threshold, view, squashed);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(placket, m) {
-  m.def("region_box(Tensor attention, Tensor sizes, float threshold=0.1, int view=224) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "region_box(Tensor attention, Tensor sizes, float threshold=0.1, int view=224, "
+      "bool squashed=False) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(placket, CPU, m) { m.impl("region_box", region_box_cpu_op); }
 #ifdef PLACKET_CUDA

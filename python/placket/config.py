@@ -103,8 +103,9 @@ class DataConfig:
         train: split to learn from.
         evaluation: split whose query and candidate lists choose the best checkpoint.
         size: side of the input in pixels.
-        fit: "crop" (short side and centre crop), "pad" (the whole box on a square) or "target_pad" (a box
-            longer than ``target_ratio`` padded to that ratio, then as "crop"; CLIP4Cir's).
+        fit: "crop" (short side and centre crop), "pad" (the whole box on a square), "target_pad" (a box
+            longer than ``target_ratio`` padded to that ratio, then as "crop"; CLIP4Cir's) or "squash" (the
+            whole box, each side resized to ``size`` by itself, so that no part of the input is empty).
         target_ratio: long side over short side, of "target_pad".
         interpolation: Pillow's filter that resizes; "bilinear" as published.
         arithmetic: "pillow" for every bit of Pillow, as published; "float" is faster, within about one grey
@@ -125,7 +126,7 @@ class DataConfig:
     train: str = "train"
     evaluation: str = "valid"
     size: int = 224
-    fit: Literal["crop", "pad", "target_pad"] = "crop"
+    fit: Literal["crop", "pad", "target_pad", "squash"] = "crop"
     target_ratio: float = 1.25
     interpolation: Literal["bilinear", "bicubic", "box", "lanczos"] = "bilinear"
     arithmetic: Literal["pillow", "float"] = "pillow"

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
-from placket import _C, ops, report
+from placket import _C, report
 from placket.data import read_image
 from placket.nn import AttributeNetwork, Pictures
 
@@ -84,7 +84,7 @@ def look(
     ids = torch.tensor([model.schema.indices(attributes)], device=device)
     out = model(batch.images.to(device), ids, Pictures.of(batch, device))
     attention = out.attention[0].float().cpu()  # [K, h, w]
-    found = ops.region_box(attention, batch.sizes.expand(len(attention), 2), model.config.box_threshold)
+    found = model.region_boxes(attention, batch.sizes.expand(len(attention), 2))
     boxes = (found + torch.tensor([left, top, left, top])).tolist()
     return [
         Look(

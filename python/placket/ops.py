@@ -1080,7 +1080,9 @@ def _empty_metrics(like: Tensor, shape: tuple[int, ...], cutoffs: int) -> tuple[
     return average, torch.empty_like(average), hits, sums, first
 
 
-def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224) -> Tensor:
+def region_box(
+    attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224, squashed: bool = False
+) -> Tensor:
     """Return the square box of the original image that an attention map points at.
 
     The map belongs to the centre square of the image, its short side resized to ``view``. Where the upsampled
@@ -1093,16 +1095,20 @@ def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: i
         sizes: ``[N, 2]`` int64, height and width of the original images, at least 1.
         threshold: in [0, 1).
         view: side of the model's input.
+        squashed: the map belongs to the whole image, both sides resized to ``view``; the box then has the
+            image's ratio, and resized to a square shows what the model's input does.
 
     Returns:
         ``[N, 4]`` int64, x0 y0 x1 y1 in pixels of the original, x1 and y1 exclusive. As published, a square
         of odd side may end one pixel of the view behind its border; ``crop_resize`` reads black there.
     """
-    return torch.ops.placket.region_box(attention, sizes, threshold, view)
+    return torch.ops.placket.region_box(attention, sizes, threshold, view, squashed)
 
 
 @torch.library.register_fake("placket::region_box")
-def _(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224) -> Tensor:
+def _(
+    attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224, squashed: bool = False
+) -> Tensor:
     return sizes.new_empty(attention.shape[0], 4)
 
 

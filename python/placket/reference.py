@@ -689,7 +689,9 @@ def _expected_precision(own: int, score: Sequence[float], ranked: Sequence[int],
     return sum(precisions) / len(precisions)
 
 
-def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224) -> Tensor:
+def region_box(
+    attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: int = 224, squashed: bool = False
+) -> Tensor:
     maps = upsample_maps(attention.cpu(), view)
     least, greatest = maps.amin((1, 2), True), maps.amax((1, 2), True)
     extent = greatest - least
@@ -704,11 +706,10 @@ def region_box(attention: Tensor, sizes: Tensor, threshold: float = 0.1, view: i
         x, y = left + w // 2, top + h // 2
         x = view - d if x + d // 2 > view else max(0, x - d // 2)
         y = view - d if y + d // 2 > view else max(0, y - d // 2)
-        short = min(height, width)
-        x, y, d = int(x / view * short), int(y / view * short), max(1, int(d / view * short))
-        x += (width - short) // 2
-        y += (height - short) // 2
-        boxes.append([x, y, x + d, y + d])
+        shown_w, shown_h = (width, height) if squashed else [min(height, width)] * 2
+        x, w = int(x / view * shown_w) + (width - shown_w) // 2, max(1, int(d / view * shown_w))
+        y, h = int(y / view * shown_h) + (height - shown_h) // 2, max(1, int(d / view * shown_h))
+        boxes.append([x, y, x + w, y + h])
     return torch.tensor(boxes, dtype=torch.int64, device=sizes.device).view(-1, 4)
 
 

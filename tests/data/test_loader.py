@@ -61,7 +61,7 @@ def take(loader: Loader, batches: int) -> list[list[torch.Tensor]]:
 
 
 @pytest.mark.parametrize("sampler", ["images", "triplets"])
-@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
 def test_bits_do_not_depend_on_threads(train: Split, sampler: Any, fit: str) -> None:
     def load(threads: int, prefetch: int) -> list[list[torch.Tensor]]:
         loader = Loader(

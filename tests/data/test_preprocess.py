@@ -90,6 +90,24 @@ def test_pad_equals_pillow_bit_for_bit(photograph: Photograph, box: tuple[int, i
     np.testing.assert_array_equal(batch.pixels.view(side, side, 3).numpy(), np.asarray(square))
 
 
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [((80, 50), None), ((80, 50), (-10, 4, 31, 79)), ((41, 90), (5, 7, 45, 30)), ((1, 5), None)],
+    ids=str,
+)
+def test_squash_equals_pillow_bit_for_bit(
+    photograph: Photograph, shape: tuple[int, int], box: tuple[int, int, int, int] | None
+) -> None:
+    pixels = photograph(*shape)
+    batch = _C.prepare_image(pixels, box, Preprocess(size=24, fit="squash"))
+    x0, y0, x1, y1 = box or (0, 0, shape[1], shape[0])
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, shape[1]), min(y1, shape[0])
+    cut = Image.fromarray(pixels).crop((x0, y0, x1, y1))
+    expected = normalise(cut.resize((24, 24), Image.Resampling.BILINEAR))
+    torch.testing.assert_close(batch.images[0], expected, rtol=0, atol=0)
+    assert batch.sizes.tolist() == [[y1 - y0, x1 - x0]]
+
+
 def target_pad(image: Image.Image, target_ratio: float) -> Image.Image:
     """TargetPad of CLIP4Cir (Baldrati et al., CVPR Workshops 2022), on Pillow."""
     w, h = image.size
@@ -141,7 +159,7 @@ def test_float_is_within_a_grey_level_of_pillow(
     """Pillow rounds twice by half a level; weights that sum to 1 carry the first rounding on."""
     pixels = np.where(photograph(*shape) > 128, 255, 0).astype(np.uint8)
     pixels[::3] = photograph(*shape)[::3]
-    for fit in ("crop", "pad"):
+    for fit in ("crop", "pad", "squash"):
         exact = grey_levels(pixels, size=size, fit=fit, interpolation=filter)
         ours = grey_levels(pixels, size=size, fit=fit, interpolation=filter, arithmetic="float")
         assert np.abs(ours - exact).max() <= 1.001
@@ -234,7 +252,10 @@ def test_a_box_beside_the_image_is_an_error(photograph: Photograph) -> None:
     ("arguments", "message"),
     [
         ({"size": 0}, r"Preprocess: size must be in \[1, 8192\], got 0"),
-        ({"fit": "stretch"}, "Preprocess: fit must be 'crop', 'pad' or 'target_pad', got 'stretch'"),
+        (
+            {"fit": "stretch"},
+            "Preprocess: fit must be 'crop', 'pad', 'target_pad' or 'squash', got 'stretch'",
+        ),
         ({"target_ratio": 0.9}, r"Preprocess: target_ratio must be in \[1, 100\], got 0.9"),
         ({"arithmetic": "exact"}, "Preprocess: arithmetic must be 'pillow' or 'float', got 'exact'"),
         ({"box_margin": -0.1}, "Preprocess: box_margin must be in"),

@@ -87,13 +87,12 @@ def test_the_segmented_view_is_the_crop_times_the_covered_share(
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (90, 41), (41, 90), (31, 33), (1, 5)], ids=str)
-def test_a_centre_crop_cuts_the_mask_as_it_cuts_the_picture(
-    photograph: Photograph, shape: tuple[int, int]
-) -> None:
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_the_mask_is_cut_as_the_picture_is(photograph: Photograph, shape: tuple[int, int], fit: str) -> None:
     mask = blob(*shape, 1)
     painted = np.repeat(mask[:, :, None], 3, axis=2).astype(np.uint8) * 255
-    white = _C.prepare_image(painted, preprocess=Preprocess(size=32, **LEVELS)).images
-    preprocess = Preprocess(size=32, interpolation="bicubic")
+    white = _C.prepare_image(painted, preprocess=Preprocess(size=32, fit=fit, **LEVELS)).images
+    preprocess = Preprocess(size=32, fit=fit, interpolation="bicubic")
     batch = _C.prepare_image(photograph(*shape), None, preprocess, mask)
     assert torch.equal(batch.segmented, batch.images * white)
 

@@ -53,7 +53,7 @@ def assert_same(split: Split, device: torch.device, batches: int = 9, **options:
 
 
 @pytest.mark.parametrize("sampler", ["images", "triplets"])
-@pytest.mark.parametrize("fit", ["crop", "pad", "target_pad"])
+@pytest.mark.parametrize("fit", ["crop", "pad", "target_pad", "squash"])
 @pytest.mark.parametrize("augment", [Augment(), Augment(flip=1.0), MOVES], ids=["plain", "flip", "moves"])
 def test_every_bit_is_the_loader_s(
     packed: StoreDataset, device: torch.device, sampler: Any, fit: str, augment: Augment

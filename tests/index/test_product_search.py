@@ -186,7 +186,14 @@ def test_a_grey_photograph_is_three_equal_channels(split: Split, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "preprocess", [{}, {"fit": "pad", "box_margin": 0.1}, {"fit": "target_pad", "target_ratio": 1.1}], ids=str
+    "preprocess",
+    [
+        {},
+        {"fit": "pad", "box_margin": 0.1},
+        {"fit": "target_pad", "target_ratio": 1.1},
+        {"fit": "squash", "box_margin": 0.1},
+    ],
+    ids=str,
 )
 def test_an_index_of_mirror_images_too(preprocess: dict[str, object], split: Split, tmp_path: Path) -> None:
     model = Products(**preprocess)

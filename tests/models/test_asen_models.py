@@ -393,6 +393,15 @@ def test_look_and_explain(method: str, photograph: Path) -> None:
     assert [row["cosine"] for row in rows] == pytest.approx([1, 1, 1])
 
 
+def test_look_shows_all_of_a_squashed_picture(photograph: Path) -> None:
+    model = make("asen_v2", preprocess={"size": 48, "fit": "squash"}).eval()
+    (found,) = explain.look(model, photograph, ["hem"])
+    assert found.window == (0, 0, 60, 70)
+    sizes = torch.tensor([[70, 60]])
+    expected = reference.region_box(torch.as_tensor(found.attention)[None], sizes, squashed=True)
+    assert [list(found.box)] == expected.tolist()
+
+
 @pytest.mark.parametrize("method", ["csn", "triplet"])
 def test_look_refuses_what_has_no_attention(method: str, photograph: Path) -> None:
     message = f"look: model must attend to positions to be looked at, got {method}"

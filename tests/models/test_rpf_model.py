@@ -5,12 +5,14 @@ import pickle
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from placket import AttributeSchema, create_model, reference
+from placket import _C, AttributeSchema, create_model, reference
 from placket.nn import NetworkOutput, Pictures, Rpf, TensorSpec, Trunk, crop_input, joint_embedding
 from placket.nn.spec_module import SpecModule
 
@@ -242,6 +244,21 @@ def test_patch_branch_crops_inputs_and_pictures() -> None:
     boxes = reference.region_box(out.attention.flatten(0, 1), sizes[[0, 0, 1, 1]])
     assert torch.equal(out.box.flatten(0, 1), boxes)
     torch.testing.assert_close(model.encode_all(images, pictures)[:, 1], out.embedding[:, 1])
+
+
+def test_patch_branch_looks_at_squashed_boxes_of_squashed_pictures() -> None:
+    model = make(PATCH, preprocess={"size": 64, "fit": "squash"}).eval()
+    pixels = torch.randint(0, 256, (90, 40, 3), dtype=torch.uint8)
+    batch = _C.prepare_image(pixels.numpy(), preprocess=_C.Preprocess(**model.preprocess))
+    out = model(batch.images, [1], Pictures.of(batch, torch.device("cpu")))
+    ((x0, y0, x1, y1),) = out.box.tolist()
+    assert [[x0, y0, x1, y1]] == reference.region_box(
+        out.attention, torch.tensor([[90, 40]]), squashed=True
+    ).tolist()
+    assert (y1 - y0) / (x1 - x0) == pytest.approx(90 / 40, rel=0.1)  # both are whole pixels
+    cut = Image.fromarray(pixels.numpy()).crop((x0, y0, x1, y1))
+    crop = _C.prepare_image(np.asarray(cut), preprocess=_C.Preprocess(**model.preprocess | {"size": 32}))
+    torch.testing.assert_close(out.patch, model.patch_embedding(crop.images, torch.tensor([1])))
 
 
 def test_crop_input_equals_interpolate_inside() -> None:

@@ -67,6 +67,10 @@ def test_region_box_by_hand(device: torch.device):
     expected = torch.tensor([[154 * 2 + 112, 42 * 2, 182 * 2 + 112, 70 * 2]], device=device)
     assert torch.equal(reference.region_box(attention, sizes), expected)
     assert torch.equal(ops.region_box(attention, sizes), expected)
+    # Of the whole image, whose columns are three times as far apart as the view's.
+    expected = torch.tensor([[154 * 3, 42 * 2, 182 * 3, 70 * 2]], device=device)
+    assert torch.equal(reference.region_box(attention, sizes, squashed=True), expected)
+    assert torch.equal(ops.region_box(attention, sizes, squashed=True), expected)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +86,9 @@ def test_region_box_by_hand(device: torch.device):
 )
 def test_region_box_matches_reference(h: int, w: int, view: int, threshold: float, device: torch.device):
     attention, sizes = random_maps(40, h, w).to(device), random_sizes(40).to(device)
-    expected = reference.region_box(attention, sizes, threshold, view)
-    assert torch.equal(ops.region_box(attention, sizes, threshold, view), expected)
+    for squashed in (False, True):
+        expected = reference.region_box(attention, sizes, threshold, view, squashed)
+        assert torch.equal(ops.region_box(attention, sizes, threshold, view, squashed), expected)
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.4])
@@ -125,9 +130,10 @@ def test_region_box_has_an_area_in_tiny_images(device: torch.device):
     attention = special_maps(2, 3).to(device)
     for h, w in ((1, 1), (1, 900), (3, 2)):
         sizes = torch.tensor([[h, w]], device=device).expand(len(attention), 2)
-        box = ops.region_box(attention, sizes)
-        assert ((box[:, 2:] - box[:, :2]) >= 1).all()
-        assert torch.equal(box, reference.region_box(attention, sizes))
+        for squashed in (False, True):
+            box = ops.region_box(attention, sizes, squashed=squashed)
+            assert ((box[:, 2:] - box[:, :2]) >= 1).all()
+            assert torch.equal(box, reference.region_box(attention, sizes, squashed=squashed))
 
 
 def test_region_box_carries_no_gradient(device: torch.device):
@@ -144,6 +150,7 @@ def test_region_box_registration(device: torch.device, opcheck):
         sizes,
         0.4,
         112,
+        True,
     )
 
 

@@ -31,6 +31,7 @@ def test_attention_peaks():
         (200, 300, None, {"size": 100, "fit": "pad"}, (-50, 0, 250, 300)),
         (300, 100, None, {"size": 50, "fit": "target_pad", "target_ratio": 1.5}, (48, -50, 248, 150)),
         (200, 300, (50, 100, 150, 300), {"size": 50}, (50, 150, 150, 250)),
+        (200, 300, (50, 100, 150, 300), {"size": 60, "fit": "squash", "box_margin": 0.1}, (40, 80, 160, 300)),
         (200, 300, (50, 100, 150, 300), {"size": 60, "box_margin": 0.1}, (40, 130, 160, 250)),  # cut below
         # Resized to 10 x 13, of which rows 2 to 12 are kept: int(round(3 / 2)) is 2.
         (20, 27, None, {"size": 10}, (0, 2 * 27 / 13, 20, 12 * 27 / 13)),
@@ -43,7 +44,9 @@ def test_input_window(width, height, box, options, expected):
 def test_input_window_errors():
     with pytest.raises(ValueError, match="box must overlap the image of 20 x 10 pixels, got"):
         input_window(20, 10, (20, 0, 30, 10), size=8)
-    with pytest.raises(ValueError, match="fit must be 'crop', 'pad' or 'target_pad', got 'stretch'"):
+    with pytest.raises(
+        ValueError, match="fit must be 'crop', 'pad', 'target_pad' or 'squash', got 'stretch'"
+    ):
         input_window(20, 10, size=8, fit="stretch")
 
 

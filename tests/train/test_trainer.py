@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,17 +77,22 @@ def python_loop(model: Rpf, data: AsenDataset, stage: StageConfig, seed: int, st
 
 
 @pytest.mark.parametrize(
-    ("stage", "patch", "own"),
-    [(STAGE, None, False), (STAGE, None, True), (BOTH, TRUNK, False)],
-    ids=["region", "region_project_per_attribute", "both"],
+    ("stage", "patch", "options"),
+    [
+        (STAGE, None, {}),
+        (STAGE, None, {"project_per_attribute": True}),
+        (BOTH, TRUNK, {}),
+        (BOTH, TRUNK, {"fit": "squash"}),
+    ],
+    ids=["region", "region_project_per_attribute", "both", "both_squashed"],
 )
 def test_equals_a_python_loop_in_every_bit(
-    drawn: AsenDataset, make_model: MakeModel, stage: StageConfig, patch: str | None, own: bool
+    drawn: AsenDataset, make_model: MakeModel, stage: StageConfig, patch: str | None, options: dict[str, Any]
 ) -> None:
-    native, python = (make_model(patch, project_per_attribute=own) for _ in range(2))
+    native, python = (make_model(patch, **options) for _ in range(2))
     Trainer(native, drawn, stage, trainer=QUIET).run(6)
     python_loop(python, drawn, stage, QUIET.seed, 6)
-    assert not equal(native, make_model(patch, project_per_attribute=own))
+    assert not equal(native, make_model(patch, **options))
     for (name, a), b in zip(native.state_dict().items(), python.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 

@@ -68,6 +68,7 @@ class AttributeSystem : public ModelSystem {
     }
     std::copy(preprocess.mean.begin(), preprocess.mean.end(), mean_.begin());
     std::copy(preprocess.std.begin(), preprocess.std.end(), std_.begin());
+    squashed_ = preprocess.fit == "squash";
     TORCH_CHECK_VALUE(int64_t(values.size()) == config.attributes,
                       "AttributeSystem: values must have one entry for each of the model's ",
                       config.attributes, " attributes, got ", values.size());
@@ -415,7 +416,7 @@ class AttributeSystem : public ModelSystem {
     const at::AutoGradMode grad(training && at::GradMode::is_enabled());
     const Tensor boxes =
         region_box(attention.to(at::kFloat), batch.sizes.index_select(0, views.images),
-                   options_.box_threshold, kRegionView);
+                   options_.box_threshold, kRegionView, squashed_);
     const bool half = at::autocast::is_autocast_enabled(device_.type());
     const Tensor crops = crop_resize(batch.pixels, batch.offsets, batch.sizes, boxes, views.images,
                                      options_.patch_size, options_.patch_size, mean_, std_,
@@ -602,6 +603,7 @@ class AttributeSystem : public ModelSystem {
   uint64_t seed_;  // of the centres' initial values
   ExtraLosses extra_losses_;
   std::array<double, 3> mean_, std_;
+  bool squashed_;  // what inputs show of a picture
   StageConfig stage_;
   // Of the parameters that have one: rows of attributes, or of centres of their classes.
   std::map<std::string, int64_t> attribute_axes_;

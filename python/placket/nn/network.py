@@ -492,6 +492,19 @@ class AttributeNetwork(Model):
         frozen = isinstance(branch.trunk, Trunk) and branch.trunk.freeze_batch_norm
         return self.training, self.training and not frozen, groups
 
+    def region_boxes(self, attention: Tensor, sizes: Tensor) -> Tensor:
+        """Return the boxes that attention maps point at, which the patch branch looks at.
+
+        Args:
+            attention: ``[N, h, w]`` float32.
+            sizes: ``[N, 2]`` int64, height and width of the pictures that the inputs were made from.
+
+        Returns:
+            ``[N, 4]`` int64, x0 y0 x1 y1 in pixels of the picture; see ``placket.ops.region_box``.
+        """
+        squashed = self.preprocess["fit"] == "squash"
+        return ops.region_box(attention, sizes, self.config.box_threshold, squashed=squashed)
+
     def _crops(self, images: Tensor, attention: Tensor, pictures: Pictures | None) -> tuple[Tensor, Tensor]:
         """Boxes ``[V, 4]`` and crops ``[V, 3, S, S]`` of maps ``[B, K, h, w]``, V = B K."""
         size = self.config.patch_size
@@ -502,7 +515,7 @@ class AttributeNetwork(Model):
         else:
             sizes = pictures.sizes
         maps = attention.flatten(0, 1).float()
-        box = ops.region_box(maps, sizes[image_index], self.config.box_threshold)
+        box = self.region_boxes(maps, sizes[image_index])
         if pictures is None:
             return box, crop_input(images, box, image_index, size)
         crops = ops.crop_resize(

@@ -52,7 +52,7 @@ def input_window(
 
     The box (the whole image without one) grows by ``box_margin`` of its sides and is cut to the image; with
     "pad" it becomes a square about its centre, with "target_pad" no longer than ``target_ratio``; the short
-    side is resized to ``size`` and the centre kept.
+    side is resized to ``size`` and the centre kept. With "squash" the input shows all of it.
 
     Args:
         width, height: of the image, in pixels.

@@ -10,11 +10,14 @@ namespace {
 void expect_equal_to_cpu(const std::vector<float>& attention, const std::vector<int64_t>& sizes,
                          int64_t height, int64_t width, int64_t view, int threshold) {
   const auto maps = int64_t(sizes.size()) / 2;
-  const RegionBox in = {attention.data(), sizes.data(), maps, height, width, view, threshold};
-  auto found = unwritten<int64_t>(4 * maps), expected = found;
-  ASSERT_EQ(launch_region_box(in, found.data(), nullptr), nullptr);
-  region_box_cpu(in, expected.data());
-  EXPECT_EQ(found, expected) << height << " x " << width << " in " << view;
+  for (const bool squashed : {false, true}) {
+    const RegionBox in = {attention.data(), sizes.data(), maps, height, width, view,
+                          threshold,        squashed};
+    auto found = unwritten<int64_t>(4 * maps), expected = found;
+    ASSERT_EQ(launch_region_box(in, found.data(), nullptr), nullptr);
+    region_box_cpu(in, expected.data());
+    EXPECT_EQ(found, expected) << height << " x " << width << " in " << view << ", " << squashed;
+  }
 }
 
 TEST(EmulatedCuda, RegionBox) {
