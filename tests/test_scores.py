@@ -247,7 +247,7 @@ def test_settings_say_what_is_trained_how_often() -> None:
 @pytest.mark.parametrize("entry", scores.entries(SMALL), ids=lambda entry: entry.key)
 def test_every_entry_trains(entry: scores.Entry, data: Dataset) -> None:
     torch.set_num_threads(1)
-    config = small_config(entry, SMALL, str(data.root), len(data.split("train")), seed=0)
+    config = small_config(entry, SMALL, data, seed=0)
     for stage in config.stages:
         assert stage.batch * stage.copies * (3 if stage.sampler == "triplets" else 1) == 12
     stages = placket.load_config(entry.recipe).stages
@@ -256,9 +256,23 @@ def test_every_entry_trains(entry: scores.Entry, data: Dataset) -> None:
     assert training.fit_epochs(config, data, 1e-3) == [1] * len(config.stages)
 
 
-def test_ramps_keep_their_share_of_the_epochs() -> None:
+def test_batches_of_classes_can_be_of_every_attribute(data: Dataset) -> None:
+    m3net = Entry("m3net", "M3-Net", "m3net", "m3net", ours=False)
+    fewest = min(data.schema.value_counts)
+    assert placket.load_config("m3net").stages[0].images_of_class == 4
+    images = {}
+    for batch in (8, 4 * fewest, 48):
+        (stage,) = small_config(m3net, replace(SMALL, batch=batch), data, seed=0).stages
+        assert stage.batch == batch
+        assert stage.images_of_class * fewest >= batch
+        images[batch] = stage.images_of_class
+    assert images[8] == images[4 * fewest] == 4
+    assert images[48] == 48 // fewest
+
+
+def test_ramps_keep_their_share_of_the_epochs(data: Dataset) -> None:
     modc = Entry("modc", "MODC", "modc", "modc", ours=False)
-    stages = small_config(modc, SMALL, "data", images=60, seed=0, epochs=[5, 2, 2]).stages
+    stages = small_config(modc, SMALL, data, seed=0, epochs=[5, 2, 2]).stages
     recipe = placket.load_config("modc").stages[2]
     assert (recipe.ramp_epochs["region_pseudo_label"], recipe.epochs) == (5, 20)
     assert stages[2].ramp_epochs == {"region_pseudo_label": 0.5, "region_consistency": 0.5}
@@ -269,9 +283,9 @@ SINGLE_LABEL = {"class_recognition": "class_cross_entropy"}
 
 
 @pytest.mark.parametrize(("name", "stage"), [("modc", 1), ("m3net", 0)])
-def test_our_recipe_has_a_methods_own_losses(name: str, stage: int) -> None:
+def test_our_recipe_has_a_methods_own_losses(name: str, stage: int, data: Dataset) -> None:
     entry = Entry(f"{name}-ours", name, name, "demo", ours=True)
-    (ours,) = small_config(entry, SMALL, "data", images=60, seed=0).stages
+    (ours,) = small_config(entry, SMALL, data, seed=0).stages
     own = placket.load_config(name).stages[stage].losses
     shared = ("triplet_region", "region_contrast")
     added = {SINGLE_LABEL.get(key, key): weight for key, weight in own.items() if key not in shared}
@@ -292,7 +306,7 @@ def test_own_class_probabilities_take_part(
     monkeypatch.setattr(training, "class_agreement", spied)
     entry = next(entry for entry in scores.entries(SMALL) if entry.key == key)
     counts = {"epochs": [1, 1, 1] if key == "modc" else [1]}
-    config = small_config(entry, SMALL, str(data.root), len(data.split("train")), seed=0, **counts)
+    config = small_config(entry, SMALL, data, seed=0, **counts)
     record = training.run_method(config, entry.title, SMALL, data, tmp_path / "run")
     assert list(record.rankings) == list(record.valid) == EVERY
     means = [f"class means, temperature {t:g}" for t in TEMPERATURES]
@@ -328,9 +342,9 @@ def test_class_means_are_of_the_training_images(found: scores.Scores, data: Data
             torch.testing.assert_close(means[attribute][value], expected)
 
 
-def test_papers_rates_keep_their_ratio_and_trunks_have_their_own() -> None:
+def test_papers_rates_keep_their_ratio_and_trunks_have_their_own(data: Dataset) -> None:
     bench = SETTINGS["night"].benches[1]
-    stages = small_config(RPF, bench, "data", images=4500, seed=0, epochs=[3, 1]).stages
+    stages = small_config(RPF, bench, data, seed=0, epochs=[3, 1]).stages
     assert [stage.epochs for stage in stages] == [3, 1]
     rates = stages[1].rates  # of the recipe: 1e-5, and 5.5e-5 for the patch branch
     assert rates["patch."] == bench.rate
@@ -339,7 +353,7 @@ def test_papers_rates_keep_their_ratio_and_trunks_have_their_own() -> None:
     assert rates["region.trunk."] == pytest.approx(0.2 * bench.rate / 5.5)
     assert rates["region.trunk._blocks.4."] == 0
     assert not any(prefix.startswith("patch.") for prefix in stages[0].rates)
-    ours = small_config(replace(RPF, recipe="lite", ours=True), bench, "data", images=4500, seed=0)
+    ours = small_config(replace(RPF, recipe="lite", ours=True), bench, data, seed=0)
     recipe = placket.load_config("lite")
     assert [stage.rates for stage in ours.stages] == [stage.rates for stage in recipe.stages]
     assert ours.model.embedding_dim == recipe.model.embedding_dim

@@ -123,8 +123,7 @@ class _Trainings:
         """Return what a method gave with a seed."""
 
         def config(epochs: Sequence[int] | None) -> TrainConfig:
-            data = self._data
-            return small_config(entry, self._bench, str(data.root), len(data.split("train")), seed, epochs)
+            return small_config(entry, self._bench, self._data, seed, epochs)
 
         def train(folder: Path) -> list[Record]:
             seconds = self._bench.seconds

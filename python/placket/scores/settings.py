@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from placket import _C
 from placket.config import DataConfig, ScheduleConfig, StageConfig, TrainConfig, load_config
+from placket.data import Dataset, Split
 from placket.models import METHODS, takes_patch
 
 __all__ = ["SETTINGS", "TITLES", "Bench", "Entry", "Setting", "entries", "small_config"]
@@ -41,8 +42,8 @@ class Bench:
     trunk: str
     trunk_weights: str | None
     size: int
-    train_size: int
-    """Side of the inputs to learn from."""
+    fit: Literal["pad", "squash"]
+    """How boxes become square."""
     patch_size: int
     feature_size: int
     """Side in pixels of the input of frozen features."""
@@ -104,7 +105,7 @@ _GARMENTS = Bench(
     trunk="resnet18,width=0.375,stage=2",
     trunk_weights=None,
     size=96,
-    train_size=96,
+    fit="pad",
     patch_size=64,
     feature_size=96,
     attribute_dim=128,
@@ -124,7 +125,7 @@ _PHOTOGRAPHS = Bench(
     trunk="efficientnet_lite0,stage=head",
     trunk_weights="efficientnet_lite0",
     size=160,
-    train_size=128,
+    fit="squash",
     patch_size=96,
     feature_size=224,
     attribute_dim=256,
@@ -135,7 +136,7 @@ _PHOTOGRAPHS = Bench(
     # Half the cost of a step; what ImageNet taught these layers serves as it is.
     frozen=("_conv_stem.", "_bn0.", *(f"_blocks.{i}." for i in range(5))),
     flip=0.5,
-    crop_scale=0.75,
+    crop_scale=1.0,
     seconds=1200,
 )
 
@@ -159,19 +160,19 @@ def entries(bench: Bench) -> list[Entry]:
 
 
 def small_config(
-    entry: Entry, bench: Bench, root: str, images: int, seed: int, epochs: Sequence[int] | None = None
+    entry: Entry, bench: Bench, data: Dataset, seed: int, epochs: Sequence[int] | None = None
 ) -> TrainConfig:
     """Return an entry's recipe on a bench: its losses, stages and samplers; the bench's everything else.
 
     Our recipe is written for RPF. Another method takes it without ``region_patch``, RPF's own loss, and, if
     it has one branch, the first stage alone; MODC adds the losses of its centres and M3-Net those of its
-    classes, weighted as in their recipes.
+    classes, weighted as in their recipes. Batches of classes hold so many of an attribute that every
+    attribute can give one.
 
     Args:
         entry: one of ``entries(bench)``.
         bench: gives trunk, input, batch, flips and crops, and, unless the entry is ours, widths and rates.
-        root: of the data set.
-        images: to learn from; an epoch sees about so many with any sampler.
+        data: to learn from; an epoch sees about as many images as "train" has with any sampler.
         seed: of the training.
         epochs: of each stage; the recipe's by default. Ramps keep their share of them.
     """
@@ -196,7 +197,7 @@ def small_config(
     options = {key: value if key in known else None for key, value in options.items()}
     model = replace(model, **options)
     stages = [
-        _small_stage(stage, bench, entry, images)
+        _small_stage(stage, bench, entry, data.split("train"))
         for stage in config.stages
         if has_patch or "patch" not in stage.branches
     ]
@@ -205,7 +206,7 @@ def small_config(
     return replace(
         config,
         model=model,
-        data=DataConfig(root=root, size=bench.size, fit="pad", box_margin=0.1),
+        data=DataConfig(root=str(data.root), size=bench.size, fit=bench.fit, box_margin=0.1),
         stages=tuple(stages),
         # The last weights of a stage count, for every method and for the classifier.
         trainer=replace(config.trainer, seed=seed, evaluate_every=0, checkpoint_every=0, tensorboard=False),
@@ -217,17 +218,19 @@ def _lasting(stage: StageConfig, epochs: int) -> StageConfig:
     return replace(stage, epochs=epochs, ramp_epochs=ramps)
 
 
-def _small_stage(stage: StageConfig, bench: Bench, entry: Entry, images: int) -> StageConfig:
+def _small_stage(stage: StageConfig, bench: Bench, entry: Entry, train: Split) -> StageConfig:
     losses = stage.losses
     if entry.ours and entry.method != "rpf":
         losses = {name: weight for name, weight in losses.items() if name != "region_patch"}
         losses |= _OWN_LOSSES.get(entry.method, {})
+    batch = bench.batch // stage.copies // (3 if stage.sampler == "triplets" else 1)
     common = replace(
         stage,
         losses=losses,
-        size=bench.train_size,
-        batch=bench.batch // stage.copies // (3 if stage.sampler == "triplets" else 1),
-        triplets=images // 3,
+        size=None,
+        batch=batch,
+        triplets=len(train) // 3,
+        images_of_class=_images_of_class(stage, batch, train),
         batch_norm=bench.batch_norm,
         flip=bench.flip,
         crop_scale=bench.crop_scale,
@@ -241,6 +244,14 @@ def _small_stage(stage: StageConfig, bench: Bench, entry: Entry, images: int) ->
         weight_decay=0.01,
         decoupled_decay=True,
     )
+
+
+def _images_of_class(stage: StageConfig, batch: int, train: Split) -> int:
+    """Return the recipe's, or the fewest more with which every attribute has classes enough for a batch."""
+    attributes = range(len(train.labels.values))
+    fewest = min(int((train.labels.counts(a) >= 2).sum()) for a in attributes)
+    fitting = [n for n in range(stage.images_of_class, batch + 1) if batch % n == 0 and batch // n <= fewest]
+    return fitting[0] if stage.sampler == "classes" and fitting else stage.images_of_class
 
 
 def _small_rates(stage: StageConfig, bench: Bench) -> dict[str, float]:

@@ -222,7 +222,7 @@ def _classifier(bench: Bench, data: Dataset, seed: int) -> tuple[baselines.Multi
     loader = Loader(
         data.split("train"),
         batch=bench.batch,
-        preprocess=_inputs(bench, bench.train_size),
+        preprocess=_inputs(bench, bench.size),
         augment=Augment(flip=bench.flip, crop_scale=bench.crop_scale),
         seed=seed,
     )
@@ -249,4 +249,4 @@ def _train_classifier(
 def _inputs(bench: Bench, size: int) -> Preprocess:
     """Return how images become inputs: as for the methods."""
     mean, std = _C.trunk_normalization(bench.trunk)
-    return Preprocess(size=size, fit="pad", box_margin=0.1, mean=mean, std=std)
+    return Preprocess(size=size, fit=bench.fit, box_margin=0.1, mean=mean, std=std)
