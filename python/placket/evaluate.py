@@ -345,7 +345,8 @@ def prepare_image(
         # The picture is cut first, so that what stands at the odd pixel of a margin is what the loader has.
         height, width, _ = picture.shape
         cut, _ = _C.frame(height, width, box, preprocess)
-        whole = _C.Preprocess(**{**model.preprocess, "fit": "crop"})
+        fit = "squash" if preprocess.fit == "squash" else "crop"  # "pad" and "target_pad" have cut already
+        whole = _C.Preprocess(**{**model.preprocess, "fit": fit})
         own = None if mask is None else _mirrored(mask, cut)
         views.append((_mirrored(picture, cut), None, whole, own))
     every = []
