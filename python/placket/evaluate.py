@@ -342,13 +342,12 @@ def prepare_image(
             raise ValueError(f"prepare_image: mask must show a pixel of the box in {image}, got none")
     views = [(picture, box, preprocess, mask)]
     if flip:
-        # The picture is cut first, so that what stands at the odd pixel of a margin is what the loader has.
+        # The picture is cut first, so that what stands at the odd pixel of a margin is what the loader has;
+        # no fit cuts or pads it again.
         height, width, _ = picture.shape
         cut, _ = _C.frame(height, width, box, preprocess)
-        fit = "squash" if preprocess.fit == "squash" else "crop"  # "pad" and "target_pad" have cut already
-        whole = _C.Preprocess(**{**model.preprocess, "fit": fit})
         own = None if mask is None else _mirrored(mask, cut)
-        views.append((_mirrored(picture, cut), None, whole, own))
+        views.append((_mirrored(picture, cut), None, preprocess, own))
     every = []
     for each in views:
         batch = _C.prepare_image(*each)

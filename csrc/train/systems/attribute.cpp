@@ -603,7 +603,7 @@ class AttributeSystem : public ModelSystem {
   uint64_t seed_;  // of the centres' initial values
   ExtraLosses extra_losses_;
   std::array<double, 3> mean_, std_;
-  bool squashed_;  // what inputs show of a picture
+  bool squashed_;  // inputs are whole pictures, each side resized by itself
   StageConfig stage_;
   // Of the parameters that have one: rows of attributes, or of centres of their classes.
   std::map<std::string, int64_t> attribute_axes_;

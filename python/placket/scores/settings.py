@@ -248,10 +248,11 @@ def _small_stage(stage: StageConfig, bench: Bench, entry: Entry, train: Split) -
 
 def _images_of_class(stage: StageConfig, batch: int, train: Split) -> int:
     """Return the recipe's, or the fewest more with which every attribute has classes enough for a batch."""
-    attributes = range(len(train.labels.values))
-    fewest = min(int((train.labels.counts(a) >= 2).sum()) for a in attributes)
-    fitting = [n for n in range(stage.images_of_class, batch + 1) if batch % n == 0 and batch // n <= fewest]
-    return fitting[0] if stage.sampler == "classes" and fitting else stage.images_of_class
+    if stage.sampler != "classes":
+        return stage.images_of_class
+    fewest = min(int((train.labels.counts(a) >= 2).sum()) for a in range(len(train.labels.values)))
+    fitting = (n for n in range(stage.images_of_class, batch + 1) if batch % n == 0 and batch // n <= fewest)
+    return next(fitting, stage.images_of_class)
 
 
 def _small_rates(stage: StageConfig, bench: Bench) -> dict[str, float]:
