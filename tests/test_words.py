@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,15 +69,13 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def make(data: Dataset, **options: object) -> RafClip:
     tokenizer = Tokenizer.from_bytes(b"a merge a line\nt h</w>\na r\n", clean="basic")
+    settings = {"schema": data.schema, "trunk": TRUNK, "preprocess": {"size": 48, "fit": "pad"}, **options}
     model = placket.create_model(
         "raf_clip",
-        schema=data.schema,
-        trunk=TRUNK,
         text=TEXT.format(len(tokenizer)),
         vocabulary=tokenizer,
-        preprocess={"size": 48, "fit": "pad"},
         generator=torch.Generator().manual_seed(0),
-        **options,
+        **settings,
     )
     assert isinstance(model, RafClip)
     return model.eval()
@@ -117,6 +116,83 @@ def test_recognition_of_regions_by_words(views: str, drawn: Dataset) -> None:
     for name, metric in expected.metrics.items():
         # Batches of another size round otherwise, which may change a place among hundreds.
         assert found.metrics[name].overall == pytest.approx(metric.overall, abs=0.5), name
+
+
+@torch.no_grad()
+def test_value_maps_are_parts_of_the_lead_of_a_value(drawn: Dataset) -> None:
+    model = make(drawn)
+    images = torch.randn(3, 3, 48, 64)
+    maps = model.value_maps(images)
+    assert maps.shape == (3, sum(drawn.schema.value_counts), 6, 8)
+    cosines = model.score_values(images).split(drawn.schema.value_counts, 1)
+    leads = []
+    for own in cosines:
+        others = (own.sum(1, keepdim=True) - own) / (own.shape[1] - 1)
+        leads.append(own - others)
+    length = model.encode_image(images).norm(dim=1, keepdim=True)
+    # A trunk's embedding is the mean of its positions'.
+    torch.testing.assert_close(maps.mean((2, 3)), torch.cat(leads, 1) * length, atol=1e-5, rtol=1e-4)
+    only = make(drawn, schema=placket.AttributeSchema.of({"sleeve": ["long"]}))
+    expected = only.image_tokens(images).tokens[:, 1:] @ only.words()[0]
+    torch.testing.assert_close(only.value_maps(images).flatten(1), expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "tower", [TRUNK, "clip_vit,width=32,depth=1,heads=2,patch=16,image=48,embedding_dim=32"]
+)
+@torch.no_grad()
+def test_attention_is_what_speaks_for_the_likeliest_value(tower: str, drawn: Dataset) -> None:
+    model = make(drawn, trunk=tower)
+    images = torch.randn(2, 3, 48, 48)
+    asked = [3, "sleeve"]
+    found = model.attend(images, asked)
+    assert torch.equal(found.embedding, model.encode(images, asked))
+    torch.testing.assert_close(found.attention.sum((2, 3)), torch.ones(2, 2))
+    ends = np.cumsum(drawn.schema.value_counts)
+    for k, attribute in enumerate(drawn.schema.indices(asked)):
+        first = int(ends[attribute]) - drawn.schema.value_counts[attribute]
+        for row, estimate in enumerate(model.class_probabilities(images, asked)[k]):
+            own = model.value_maps(images)[row, first + int(estimate.argmax())].clamp_min(0)
+            expected = own / own.sum() if own.sum() > 0 else torch.full_like(own, 1 / own.numel())
+            torch.testing.assert_close(found.attention[row, k], expected)
+
+
+@torch.no_grad()
+def test_attention_is_even_where_nothing_speaks_for_a_value(drawn: Dataset) -> None:
+    model = make(drawn)
+    next(p for name, p in model.named_parameters() if name.endswith("head.proj.weight")).zero_()
+    found = model.attend(torch.randn(1, 3, 48, 48), ["hem"]).attention
+    torch.testing.assert_close(found, torch.full_like(found, 1 / 36))
+
+
+def test_explaining_a_hit_by_words(
+    drawn: Dataset, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def printed(*arguments: object) -> list[dict[str, Any]]:
+        assert main([*map(str, arguments), "--json"]) == 0
+        rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+        return rows
+
+    model, split = make(drawn), drawn.split("test")
+    model.save(tmp_path / "model")
+    build = ["index", "build", tmp_path / "model", drawn.root, "--split", "test", "--out", tmp_path / "index"]
+    assert main([*map(str, build)]) == 0
+    capsys.readouterr()
+    first, second = list(split.records)[:2]
+    asked = [split.paths[0], "--attribute", "hem", "--box", ",".join(map(str, first.box or ()))]
+    hits = printed("search", tmp_path / "index", *asked, "-k", len(split))
+    page = tmp_path / "page.html"
+    hit = ["--hit", tmp_path / "index", second.filename]
+    (row,) = printed("explain", tmp_path / "model", *asked, *hit, "--out", page)
+    assert row["cosine"] == pytest.approx(
+        next(found["score"] for found in hits if found["id"] == second.filename), abs=1e-5
+    )
+    with torch.no_grad():
+        estimates = model.class_probabilities(all_images(model, split)[:2], ["hem"])[0]
+    for estimate, ending in zip(estimates, ("", "2"), strict=True):
+        assert row["value" + ending] == drawn.schema["hem"].values[int(estimate.argmax())]
+        assert row["probability" + ending] == pytest.approx(float(estimate.max()), abs=1e-5)
+    assert f"{row['value']} ({row['probability']:.2f}) and {row['value2']}" in page.read_text()
 
 
 def test_recognition_by_class_logits(drawn: Dataset) -> None:

@@ -417,18 +417,19 @@ def _write_hits(page: Path, spaces: Iterable[str], found: Mapping[Path, Sequence
 def _explain(options: Namespace) -> None:
     import placket
     from placket import explain
-    from placket.models import as_network
 
     if options.image2 is not None and options.hit is not None:
         raise ValueError(f"explain: IMAGE2 must be left out with --hit, got {options.image2}")
     model = placket.load(options.checkpoint, device=options.device)
     asked = options.attribute or model.schema.names
     weights = dict(map(_weighted, asked))
-    other = options.image2
+    other, other_box = options.image2, None
     if options.hit is not None:
         with placket.AttributeIndex.load(options.hit[0], read_only=True) as index:
-            other = Path(index.get(_id(index, options.hit[1])).metadata["path"])
-    found = explain.explain(as_network(model, "explain"), options.image, other, weights)
+            known = index.get(_id(index, options.hit[1])).metadata
+            other, other_box = Path(known["path"]), known.get("box")
+    box = None if options.box is None else _box(options.box)
+    found = explain.explain(model, options.image, other, weights, box=box, other_box=other_box)
     explain.write_explanation(options.out, found)
     _show(options, found.rows(), explain.table(found))
 
@@ -479,7 +480,7 @@ def _box(text: str) -> list[int]:
     try:
         x0, y0, x1, y1 = map(int, text.split(","))
     except ValueError:
-        raise ValueError(f"search: --box must be X0,Y0,X1,Y1 in whole pixels, got '{text}'") from None
+        raise ValueError(f"--box must be X0,Y0,X1,Y1 in whole pixels, got '{text}'") from None
     return [x0, y0, x1, y1]
 
 
@@ -839,6 +840,9 @@ def _add_explain(parser: ArgumentParser) -> None:
         action="append",
         metavar=_ATTRIBUTE,
         help="where to look; may be given several times; all by default",
+    )
+    parser.add_argument(
+        "--box", metavar="X0,Y0,X1,Y1", help="where the garment is in IMAGE, in pixels; all of it by default"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="HTML page to write")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 
 from placket import _C, report
 from placket.data import read_image
-from placket.nn import AttributeNetwork, Pictures
+from placket.nn import Model, Pictures
+from placket.schema import Attribute
 
 __all__ = ["Explanation", "Look", "attention_overlay", "explain", "look", "table", "write_explanation"]
 
@@ -33,9 +34,11 @@ class Look:
         attribute: its name.
         picture: ``[H, W, 3]`` uint8, the image.
         window: the part of it that the attention map covers; it may leave the image.
-        attention: ``[h, w]`` float32, sums to 1.
+        attention: ``[h, w]`` float32, sums to 1; of a model of words, what speaks for the value it takes for
+            likeliest (``placket.nn.RafClip.value_maps``).
         box: the crop that the map gives, x1 and y1 exclusive.
         embedding: ``[D]`` float32, L2-normalised.
+        value, probability: the value it takes for likeliest; None where it does not predict.
     """
 
     attribute: str
@@ -44,6 +47,8 @@ class Look:
     attention: NDArray[np.float32]
     box: tuple[int, int, int, int]
     embedding: NDArray[np.float32]
+    value: str | None = None
+    probability: float | None = None
 
     def overlay(self, regions: Sequence[Sequence[float]] = ()) -> NDArray[np.uint8]:
         """Return the picture with attention as heat, the box in white, true regions, if given, in green."""
@@ -56,7 +61,7 @@ class Look:
 
 @torch.inference_mode()
 def look(
-    model: AttributeNetwork,
+    model: Model,
     image: str | os.PathLike[str],
     attributes: Sequence[str | int],
     box: Sequence[int] | None = None,
@@ -75,28 +80,39 @@ def look(
     """
     if not model.attends:
         raise ValueError(f"look: model must attend to positions to be looked at, got {model.name}")
+    asked = model.schema.indices(attributes)
     preprocess = _C.Preprocess(**model.preprocess)
     picture = read_image(image, upright=preprocess.orientation == "apply")
     batch = _C.prepare_image(picture, box, preprocess)
     height, width = picture.shape[:2]
     (left, top, _, _), (x0, y0, x1, y1) = _C.frame(height, width, box, preprocess)
     device = next(model.parameters()).device
-    ids = torch.tensor([model.schema.indices(attributes)], device=device)
-    out = model(batch.images.to(device), ids, Pictures.of(batch, device))
+    given = batch.images.to(device), asked, Pictures.of(batch, device)
+    out = model.attend(*given)
     attention = out.attention[0].float().cpu()  # [K, h, w]
     found = model.region_boxes(attention, batch.sizes.expand(len(attention), 2))
     boxes = (found + torch.tensor([left, top, left, top])).tolist()
+    estimates = model.class_probabilities(*given) if model.predicts else [None] * len(asked)
     return [
         Look(
-            model.schema.names[int(ids[0, k])],
+            model.schema.names[attribute],
             picture,
             (x0, y0, x1, y1),
             attention[k].numpy(),
             (boxes[k][0], boxes[k][1], boxes[k][2], boxes[k][3]),
             out.embedding[0, k].float().cpu().numpy(),
+            *_likeliest(model.schema[attribute], estimates[k]),
         )
-        for k in range(len(boxes))
+        for k, attribute in enumerate(asked)
     ]
+
+
+def _likeliest(attribute: Attribute, estimate: torch.Tensor | None) -> tuple[str | None, float | None]:
+    """Return the likeliest value and its probability, of probabilities ``[1, values]``."""
+    if estimate is None or not estimate.any():
+        return None, None
+    value = int(estimate[0].argmax())
+    return attribute.values[value], float(estimate[0, value])
 
 
 @dataclass(frozen=True)
@@ -116,15 +132,17 @@ class Explanation:
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each attribute, in JSON's types.
 
-        With one image: attribute and box. With two: attribute, both boxes, cosine, its weighted part of the
-        score, and ``share`` of the score in per cent; shares sum to 100, and are None where the score is not
-        positive.
+        With one image: attribute, box and, where the model predicts, the likeliest value and its probability.
+        With two: these of both (``box2`` and so on), cosine, its weighted part of the score, and ``share`` of
+        the score in per cent; shares sum to 100, and are None where the score is not positive.
         """
         rows: list[dict[str, Any]] = []
         for views in zip(*self.looks, strict=True):
             row: dict[str, Any] = {"attribute": views[0].attribute}
-            for number, view in enumerate(views):
-                row["box" if number == 0 else "box2"] = list(view.box)
+            for ending, view in zip(("", "2"), views, strict=False):
+                row["box" + ending] = list(view.box)
+                if view.value is not None:
+                    row |= {"value" + ending: view.value, "probability" + ending: view.probability}
             if len(views) == 2:
                 row["cosine"] = float(views[0].embedding @ views[1].embedding)
                 row["part"] = self.weights[row["attribute"]] * row["cosine"]
@@ -137,10 +155,13 @@ class Explanation:
 
 
 def explain(
-    model: AttributeNetwork,
+    model: Model,
     image: str | os.PathLike[str],
     other: str | os.PathLike[str] | None = None,
     weights: Mapping[str, float] | Sequence[str] | None = None,
+    *,
+    box: Sequence[int] | None = None,
+    other_box: Sequence[int] | None = None,
 ) -> Explanation:
     """Show where a model looks in a photograph, and why it finds another one alike.
 
@@ -149,17 +170,18 @@ def explain(
         image: path of the file.
         other: of the one to compare with.
         weights: attributes, with or without weights; all by default.
+        box, other_box: of the garment in each, see ``look``.
 
     Raises:
         RuntimeError: an image cannot be read; the text names file and cause.
         ValueError: an attribute is not of the model.
     """
     weighted = model.schema.weights(weights)
-    images = [image] if other is None else [image, other]
+    images = [(image, box)] if other is None else [(image, box), (other, other_box)]
     return Explanation(
-        tuple(os.fspath(each) for each in images),
+        tuple(os.fspath(each) for each, _ in images),
         weighted,
-        tuple(look(model, each, list(weighted)) for each in images),
+        tuple(look(model, each, list(weighted), where) for each, where in images),
     )
 
 
@@ -175,8 +197,11 @@ def _table(found: Explanation) -> tuple[list[dict[str, Any]], dict[str, str]]:
         for row in found.rows()
     ]
     headings = {"attribute": "attribute", "box": "box", "box2": "box of the second"}
+    headings |= {"value": "value", "probability": "probability"}
+    headings |= {"value2": "value of the second", "probability2": "probability of the second"}
     headings |= {"cosine": "cosine", "part": "weighted", "share": "share, %"}
-    return rows, {key: heading for key, heading in headings.items() if key in rows[0]}
+    used = set().union(*rows)
+    return rows, {key: heading for key, heading in headings.items() if key in used}
 
 
 def write_explanation(path: str | os.PathLike[str], found: Explanation) -> None:
@@ -188,7 +213,10 @@ def write_explanation(path: str | os.PathLike[str], found: Explanation) -> None:
         text = f"The score is {score:.3f}, the weighted sum of the cosines."
         sections.append(report.Section("Similarity", text, report.table_html(rows, headings, digits=3)))
     for views, row in zip(zip(*found.looks, strict=True), rows, strict=True):
-        text = "" if len(views) == 1 else f"Cosine {row['cosine']:.3f}."
+        said = [f"{view.value} ({view.probability:.2f})" for view in views if view.value is not None]
+        text = " and ".join(said) + "." * bool(said)
+        if len(views) == 2:
+            text = f"{text} Cosine {row['cosine']:.3f}.".strip()
         pictures = [
             report.gallery_html(view.picture, view.overlay(), view.crop(), [], os.path.basename(image))
             for image, view in zip(found.images, views, strict=True)

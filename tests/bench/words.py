@@ -460,8 +460,8 @@ def of_looks(model: placket.nn.RafClip, drawn: Dataset, names: Sequence[str]) ->
 
 
 def points(model: placket.nn.RafClip, drawn: Dataset) -> dict[str, tuple[float, float]]:
-    """Return, by attribute, in per cent how often the position most like the words of an image's value lies
-    in the true region, and how often any position does."""
+    """Return, by attribute, in per cent how often the position that speaks most for an image's value, beside
+    the attribute's other values, lies in the true region, and how often any position does."""
     split, regions = drawn.split("test"), drawn.regions("test")
     assert regions is not None
     boxes: dict[tuple[int, int], list[list[int]]] = {}
@@ -476,26 +476,26 @@ def points(model: placket.nn.RafClip, drawn: Dataset) -> dict[str, tuple[float, 
     first = np.cumsum([0, *model.schema.value_counts])
     done = 0
     with torch.inference_mode():
-        words = model.eval().words()
         for batch in loader:
-            tokens = model.image_tokens(batch.images).tokens[:, 1:]
-            side = round(tokens.shape[1] ** 0.5)
-            for row in range(len(tokens)):
+            maps = model.eval().value_maps(batch.images)
+            side = maps.shape[2]
+            for row in range(len(maps)):
                 labels = dict(split.labels[done + row])
                 picture = placket.data.read_image(split.paths[done + row]).shape
                 window = input_window(picture[1], picture[0], size=size, fit="pad")
                 for a, name in enumerate(drawn.schema.names):
                     if (done + row, a) not in boxes:
                         continue
-                    word = words[first[model.schema.index(name)] + labels[a]]
-                    heat = (F.normalize(tokens[row], dim=1) @ word).view(1, side, side)
+                    number = model.schema.index(name)
+                    value = model.schema[number].index(drawn.schema[a].values[labels[a]])
+                    heat = maps[row, first[number] + value]
                     own = boxes[done + row, a]
-                    hit = pointing(attention_peaks(heat), [window], [own])
+                    hit = pointing(attention_peaks(heat[None]), [window], [own])
                     inside.setdefault(name, []).append(bool(hit[0]))
                     each = torch.eye(side * side).view(-1, side, side)
                     cells = pointing(attention_peaks(each), [window] * side**2, [own] * side**2)
                     anywhere.setdefault(name, []).append(float(cells.mean()))
-            done += len(tokens)
+            done += len(maps)
     return {
         name: (100 * float(np.mean(inside[name])), 100 * float(np.mean(anywhere[name]))) for name in inside
     }

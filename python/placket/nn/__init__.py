@@ -19,7 +19,7 @@ from placket.nn.composition import Composed, Composition
 from placket.nn.m3net import M3Net, M3NetConfig
 from placket.nn.mmfl_net import MmflConfig, MmflNet, ProductOutput
 from placket.nn.modc import Modc, ModcConfig
-from placket.nn.model import ExtraLoss, Learning, Model, Pictures
+from placket.nn.model import Attended, ExtraLoss, Learning, Model, Pictures
 from placket.nn.network import (
     AttributeNetwork,
     NetworkConfig,
@@ -39,6 +39,7 @@ __all__ = [
     "AsenPlusPlusConfig",
     "AsenV2",
     "AsenV2Config",
+    "Attended",
     "AttributeNetwork",
     "Clip",
     "ClipImageEncoder",

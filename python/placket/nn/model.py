@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from placket import _C, checkpoint
+from placket import _C, checkpoint, ops
 from placket.config import LossConfig
 from placket.schema import AttributeSchema, index_of, weights_of
 
@@ -56,6 +56,13 @@ class Pictures(NamedTuple):
     def of(batch: _C.Batch, device: torch.device) -> Pictures:
         """Return the pictures that a batch was loaded with (``keep_pixels``), on a device."""
         return Pictures(batch.pixels.to(device), batch.offsets.to(device), batch.sizes.to(device))
+
+
+class Attended(NamedTuple):
+    """Where in images a model sees attributes."""
+
+    embedding: Tensor  #: ``[B, K, D]``, L2-normalised
+    attention: Tensor  #: ``[B, K, h, w]`` float32, of the input's positions; each map sums to 1
 
 
 class Model(nn.Module, ABC):
@@ -149,6 +156,44 @@ class Model(nn.Module, ABC):
             ValueError: the model has no such estimate.
         """
         raise ValueError(f"{self.name}: model must predict by embeddings, got one that does not")
+
+    @property
+    def attends(self) -> bool:
+        """Whether it says where in an image it sees each attribute (``attend``)."""
+        return False
+
+    @property
+    def box_threshold(self) -> float:
+        """Share of an attention map's range above which a position counts as region."""
+        raise ValueError(f"{self.name}: model must attend to positions, got one that does not")
+
+    def attend(
+        self, images: Tensor, attributes: Sequence[str | int], pictures: Pictures | None = None
+    ) -> Attended:
+        """Embed images under K attributes and say where it sees them, where it ``attends``.
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised.
+            attributes: names or ids of the schema.
+            pictures: as for ``encode``.
+
+        Raises:
+            ValueError: it does not attend.
+        """
+        raise ValueError(f"attend: model must attend to positions, got {self.name}")
+
+    def region_boxes(self, attention: Tensor, sizes: Tensor) -> Tensor:
+        """Return the boxes that attention maps point at, which a patch branch looks at.
+
+        Args:
+            attention: ``[N, h, w]`` float32.
+            sizes: ``[N, 2]`` int64, height and width of the pictures that the inputs were made from.
+
+        Returns:
+            ``[N, 4]`` int64, x0 y0 x1 y1 in pixels of the picture; see ``placket.ops.region_box``.
+        """
+        squashed = self.preprocess["fit"] == "squash"
+        return ops.region_box(attention, sizes, self.box_threshold, squashed=squashed)
 
     @property
     def needs_pictures(self) -> bool:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from placket import _C, checkpoint, ops
-from placket.nn.model import Learning, Model, Pictures, full_preprocess, take_options
+from placket.nn.model import Attended, Learning, Model, Pictures, full_preprocess, take_options
 from placket.nn.spec_module import SpecModule, TensorSpec
 from placket.nn.trunk import IMAGENET_MEAN, IMAGENET_STD, Trunk, channels_of
 from placket.schema import AttributeSchema
@@ -210,6 +210,21 @@ class AttributeNetwork(Model):
     def attends(self) -> bool:
         """Whether it has an attention map for each attribute, hence boxes and crops."""
         return _C.head_attends(self._heads[0])
+
+    @property
+    def box_threshold(self) -> float:
+        """Share of an attention map's range above which a position counts as region."""
+        return self.config.box_threshold
+
+    def attend(
+        self, images: Tensor, attributes: Sequence[str | int], pictures: Pictures | None = None
+    ) -> Attended:
+        """Embed images under attributes and return the region branch's attention; see ``Model.attend``."""
+        ids = torch.tensor(self.schema.indices(attributes), device=images.device)
+        out = self(images, ids.expand(len(images), -1), pictures)
+        if out.attention is None:
+            return super().attend(images, attributes, pictures)
+        return Attended(out.embedding, out.attention.float())
 
     def forward(
         self,
@@ -491,19 +506,6 @@ class AttributeNetwork(Model):
         """Return whether dropout is on, whether BatchNorm takes the batch's statistics, of how many parts."""
         frozen = isinstance(branch.trunk, Trunk) and branch.trunk.freeze_batch_norm
         return self.training, self.training and not frozen, groups
-
-    def region_boxes(self, attention: Tensor, sizes: Tensor) -> Tensor:
-        """Return the boxes that attention maps point at, which the patch branch looks at.
-
-        Args:
-            attention: ``[N, h, w]`` float32.
-            sizes: ``[N, 2]`` int64, height and width of the pictures that the inputs were made from.
-
-        Returns:
-            ``[N, 4]`` int64, x0 y0 x1 y1 in pixels of the picture; see ``placket.ops.region_box``.
-        """
-        squashed = self.preprocess["fit"] == "squash"
-        return ops.region_box(attention, sizes, self.config.box_threshold, squashed=squashed)
 
     def _crops(self, images: Tensor, attention: Tensor, pictures: Pictures | None) -> tuple[Tensor, Tensor]:
         """Boxes ``[V, 4]`` and crops ``[V, 3, S, S]`` of maps ``[B, K, h, w]``, V = B K."""

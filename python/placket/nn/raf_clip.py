@@ -12,7 +12,7 @@ from torch import Tensor
 from placket import _C, checkpoint
 from placket.nn.clip import Clip, TowerOutput
 from placket.nn.composition import Composed, Composition
-from placket.nn.model import Learning, Model, Pictures, Views
+from placket.nn.model import Attended, Learning, Model, Pictures, Views
 from placket.schema import Attribute, AttributeSchema
 from placket.text import Prompts, Tokenizer
 
@@ -231,6 +231,55 @@ class RafClip(Clip, Model):
         roots = self.encode(images, ids, pictures, segmented)
         counts = self.schema.value_counts
         return [roots[:, i, : counts[attribute]].square() for i, attribute in enumerate(ids)]
+
+    @property
+    def attends(self) -> bool:
+        """Whether it says where in an image it sees each attribute: by the words of its values."""
+        return True
+
+    @property
+    def box_threshold(self) -> float:
+        """A fifth of a map's range, as is customary for class activation maps (Zhou et al., CVPR 2016)."""
+        return 0.2
+
+    def value_maps(self, images: Tensor) -> Tensor:
+        """Return what each position adds to the lead of each value over its attribute's others.
+
+        ``t_p . (w_v - mean of the other values' w)`` of a position's embedding t_p and the words w of the
+        values: a class activation map (Zhou et al., CVPR 2016). For a trunk its mean over positions is, times
+        the length of the image's embedding, v's cosine less the mean of the others'; towers that do not take
+        the mean of their positions are read as if they did. Of an attribute's only value it is ``t_p . w``.
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised; crops, since the ground of segmented ones would count too.
+
+        Returns:
+            ``[B, M, h, w]`` float32, M the values of all attributes in order.
+        """
+        leads = [
+            own if len(own) == 1 else (own - own.mean(0)) * (len(own) / (len(own) - 1))
+            for own in self.words().float().split(self.schema.value_counts)
+        ]
+        tokens = self.image_tokens(images).tokens[:, 1:].float()
+        height = round((tokens.shape[1] * images.shape[2] / images.shape[3]) ** 0.5)
+        return cast(Tensor, (torch.cat(leads) @ tokens.mT).unflatten(2, (height, -1)))
+
+    def attend(
+        self, images: Tensor, attributes: Sequence[str | int], pictures: Pictures | None = None
+    ) -> Attended:
+        """Embed crops and return what speaks for the likeliest value of each attribute; see ``Model.attend``.
+
+        The attention is the positive part of that value's ``value_maps``; the same everywhere where nothing
+        speaks for it.
+        """
+        ids = self.schema.indices(attributes)
+        embedding, maps = self.encode(images, ids), self.value_maps(images).split(self.schema.value_counts, 1)
+        row = torch.arange(len(images), device=images.device)
+        likeliest = torch.stack([maps[i][row, embedding[:, k].argmax(1)] for k, i in enumerate(ids)], 1)
+        found = likeliest.relu()
+        total = found.sum((2, 3), keepdim=True)
+        even = torch.full_like(found, 1 / found[0, 0].numel())
+        return Attended(embedding, torch.where(total > 0, found / total.clamp_min(1e-30), even))
 
     def with_composition(self, composition: Composition) -> Self:
         """Let a composition, AGCN for example, join images and texts for ``compose``; the model keeps it.
