@@ -189,6 +189,9 @@ def test_explaining_a_hit_by_words(
     )
     with torch.no_grad():
         estimates = model.class_probabilities(all_images(model, split)[:2], ["hem"])[0]
+    known = next(found["metadata"] for found in hits if found["id"] == second.filename)
+    assert known["predicted"]["hem"] == row["value2"]
+    assert known["probability"]["hem"] == pytest.approx(row["probability2"], abs=1e-4)
     for estimate, ending in zip(estimates, ("", "2"), strict=True):
         assert row["value" + ending] == drawn.schema["hem"].values[int(estimate.argmax())]
         assert row["probability" + ending] == pytest.approx(float(estimate.max()), abs=1e-5)

@@ -213,6 +213,15 @@ class RafClip(Clip, Model):
         """Whether it estimates the values of attributes: by their words."""
         return True
 
+    @property
+    def predicts_by_embedding(self) -> bool:
+        """Whether it does so from embeddings alone: under an attribute these are the roots of ``p_v``."""
+        return True
+
+    def probabilities_of(self, embeddings: Tensor, attribute: str | int) -> Tensor:
+        """Return ``p_v`` of embeddings under an attribute; see ``Model.probabilities_of``."""
+        return embeddings[:, : len(self.schema[attribute].values)].square()
+
     def class_probabilities(
         self,
         images: Tensor,
@@ -227,10 +236,8 @@ class RafClip(Clip, Model):
             attributes: names or ids of the schema.
             pictures: not needed.
         """
-        ids = self.schema.indices(attributes)
-        roots = self.encode(images, ids, pictures, segmented)
-        counts = self.schema.value_counts
-        return [roots[:, i, : counts[attribute]].square() for i, attribute in enumerate(ids)]
+        roots = self.encode(images, self.schema.indices(attributes), pictures, segmented)
+        return [self.probabilities_of(roots[:, i], attribute) for i, attribute in enumerate(attributes)]
 
     @property
     def attends(self) -> bool:
