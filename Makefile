@@ -3,7 +3,7 @@
 #   TORCH=2.13.0           the torch that .venv gets
 #   PYTHON=/path/python    use this environment and its torch instead of .venv; nothing is installed into it
 #   CUDA=AUTO|ON|OFF       CUDA kernels (AUTO: where nvcc is found and torch has CUDA)
-#   SETTING=minutes|night   how long make scores trains each method; PLACKET_DATA names the photographs of night
+#   SETTING=minutes|photographs|night   what make scores trains on and how long; PLACKET_DATA names the photographs
 #   MUTANTS=20000 SECONDS=120   damaged JPEG files, and the time of each libFuzzer target, of make fuzz
 TORCH ?= 2.13.0
 CUDA ?= AUTO

@@ -196,7 +196,7 @@ def test_other_settings_are_refused(found: scores.Scores, out: Path) -> None:
         scores.run(out, Setting((replace(SMALL, rate=0.5),), 1, 1), methods=["rpf"])
     with pytest.raises(ValueError, match=r"methods must be among .*rpf-ours, .*got 'rfp'"):
         scores.run(out, Setting((SMALL,), 1, 1), methods=["rfp"])
-    with pytest.raises(ValueError, match="setting must be one of minutes, night, got 'year'"):
+    with pytest.raises(ValueError, match="setting must be one of minutes, photographs, night, got 'year'"):
         scores.run(out, "year")
     with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
         scores.run(out, seeds=0)
@@ -210,7 +210,8 @@ def test_photographs_take_part_where_they_are(
     monkeypatch.delenv("PLACKET_DATA", raising=False)
     photographs = Setting((replace(SMALL, name="photographs", items=0, flip=0.0),), 1, 1)
     told: list[str] = []
-    assert scores.run(tmp_path, photographs, say=told.append).data == []
+    with pytest.raises(ValueError, match="data must be photographs for setting 'custom', got none"):
+        scores.run(tmp_path, photographs, say=told.append)
     assert told == ["photographs: left out, no photographs; set PLACKET_DATA or give --data"]
     made = scores.run(tmp_path, photographs, data=data.root, methods=["rpf"])
     assert made.data[0].rows[0].title == "RPF"
@@ -238,10 +239,10 @@ def test_every_method_has_an_entry() -> None:
 
 
 def test_settings_say_what_is_trained_how_often() -> None:
-    bench = SETTINGS["night"].benches[1]
+    bench = SETTINGS["photographs"].benches[0]
     entries = {entry.key: entry for entry in scores.entries(bench)}
     counts = {name: [setting.seeds_of(entries[key]) for key in CHOSEN] for name, setting in SETTINGS.items()}
-    assert counts == {"minutes": [0, 1], "night": [1, 3]}
+    assert counts == {"minutes": [0, 1], "photographs": [0, 1], "night": [1, 3]}
 
 
 @pytest.mark.parametrize("entry", scores.entries(SMALL), ids=lambda entry: entry.key)
@@ -343,7 +344,7 @@ def test_class_means_are_of_the_training_images(found: scores.Scores, data: Data
 
 
 def test_papers_rates_keep_their_ratio_and_trunks_have_their_own(data: Dataset) -> None:
-    bench = SETTINGS["night"].benches[1]
+    bench = SETTINGS["photographs"].benches[0]
     stages = small_config(RPF, bench, data, seed=0, epochs=[3, 1]).stages
     assert [stage.epochs for stage in stages] == [3, 1]
     rates = stages[1].rates  # of the recipe: 1e-5, and 5.5e-5 for the patch branch

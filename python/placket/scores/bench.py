@@ -44,13 +44,13 @@ def run(
         out: holds a folder for each data set and the files of ``Scores.write`` afterwards.
         setting: a name in ``SETTINGS``, or a setting.
         data: the photographs, for a setting that has some; ``$PLACKET_DATA/deepfashion-fine6`` by default,
-            and left out where that is not there.
+            and left out where that is not there, if the setting has other data too.
         methods: keys of the entries that take part; those of the setting by default.
         seeds: of every entry, instead of the setting's.
         say: told before each step.
 
     Raises:
-        ValueError: there is no such setting or method, or nothing to do with ``data``.
+        ValueError: there is no such setting or method, no data, or nothing to do with ``data``.
         FileExistsError: the folder holds scores of other settings.
     """
     if isinstance(setting, str) and setting not in SETTINGS:
@@ -75,6 +75,11 @@ def run(
         rivals = zip(*(trainings.rivals(seed) for seed in every), strict=True)
         rows += [Row.of(records, is_rival=True) for records in rivals]
         tables.append(DataScores.of(bench.name, trainings.settings, rows))
+    if not tables:
+        raise ValueError(
+            f"scores: data must be photographs for setting '{name}', got none; set PLACKET_DATA or "
+            "give --data"
+        )
     scores = Scores(name, seeds or chosen.seeds, _made(), tables)
     scores.write(folder)
     return scores

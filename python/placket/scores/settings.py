@@ -143,9 +143,10 @@ _PHOTOGRAPHS = Bench(
 SETTINGS = {
     # In less than a minute from a random trunk the papers' triplets teach nothing: RPF's reach chance.
     "minutes": Setting((_GARMENTS,), seeds=1, paper_seeds=0),
+    "photographs": Setting((replace(_PHOTOGRAPHS, seconds=720),), seeds=1, paper_seeds=0),
     "night": Setting((replace(_GARMENTS, seconds=120), _PHOTOGRAPHS), seeds=3, paper_seeds=1),
 }
-"""By name: 45 seconds a method, and a night."""
+"""By name: 45 seconds a method; twelve minutes a method on photographs; a night on both."""
 
 
 def entries(bench: Bench) -> list[Entry]:
