@@ -4,9 +4,10 @@
     python tests/bench/products.py hm --out DIR           H&M: articles of one product in other colours
 
 H&M holds no street photographs, and so has no row without the cross-domain term. Every row is trained with
-the recipe mmfl_lite by the same number of steps, but the plain global network, which is given the time of
-the whole method. Prints a table with paired differences and writes DIR/NAME.json; trainings are kept in DIR,
-and a call that was stopped goes on from there. Steps are fixed, so that figures do not depend on load.
+the recipe mmfl_lite by the same number of steps, but the plain global network, which is given at least the
+time of the whole method, in whole epochs. Prints a table with paired differences and writes DIR/NAME.json;
+trainings are kept in DIR, and a call that was stopped goes on from there. Steps are fixed, so that figures do
+not depend on load.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import statistics
 import sys
 import time
@@ -181,7 +183,7 @@ def main() -> None:
     sizes: dict[str, tuple[int, int]] = {}
     extra: dict[str, Result] = {}
     for name in [WHOLE, *(name for name in offered(data) if name in asked.rows and name != WHOLE)]:
-        epochs = asked.epochs if name != PLAIN else round(asked.epochs * seconds[WHOLE] / seconds[PLAIN])
+        epochs = asked.epochs if name != PLAIN else math.ceil(asked.epochs * seconds[WHOLE] / seconds[PLAIN])
         for seed in range(asked.seeds):
             say(f"{asked.set}: {name}, {epochs} epochs, seed {seed}")
             run = out / f"{name.replace(' ', '-').replace(',', '')}-{epochs}-{seed}"
