@@ -92,7 +92,11 @@ def look(
     attention = out.attention[0].float().cpu()  # [K, h, w]
     found = model.region_boxes(attention, batch.sizes.expand(len(attention), 2))
     boxes = (found + torch.tensor([left, top, left, top])).tolist()
-    estimates = model.class_probabilities(*given) if model.predicts else [None] * len(asked)
+    estimates: Sequence[torch.Tensor | None] = [None] * len(asked)
+    if model.predicts_by_embedding:
+        estimates = [model.probabilities_of(out.embedding[:, k], a) for k, a in enumerate(asked)]
+    elif model.predicts:
+        estimates = model.class_probabilities(*given)
     return [
         Look(
             model.schema.names[attribute],

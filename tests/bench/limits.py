@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from photographs import folder
 from torch import Tensor
 
 import placket
 from placket.data import Dataset
 from placket.evaluate import classify_split
-from placket.protocols import Result, asfr_map_all, embed_from
+from placket.protocols import Result, asfr_map_all
 from placket.runs import write_json
 from placket.scores import Scores
 from placket.scores import run as run_scores
@@ -59,7 +58,7 @@ def learning(found: dict[str, Scores]) -> list[dict[str, Any]]:
         {
             "training images": share,
             "": row.title,
-            **{name: cell(result) for name, result in row.rankings.items() if not name.startswith("both")},
+            **{name: row.cells()[name] for name in row.rankings if not name.startswith("both")},
             "seeds": len(row.by_seed["agreement"]),
         }
         for share, scores in found.items()
@@ -90,14 +89,12 @@ def errors(classes: Sequence[Sequence[np.ndarray]], data: Dataset) -> list[dict[
 
 def agreement(probabilities: Sequence[Tensor], data: Dataset) -> Result:
     """Rank the test split by the agreement of class probabilities, ``[N, values]`` for each attribute."""
-    split, width = data.split("test"), max(each.shape[1] for each in probabilities)
-    rows = torch.stack([F.pad(each, (0, width - each.shape[1])) for each in probabilities], 1)
-    return asfr_map_all(split.queries, split.candidates, embed_from(rows), data.schema, similarity="dot")
 
+    def embed(images: np.ndarray, attribute: int) -> Tensor:
+        return probabilities[attribute][torch.from_numpy(images)]
 
-def cell(result: Result) -> str:
-    low, high = result.interval
-    return f"{result.overall:.1f} ({low:.1f} – {high:.1f})"
+    split = data.split("test")
+    return asfr_map_all(split.queries, split.candidates, embed, data.schema, similarity="dot")
 
 
 def main() -> None:
@@ -128,11 +125,12 @@ def main() -> None:
 
     means = [sum(own) / len(own) for own in zip(*each, strict=True)]
     rankings = {"first seed": each[0], "second seed": each[1], "mean of both": means}
+    ranked = {name: agreement(own, data) for name, own in rankings.items()}
     saved["together"] = [
-        {"class agreement, mirrored": name, "MAP": cell(agreement(own, data))}
-        for name, own in rankings.items()
+        {"class agreement, mirrored": name, "MAP": result.overall, "95 %": result.interval}
+        for name, result in ranked.items()
     ]
-    print(render(saved["together"]))
+    print(render(saved["together"], digits=1))
     write_json(asked.out / "limits.json", saved)
 
 

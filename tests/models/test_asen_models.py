@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import placket
-from placket import AttributeSchema, create_model, explain, reference
+from placket import _C, AttributeSchema, create_model, explain, reference
 from placket.nn import AsenPlusPlus, AttributeNetwork
 
 SCHEMA = AttributeSchema.of({name: ["no", "yes"] for name in ("neckline", "sleeve", "hem")})
@@ -372,6 +372,12 @@ def test_any_module_can_be_the_trunk(method: str) -> None:
     assert trunk.conv.weight.grad.any()
 
 
+def classify_image(model: AttributeNetwork, path: Path) -> list[Tensor]:
+    batch = _C.prepare_image(np.asarray(Image.open(path)), None, _C.Preprocess(**model.preprocess))
+    with torch.no_grad():
+        return model.class_probabilities(batch.images, ["hem"])
+
+
 @pytest.fixture
 def photograph(tmp_path: Path) -> Path:
     path = tmp_path / "photograph.png"
@@ -391,6 +397,31 @@ def test_look_and_explain(method: str, photograph: Path) -> None:
     assert not np.array_equal(looks[0].attention, looks[1].attention)
     rows = explain.explain(model, photograph, photograph).rows()
     assert [row["cosine"] for row in rows] == pytest.approx([1, 1, 1])
+
+
+def test_look_names_the_likeliest_value(photograph: Path) -> None:
+    model = make("asen_v2", preprocess={"size": 48}).eval()
+    (found,) = explain.look(model, photograph, ["hem"])
+    assert (found.value, found.probability) == (None, None)
+    model.learn_classes(0.1)
+    assert explain.look(model, photograph, ["hem"])[0].value is None  # no centre has been learnt yet
+    centres = torch.randn(model.region.centres.shape, generator=torch.Generator().manual_seed(1))
+    model.region.centres.data.copy_(F.normalize(centres, dim=1))
+    (found,) = explain.look(model, photograph, ["hem"])
+    (expected,) = model.probabilities_of(torch.as_tensor(found.embedding)[None], "hem")
+    assert found.value == SCHEMA["hem"].values[int(expected.argmax())]
+    assert found.probability == pytest.approx(float(expected.max()))
+    rows = explain.explain(model, photograph, photograph).rows()
+    assert rows[SCHEMA.index("hem")]["value2"] == found.value
+
+
+def test_look_names_the_likeliest_value_by_class_logits(photograph: Path) -> None:
+    model = create_model("m3net", schema=SCHEMA, trunk=SHALLOW, preprocess={"size": 48}).eval()
+    assert not model.predicts_by_embedding
+    (found,) = explain.look(model, photograph, ["hem"])
+    (expected,) = classify_image(model, photograph)
+    assert found.value == SCHEMA["hem"].values[int(expected.argmax())]
+    assert found.probability == pytest.approx(float(expected.max()), abs=1e-6)
 
 
 def test_look_shows_all_of_a_squashed_picture(photograph: Path) -> None:

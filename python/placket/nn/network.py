@@ -220,10 +220,11 @@ class AttributeNetwork(Model):
         self, images: Tensor, attributes: Sequence[str | int], pictures: Pictures | None = None
     ) -> Attended:
         """Embed images under attributes and return the region branch's attention; see ``Model.attend``."""
+        if not self.attends:
+            return super().attend(images, attributes, pictures)
         ids = torch.tensor(self.schema.indices(attributes), device=images.device)
         out = self(images, ids.expand(len(images), -1), pictures)
-        if out.attention is None:
-            return super().attend(images, attributes, pictures)
+        assert out.attention is not None
         return Attended(out.embedding, out.attention.float())
 
     def forward(
